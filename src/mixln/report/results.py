@@ -1,0 +1,130 @@
+"""What a comparison found, as plain data: no models, no tensors.
+
+Everything here is written to `results.json` and read back without loss, so that tables, figures and pages can be drawn
+again from the file alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One point of a loss curve: mean loss in nats per predicted token after `step` steps and `tokens` tokens."""
+
+    step: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class DepthMeasures:
+    """What each layer of one trained model does; lists run over the layers 1 .. L in order.
+
+    Attributes:
+        gradient_norm_at_init: (L,) L2 norm of the loss gradient over all parameters of each layer, before training.
+        angular_distance: row n-1, entry l-1: d(l, n), the angular distance in [0, 1] between the input of block l and
+            the input of block l + n (for l + n = L + 1: the output of the last block, before the final norm).
+            Row n-1 has L - n + 1 entries.
+        removal_loss_increase: (L,) validation loss without layer l minus validation loss with all layers; positive
+            means that removing the layer does harm.
+        variance: (L + 1,) variance over channels of the input of each block, and of the last block's output.
+    """
+
+    gradient_norm_at_init: list[float]
+    angular_distance: list[list[float]]
+    removal_loss_increase: list[float]
+    variance: list[float]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One training run and what was measured on it.
+
+    `validation_loss` is total loss / total predicted tokens (nats); `perplexity` its exponential. `diverged` says that
+    the loss stopped being a finite number; the loss is then None, and so is what was to be measured after training.
+    `learning_rate` is the peak. `config` is the whole resolved configuration.
+    """
+
+    placement: str
+    seed: int
+    learning_rate: float
+    embedding_std: float
+    num_hidden_layers: int
+    num_parameters: int
+    train_tokens: int
+    train_curve: list[CurvePoint]
+    validation_curve: list[CurvePoint]
+    validation_loss: float | None
+    perplexity: float | None
+    diverged: bool
+    seconds: float
+    tokens_per_second: float
+    depth: DepthMeasures | None
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Validation loss of a scheme minus that of the baseline on the same seeds; negative: the scheme is better.
+
+    `interval` is the 95 % confidence interval of the mean (Student's t over paired seeds); None under 3 seeds.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class SchemeSummary:
+    """One row of the table: a scheme at its own best learning rate, over seeds.
+
+    `loss_spread` is the sample standard deviation over seeds, None with one seed. Means are over the runs that did
+    not diverge, and None if all did.
+    """
+
+    placement: str
+    learning_rate: float
+    seeds: int
+    diverged: int
+    loss_mean: float | None
+    loss_spread: float | None
+    perplexity_mean: float | None
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """Mean validation loss of one scheme at one learning rate (None: every seed diverged), for the learning-rate grid."""
+
+    placement: str
+    learning_rate: float
+    loss_mean: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A whole comparison.
+
+    `baseline` is the placement that differences are taken to. `runs` holds every run, `summaries` one row per scheme
+    in the order asked for, `grid` every (scheme, learning rate). `facts` are label-value pairs about what all runs
+    share (corpus, model size, tokens, schedule), in the order to print them; `machine` describes where it ran, and
+    `command` the command line that made it.
+    """
+
+    baseline: str | None
+    runs: list[RunResult]
+    summaries: list[SchemeSummary]
+    grid: list[GridPoint]
+    facts: dict[str, str]
+    machine: str
+    command: str
+    version: str
+    schema_version: int = SCHEMA_VERSION
+    notes: list[str] = field(default_factory=list)
