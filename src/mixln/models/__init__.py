@@ -1,0 +1,18 @@
+"""Architectures under any placement. Importing this registers them with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
+from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+
+AutoConfig.register(MixLNLlamaConfig.model_type, MixLNLlamaConfig)
+AutoModel.register(MixLNLlamaConfig, MixLNLlamaModel)
+AutoModelForCausalLM.register(MixLNLlamaConfig, MixLNLlamaForCausalLM)
+
+__all__ = [
+    "MixLNLlamaConfig",
+    "MixLNLlamaForCausalLM",
+    "MixLNLlamaModel",
+    "PlacedConfig",
+    "PlacedPreTrainedModel",
+]

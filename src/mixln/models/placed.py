@@ -1,0 +1,183 @@
+"""What every architecture of this library shares: a config that carries its placement, and weights drawn by role.
+
+An architecture's own file inherits from these and from transformers' classes, and adds only what is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mixln.placement import ActivationGate, Placement, Residual, Role, StackPlan, initialize
+
+
+@dataclass(kw_only=True)
+class PlacedConfig(PreTrainedConfig):
+    """The fields that a config of this library has beside those of its architecture.
+
+    Attributes:
+        placement: text form of the placement, for example `mix(alpha=0.25)`.
+        embedding_std: standard deviation of the embedding's initial weights; None: by the placement's rule, which is
+            `initializer_range` unless the placement scales the init.
+        placement_depths: for a model from which layers were removed, the depth l (from 1) that each of its layers had.
+        placement_num_layers: and the number of layers L that it had.
+    """
+
+    stock_placement: ClassVar[str] = "pre"
+    """The placement of the architecture as transformers has it: only that one may be opened by stock classes."""
+
+    placement: str = "pre"
+    embedding_std: int | float | None = None
+    placement_depths: list[int] | None = None
+    placement_num_layers: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # what `to_dict` puts there for stock classes to stumble over
+        if any(str(layer_type).startswith(_REFUSAL) for layer_type in kwargs.get("layer_types") or ()):
+            kwargs.pop("layer_types")
+        self.placement = str(Placement.parse(self.placement))
+        super().__post_init__(**kwargs)
+
+    def validate_placement(self) -> None:
+        """Check, at construction and on saving, that the placement can be planned for this number of layers."""
+        self.stack_plan  # noqa: B018
+
+    def validate_embedding_std(self) -> None:
+        """Check that the standard deviation is a positive number."""
+        if self.embedding_std is not None and not self.embedding_std > 0:
+            raise ValueError(f"embedding_std must be more than 0, not {self.embedding_std}")
+
+    @property
+    def stack_plan(self) -> StackPlan:
+        """The plan of this model's stack."""
+        depths = None if self.placement_depths is None else tuple(self.placement_depths)
+        return _plan(self.placement, self.num_hidden_layers, depths, self.placement_num_layers)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether transformers' own class of the architecture computes the same function of the same weights."""
+        return self.stack_plan.same_function_as(_plan(self.stock_placement, self.num_hidden_layers, None, None))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what goes into config.json.
+
+        Stock classes ignore fields that they do not know, and some placements have the very parameters of a stock
+        model; so a placement that they would not execute gets `layer_types` that their validation rejects.
+        """
+        output = super().to_dict()
+        if not self.is_stock:
+            reason = f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM"
+            output["layer_types"] = [reason] + ["full_attention"] * (self.num_hidden_layers - 1)
+        return output
+
+
+_REFUSAL = "mixln placement"
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    placement: str, num_layers: int, depths: tuple[int, ...] | None, original_num_layers: int | None
+) -> StackPlan:
+    return Placement.parse(placement).plan(num_layers, depths=depths, original_num_layers=original_num_layers)
+
+
+_LOADED = "_is_hf_initialized"
+"""The mark that transformers leaves on a tensor that it has loaded, so that initialisation passes it over."""
+
+
+def _is_loaded(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, _LOADED, False)
+
+
+class PlacedPreTrainedModel(PreTrainedModel):
+    """Initialisation by role, and loading that fails rather than leave a parameter behind."""
+
+    parameter_roles: ClassVar[Mapping[str, Role]] = {}
+    """Parameter-name pattern (relative to the base model) to role; `*` is the position of a block."""
+
+    def initialize(self, seed: int) -> Self:
+        """Draw all weights anew, whatever they held, each from the generator of (seed, parameter name).
+
+        Also fills the buffers, so that a model built on the meta device is complete after `to_empty(device=...)` and
+        this call, and equal to one built directly.
+
+        Raises:
+            PlacementError: the model is still on the meta device.
+        """
+        for tensor in (*self.parameters(), *self.buffers()):
+            if hasattr(tensor, _LOADED):
+                delattr(tensor, _LOADED)
+        for module in self.modules():
+            self._init_weights(module)
+        self._draw(seed)
+        return self
+
+    def initialize_weights(self) -> None:
+        """Initialise what has not been loaded; called by transformers. The seed comes from PyTorch's global generator.
+
+        So `torch.manual_seed(0)` before the construction makes it reproducible, and two constructions differ.
+        """
+        super().initialize_weights()
+        missing = [parameter for parameter in self.parameters() if not _is_loaded(parameter)]
+        if missing:
+            self._draw(int(torch.randint(2**62, (), device="cpu")), loaded_too=False)
+            for parameter in missing:
+                setattr(parameter, _LOADED, True)
+
+    def _draw(self, seed: int, *, loaded_too: bool = True) -> None:
+        config, prefix = self.config, f"{self.base_model_prefix}."
+        assert isinstance(config, PlacedConfig)
+        initialize(
+            self,
+            config.stack_plan,
+            {pattern: role for name, role in self.parameter_roles.items() for pattern in (name, prefix + name)},
+            seed=seed,
+            hidden_size=config.hidden_size,
+            base_std=config.initializer_range,
+            embedding_std=config.embedding_std,
+            wanted=None if loaded_too else lambda parameter: not _is_loaded(parameter),
+            # the base model alone draws the same weights as inside a model with a head
+            draw_name=lambda name: name.removeprefix(prefix),
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (Residual, ActivationGate)):
+            module.reset_parameters()
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            # matrices are drawn by name, in `_draw`
+            bias = getattr(module, "bias", None)
+            if bias is not None and not _is_loaded(bias):
+                nn.init.zeros_(bias)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load a model as `transformers.PreTrainedModel.from_pretrained` does, but never with weights made up.
+
+        Raises:
+            ValueError: the checkpoint lacks parameters of this placement, or has others; the error lists them.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        model, info = loaded
+        faults = [
+            f"{what}: {', '.join(sorted(info[key]))}"
+            for key, what in (("missing_keys", "missing"), ("unexpected_keys", "left over"))
+            if info[key]
+        ]
+        if faults:
+            raise ValueError(
+                f"the checkpoint {pretrained_model_name_or_path} does not fit placement "
+                f"{model.config.placement!r}; {'; '.join(faults)}"
+            )
+        return (model, info) if wants_info else model

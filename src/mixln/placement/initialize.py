@@ -1,0 +1,99 @@
+"""Drawing weights: by role, and each parameter from a generator of its own.
+
+A parameter's draw depends on (seed, parameter name) alone: not on the order of construction, not on what other
+parameters there are, not on the device or the number of processes. So models that differ in their placement share the
+draws of all parameters they have in common, and a sharded model gets the weights of an unsharded one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mixln.placement.plan import PlacementError, Role, StackPlan
+
+
+def initialize(
+    module: nn.Module,
+    plan: StackPlan,
+    roles: Mapping[str, Role],
+    *,
+    seed: int,
+    hidden_size: int,
+    base_std: float = 0.02,
+    embedding_std: float | None = None,
+    wanted: Callable[[nn.Parameter], bool] | None = None,
+    draw_name: Callable[[str], str] = str,
+) -> None:
+    """Draw every matrix that has a role from N(0, std^2), std by the plan's rule for its role.
+
+    Biases, norms and whatever has no role are left alone. Works on materialised parameters of any device and dtype
+    and on sharded ones (DTensor); parameters still on the meta device are an error.
+
+    Args:
+        module: the model, or a part of it.
+        plan: the stack's plan, with the rules.
+        roles: parameter-name pattern to role; `*` stands for the position of a block, from 0:
+            `{"layers.*.attention.q.weight": "query"}`.
+        seed: of the draws.
+        hidden_size: d in the rules.
+        base_std: standard deviation where the placement has no rule of its own.
+        embedding_std: standard deviation of the embedding; None: by the placement's rule.
+        wanted: tells which parameters to draw; all by default.
+        draw_name: the name to key a draw on, where it is not the name in `module`.
+
+    Raises:
+        PlacementError: a parameter is on the meta device, or no parameter matches any role.
+    """
+    matched = False
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            found = find_role(name, roles)
+            if found is None:
+                continue
+            matched = True
+            if wanted is not None and not wanted(parameter):
+                continue
+            role, block = found
+            if role == "embedding" and embedding_std is not None:
+                std = embedding_std
+            else:
+                fan_out, fan_in = parameter.shape[0], parameter.shape[1]
+                std = plan.init_rule(role, block).standard_deviation(
+                    base_std=base_std, hidden_size=hidden_size, fan_in=fan_in, fan_out=fan_out
+                )
+            draw(parameter, draw_name(name), std=std, seed=seed)
+    if not matched:
+        raise PlacementError(f"no parameter of {type(module).__name__} has a role; the patterns are {list(roles)}")
+
+
+def find_role(name: str, roles: Mapping[str, Role]) -> tuple[Role, int | None] | None:
+    """Return the role of a parameter and the position of its block (None outside the blocks), or None without role."""
+    for pattern, role in roles.items():
+        match = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+        if match is not None:
+            return role, int(match[1]) if match.groups() else None
+    return None
+
+
+def draw(parameter: torch.Tensor, name: str, *, std: float, seed: int) -> None:
+    """Fill a parameter with N(0, std^2), drawn in full and in float32 from the generator of (seed, name), then sliced.
+
+    Raises:
+        PlacementError: the parameter is on the meta device.
+    """
+    if parameter.is_meta:
+        raise PlacementError(f"parameter {name!r} is on the meta device: call to_empty(device=...) before initialising")
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    full = torch.randn(tuple(parameter.shape), generator=generator).mul_(std)
+    if isinstance(parameter, DTensor):
+        full = full.to(device=parameter.device, dtype=parameter.dtype)
+        # every process has drawn the same tensor, so each takes its own part and nothing is sent
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(full)

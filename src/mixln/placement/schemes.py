@@ -1,0 +1,130 @@
+"""Every scheme and modifier: a short registered function each, its formula in the docstring.
+
+x is the sublayer's input, y its output, F the sublayer (attention, then feed-forward), N a norm, l = 1 .. L the depth.
+To add one, write such a function: tests, command line, recipes and docs take it from the registry.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Annotated
+
+from mixln.placement.plan import (
+    BLOCK_ROLES,
+    NORM,
+    BlockPlan,
+    InitRule,
+    PlacementError,
+    PlacementWarning,
+    Role,
+    StackPlan,
+    SublayerPlan,
+)
+from mixln.placement.registry import Interval, register_modifier, register_scheme
+
+
+def _both(sublayer: SublayerPlan) -> BlockPlan:
+    return BlockPlan(attention=sublayer, feed_forward=sublayer)
+
+
+@register_scheme("pre")
+def pre(depth: int, num_layers: int) -> BlockPlan:
+    """Pre-LN: y = x + F(N(x)) (Xiong et al. 2020; Mix-LN, eq. 2)."""
+    return _both(SublayerPlan(input_norm=NORM))
+
+
+@register_scheme("post")
+def post(depth: int, num_layers: int) -> BlockPlan:
+    """Post-LN: y = N(x + F(x)) (Vaswani et al. 2017; Mix-LN, eq. 1)."""
+    return _both(SublayerPlan(output_norm=NORM))
+
+
+@register_scheme("mix", default_options={"alpha": 0.25})
+def mix(
+    depth: int,
+    num_layers: int,
+    *,
+    alpha: Annotated[float | None, Interval(0, 1)] = None,
+    post_layers: Annotated[int | None, Interval(0)] = None,
+) -> BlockPlan:
+    """Mix-LN: Post-LN for l <= floor(alpha * L), Pre-LN above (Mix-LN, section 3).
+
+    `post_layers` gives the number of Post-LN layers directly.
+
+    Raises:
+        PlacementError: both options are given, or there are more Post-LN layers than layers.
+    """
+    if (alpha is None) == (post_layers is None):
+        raise PlacementError("mix: give either alpha or post_layers, not both")
+    # alpha = k/L must give k, although k/L * L can come out just below k in binary (0.29 * 100)
+    count = post_layers if alpha is None else math.floor(alpha * num_layers + 1e-9)
+    assert count is not None
+    if count > num_layers:
+        raise PlacementError(f"mix: post_layers={count}, but the model has {num_layers} layers")
+    return post(depth, num_layers) if depth <= count else pre(depth, num_layers)
+
+
+@register_scheme("lns")
+def lns(depth: int, num_layers: int) -> BlockPlan:
+    """LayerNorm Scaling: y = x + F(N(x) / sqrt(l)) (Curse of Depth, eq. 9)."""
+    return _both(SublayerPlan(input_norm=NORM, gain=1 / math.sqrt(depth)))
+
+
+@register_scheme("deepnorm")
+def deepnorm(
+    depth: int,
+    num_layers: int,
+    *,
+    residual_scale: Annotated[float | None, Interval(0, open_below=True)] = None,
+) -> BlockPlan:
+    """DeepNorm: y = N(rho * x + F(x)), rho = (2L)^(1/4) (DeepNorm, figure 2, decoder-only).
+
+    Its init belongs to it: Xavier-normal, with gain (8L)^(-1/4) for v, o and all feed-forward matrices and 1 for q
+    and k. `residual_scale` sets rho (published Mix-LN code has 8^0.5 = 2.828... for every L).
+    """
+    rho = (2 * num_layers) ** 0.25 if residual_scale is None else residual_scale
+    sublayer = SublayerPlan(output_norm=NORM, residual_scale=rho)
+    init: dict[Role, InitRule] = dict.fromkeys(BLOCK_ROLES, InitRule("xavier", (8 * num_layers) ** -0.25))
+    init["query"] = init["key"] = InitRule("xavier")
+    return BlockPlan(attention=sublayer, feed_forward=sublayer, init=init)
+
+
+@register_scheme("sandwich")
+def sandwich(depth: int, num_layers: int) -> BlockPlan:
+    """Sandwich-LN: y = x + N'(F(N(x))) (Ding et al. 2021, CogView)."""
+    return _both(SublayerPlan(input_norm=NORM, branch_norm=NORM))
+
+
+@register_modifier("scaled_init")
+def scaled_init(plan: StackPlan) -> StackPlan:
+    """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
+
+    Those are the attention's output and the feed-forward's down projection in sublayers without N_out (Scao et al.
+    2022; small init of Takase et al. 2023). It replaces an init that the scheme brings along.
+    """
+    if any(sublayer.gain != 1 for block in plan.blocks for sublayer in (block.attention, block.feed_forward)):
+        warnings.warn(
+            "scaled_init takes away the effect of LayerNorm Scaling, which already keeps the variance of deep layers "
+            "down (Curse of Depth, section 4): train with one of the two",
+            PlacementWarning,
+            stacklevel=3,
+        )
+
+    def block_init(block: BlockPlan) -> dict[Role, InitRule]:
+        writers: list[tuple[Role, SublayerPlan]] = [
+            ("attention_output", block.attention),
+            ("down", block.feed_forward),
+        ]
+        rule = InitRule("small", (2 * plan.num_layers) ** -0.5)
+        return {role: rule for role, sublayer in writers if sublayer.output_norm is None}
+
+    blocks = tuple(replace(block, init=block_init(block)) for block in plan.blocks)
+    return replace(plan, blocks=blocks, init=InitRule("small"))
+
+
+@register_modifier("scaled_embed")
+def scaled_embed(plan: StackPlan) -> StackPlan:
+    """Scaled embedding: the embedding's output times sqrt(d) (Takase et al. 2023, Scaled Embed)."""
+    return replace(plan, embedding_scale="sqrt_hidden_size")
