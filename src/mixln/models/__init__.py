@@ -5,11 +5,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 
+ARCHITECTURES: dict[str, type[PlacedConfig]] = {"llama": MixLNLlamaConfig}
+"""Name in recipes and on the command line, and the configuration class."""
+
 AutoConfig.register(MixLNLlamaConfig.model_type, MixLNLlamaConfig)
 AutoModel.register(MixLNLlamaConfig, MixLNLlamaModel)
 AutoModelForCausalLM.register(MixLNLlamaConfig, MixLNLlamaForCausalLM)
 
 __all__ = [
+    "ARCHITECTURES",
     "MixLNLlamaConfig",
     "MixLNLlamaForCausalLM",
     "MixLNLlamaModel",

@@ -1,0 +1,219 @@
+"""The recipe of a training run: one typed configuration, written in YAML, overridden from the command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mixln.data import DataConfig
+from mixln.errors import InputError
+from mixln.models import ARCHITECTURES, PlacedConfig
+from mixln.placement import PlacementError
+
+Architecture = Literal["llama"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model of a recipe; the vocabulary comes from the tokenizer.
+
+    Attributes:
+        architecture: which of the library's architectures.
+        placement: text form of the norm placement, for example mix(alpha=0.25).
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the feed-forward's inner layer.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of attention heads; must divide hidden_size.
+        num_key_value_heads: number of key-value heads (grouped-query attention); null: as many as heads.
+        rms_norm_eps: epsilon of the norms.
+        rope_theta: base of the rotary position embedding.
+        tie_word_embeddings: whether the head shares the embedding's weights.
+        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
+        embedding_std: standard deviation of the initial embedding; null: by the placement's rule for all matrices.
+    """
+
+    architecture: Architecture = "llama"
+    placement: str = "pre"
+    hidden_size: int = 128
+    intermediate_size: int = 344
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    embedding_std: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule.
+
+    The learning rate rises linearly over the warmup, then falls along a cosine to `final_learning_rate_fraction` of
+    the peak at the last of `steps` steps.
+
+    Attributes:
+        name: adam, or adamw (decoupled weight decay).
+        learning_rate: the peak.
+        warmup_steps: steps of linear warmup; null: 10 % of the steps (Mix-LN, table 9).
+        final_learning_rate_fraction: the learning rate at the end, as a fraction of the peak.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        epsilon: added to the denominator.
+        weight_decay: applied to matrices only, not to norms and biases.
+        max_grad_norm: gradients are clipped to this L2 norm over all parameters; 0: not clipped.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-3
+    warmup_steps: int | None = None
+    final_learning_rate_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run computes.
+
+    Attributes:
+        model: the model.
+        data: corpus, tokenizer and packing.
+        optimizer: optimiser and schedule.
+        steps: length of the schedule, in optimiser steps.
+        stop_step: stop after so many steps of the schedule; null: at its end.
+        batch_size: sequences per optimiser step.
+        micro_batch_size: sequences per forward and backward; the gradients of a batch are accumulated exactly.
+            null: the whole batch at once.
+        seed: of the initial weights and of the order of the data.
+        precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where the hardware has it.
+        evaluate_every: steps between validations; the last step is always validated. null: 10 times a run.
+        evaluation_batch_size: sequences per batch of validation; has no influence on the result.
+        checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 500
+    stop_step: int | None = None
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    evaluate_every: int | None = None
+    evaluation_batch_size: int = 16
+    checkpoint_every: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends."""
+        return self.steps if self.stop_step is None else self.stop_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Token slots of a batch: batch_size * sequence_length."""
+        return self.batch_size * self.data.sequence_length
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warmup, the default resolved."""
+        given = self.optimizer.warmup_steps
+        return max(1, self.steps // 10) if given is None else given
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested dictionaries of plain values."""
+        return asdict(self)
+
+    def check(self) -> Recipe:
+        """Return the recipe if its numbers make sense together.
+
+        Raises:
+            InputError: one does not; the message names the field.
+        """
+        positive = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "evaluation_batch_size": self.evaluation_batch_size,
+            "micro_batch_size": self.micro_batch_size or self.batch_size,
+            "evaluate_every": 1 if self.evaluate_every is None else self.evaluate_every,
+            "checkpoint_every": 1 if self.checkpoint_every is None else self.checkpoint_every,
+            "stop_step": 1 if self.stop_step is None else self.stop_step,
+            "model.hidden_size": self.model.hidden_size,
+            "model.intermediate_size": self.model.intermediate_size,
+            "model.num_hidden_layers": self.model.num_hidden_layers,
+            "model.num_attention_heads": self.model.num_attention_heads,
+            "model.num_key_value_heads": 1
+            if self.model.num_key_value_heads is None
+            else self.model.num_key_value_heads,
+            "model.initializer_range": self.model.initializer_range,
+            "model.rms_norm_eps": self.model.rms_norm_eps,
+            "model.rope_theta": self.model.rope_theta,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.epsilon": self.optimizer.epsilon,
+        }
+        for name, value in positive.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} must be more than 0, not {value}")
+        fractions = {"optimizer.beta1": self.optimizer.beta1, "optimizer.beta2": self.optimizer.beta2}
+        for name, value in fractions.items():
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be in [0, 1), not {value}")
+        not_negative = {
+            "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.max_grad_norm": self.optimizer.max_grad_norm,
+            "optimizer.final_learning_rate_fraction": self.optimizer.final_learning_rate_fraction,
+            "optimizer.warmup_steps": self.warmup_steps,
+            "seed": self.seed,
+        }
+        for name, value in not_negative.items():
+            if not value >= 0:
+                raise InputError(f"{name} must not be negative, but is {value}")
+        if self.last_step > self.steps:
+            raise InputError(f"stop_step ({self.stop_step}) is after the last of the {self.steps} steps")
+        if self.warmup_steps > self.steps:
+            raise InputError(f"optimizer.warmup_steps ({self.warmup_steps}) is more than the {self.steps} steps")
+        # the vocabulary is not known yet; everything else about the model is checked before any work is done
+        model_config(self, vocab_size=257)
+        return self
+
+
+def model_config(
+    recipe: Recipe, vocab_size: int, bos_token_id: int | None = None, eos_token_id: int | None = None
+) -> PlacedConfig:
+    """Return the model configuration of a recipe for a tokenizer with so many tokens.
+
+    Raises:
+        InputError: the sizes do not fit together, or the placement is not one.
+    """
+    model = recipe.model
+    try:
+        return ARCHITECTURES[model.architecture](
+            vocab_size=vocab_size,
+            placement=model.placement,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.intermediate_size,
+            num_hidden_layers=model.num_hidden_layers,
+            num_attention_heads=model.num_attention_heads,
+            num_key_value_heads=model.num_key_value_heads,
+            max_position_embeddings=recipe.data.sequence_length,
+            rms_norm_eps=model.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+            tie_word_embeddings=model.tie_word_embeddings,
+            initializer_range=model.initializer_range,
+            embedding_std=model.embedding_std,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=None,
+        )
+    except PlacementError:
+        raise
+    except (ValueError, TypeError) as error:
+        # strict configs wrap the reason in a line about the validator
+        reason = str(error.__cause__ or error).strip().removeprefix("ValueError: ")
+        raise InputError(f"model: {reason}") from error

@@ -1,0 +1,241 @@
+"""Training one model: the whole loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
+from mixln.depth import EvaluationLoss, evaluation_loss
+from mixln.errors import InputError
+from mixln.models import PlacedPreTrainedModel
+from mixln.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
+from mixln.training.config import Recipe, model_config
+from mixln.training.files import write_text
+from mixln.training.interrupt import deferred_interrupt
+from mixln.training.metrics import MetricsLog
+from mixln.training.schedule import learning_rate
+
+RECIPE_FILE = "recipe.json"
+MODEL_FOLDER = "model"
+
+ReportStep = Callable[[int, float, float], None]
+"""Called after every step with (step, training loss, tokens per second)."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss stopped being a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The outcome of a run.
+
+    Attributes:
+        model: the trained model, in evaluation mode.
+        validation: its validation loss.
+        train_tokens: the tokens predicted in training: without padding, without the first of each document.
+        seconds: time spent in training steps of this process.
+        tokens_per_second: predicted tokens per second of training, of this process.
+    """
+
+    model: PlacedPreTrainedModel
+    validation: EvaluationLoss
+    train_tokens: int
+    seconds: float
+    tokens_per_second: float
+
+
+def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportStep | None = None) -> TrainedModel:
+    """Train a model by a recipe; an interrupted run in the same folder is taken up where its last checkpoint is.
+
+    The folder gets `recipe.json`, `metrics.jsonl`, `tensorboard/`, and in the end `model/`, a Hugging Face folder
+    with the tokenizer. On Ctrl-C (or SIGTERM) the step is finished and a checkpoint written before KeyboardInterrupt
+    is raised.
+
+    Raises:
+        InputError: the folder holds a run of another recipe, or cannot be written.
+        TrainingDivergedError: the loss became infinite or not a number.
+    """
+    recipe.check()
+    claim_folder(folder, recipe)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(recipe, data.tokenizer, device)
+    optimizer = build_optimizer(recipe, model)
+    step, tokens = load_checkpoint(folder, model, optimizer)
+    evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 10)
+    checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
+    autocast_dtype = resolve_precision(recipe, device)
+
+    def validate() -> EvaluationLoss:
+        batches = (batch.to(device) for batch in evaluation_batches(data.validation, recipe.evaluation_batch_size))
+        return evaluation_loss(model, batches, autocast_dtype=autocast_dtype)
+
+    validation: EvaluationLoss | None = None
+    with MetricsLog(folder, resume_step=step) as metrics, deferred_interrupt() as interruption:
+        tokens_here, seconds = 0, 0.0
+        while step < recipe.last_step:
+            started = time.perf_counter()
+            batch = training_batch(data.train, step, recipe.batch_size, recipe.seed)
+            loss = accumulate_gradients(model, batch, recipe.micro_batch_size, device, autocast_dtype)
+            if not math.isfinite(loss):
+                raise TrainingDivergedError(
+                    f"the training loss was {loss} in step {step + 1} of {folder}. Lower optimizer.learning_rate or "
+                    "lengthen optimizer.warmup_steps; Post-LN layers need a long warmup"
+                )
+            max_norm = recipe.optimizer.max_grad_norm or math.inf
+            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step + 1)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            step += 1
+            tokens += batch.num_predicted_tokens
+            tokens_here += batch.num_predicted_tokens
+            seconds += time.perf_counter() - started
+            values = {
+                "loss": loss,
+                "learning_rate": learning_rate(recipe, step),
+                "gradient_norm": float(gradient_norm),
+                "tokens": tokens,
+                "tokens_per_second": tokens_here / seconds,
+            }
+            if step % evaluate_every == 0 or step == recipe.last_step:
+                validation = validate()
+                values["validation_loss"] = validation.mean
+            metrics.write(step, values)
+            if report_step is not None:
+                report_step(step, loss, tokens_here / seconds)
+            if interruption.requested or (step % checkpoint_every == 0 and step < recipe.last_step):
+                metrics.flush()
+                save_checkpoint(folder, step, tokens, model, optimizer)
+            if interruption.requested:
+                raise KeyboardInterrupt
+
+    model.eval()
+    _save_model(model, data.tokenizer, folder / MODEL_FOLDER)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return TrainedModel(model, validation or validate(), tokens, seconds, tokens_here / seconds if seconds else 0.0)
+
+
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
+) -> PlacedPreTrainedModel:
+    """Return the recipe's model with its initial weights, which depend on (seed, parameter name) alone.
+
+    Raises:
+        InputError: the model's sizes do not fit together.
+    """
+    config = model_config(recipe, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    assert isinstance(model, PlacedPreTrainedModel)
+    model.to_empty(device=device)
+    model.tie_weights()
+    model.initialize(recipe.seed)
+    model.train()
+    return model
+
+
+def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Return Adam or AdamW; weight decay, if any, applies to matrices only."""
+    settings = recipe.optimizer
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.name]
+    return kind(
+        groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.epsilon, fused=True
+    )
+
+
+def accumulate_gradients(
+    model: torch.nn.Module,
+    batch: Batch,
+    micro_batch_size: int | None,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> float:
+    """Add to the gradients those of the batch's mean loss, and return that loss in nats per predicted token.
+
+    The mean is over the predicted tokens of the whole batch, however it is cut into micro-batches.
+    """
+    num_tokens = max(1, batch.num_predicted_tokens)
+    total = 0.0
+    for part in _cut(batch, micro_batch_size):
+        part = part.to(device)
+        with _autocast(device, autocast_dtype):
+            logits = model(input_ids=part.input_ids, position_ids=part.position_ids, use_cache=False).logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), part.targets.flatten(), reduction="sum") / num_tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def resolve_precision(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+    """Return the dtype to autocast to, or None for float32 throughout."""
+    if recipe.precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else None
+    return torch.bfloat16 if recipe.precision == "bfloat16" else None
+
+
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Create a run's folder, or make sure that the run in it is of this recipe.
+
+    Raises:
+        InputError: it is not, or the folder cannot be created.
+    """
+    path = folder / RECIPE_FILE
+    wanted = recipe.to_dict()
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON. Delete {folder} to start this run over") from error
+        changes = list(differences(found, wanted))
+        if changes:
+            raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
+        return
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def differences(before: object, after: object, name: str = "") -> Iterator[str]:
+    """Yield a sentence for every value that differs between two nested dictionaries."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif before != after:
+        yield f"{name} was {before}, is {after}"
+
+
+def _cut(batch: Batch, size: int | None) -> Iterator[Batch]:
+    rows = batch.input_ids.shape[0]
+    for start in range(0, rows, size or rows):
+        part = slice(start, start + (size or rows))
+        yield Batch(batch.input_ids[part], batch.targets[part], batch.position_ids[part])
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _save_model(model: PlacedPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"the model could not be saved in {folder} ({error.strerror or error})") from error
