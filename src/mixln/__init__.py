@@ -7,8 +7,7 @@ from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaMode
 from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
 from mixln.placement import list_modifiers as modifiers
 from mixln.placement import list_schemes as schemes
-
-__version__ = "0.1.0"
+from mixln.version import __version__
 
 __all__ = [
     "MixLNLlamaConfig",
@@ -16,6 +15,7 @@ __all__ = [
     "MixLNLlamaModel",
     "Placement",
     "PlacementError",
+    "__version__",
     "modifiers",
     "register_modifier",
     "register_scheme",

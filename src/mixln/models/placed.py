@@ -60,6 +60,18 @@ class PlacedConfig(PreTrainedConfig):
         return _plan(self.placement, self.num_hidden_layers, depths, self.placement_num_layers)
 
     @property
+    def initial_embedding_std(self) -> float:
+        """Standard deviation that the embedding is drawn with."""
+        if self.embedding_std is not None:
+            return float(self.embedding_std)
+        return self.stack_plan.init_rule("embedding").standard_deviation(
+            base_std=self.initializer_range,
+            hidden_size=self.hidden_size,
+            fan_in=self.hidden_size,
+            fan_out=self.vocab_size,
+        )
+
+    @property
     def is_stock(self) -> bool:
         """Whether transformers' own class of the architecture computes the same function of the same weights."""
         return self.stack_plan.same_function_as(_plan(self.stock_placement, self.num_hidden_layers, None, None))

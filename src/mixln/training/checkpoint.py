@@ -17,9 +17,9 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save_checkpoint(folder: Path, step: int, tokens: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights, optimiser, random state, step and tokens so far; a kill at any moment leaves the last complete checkpoint.
+    """Write weights, optimiser, random state, step and tokens so far.
 
-    The schedule and the data position are functions of the step.
+    A kill at any moment leaves the last complete checkpoint. Schedule and data position are functions of the step.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full; the last complete checkpoint is intact.

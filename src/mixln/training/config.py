@@ -67,7 +67,7 @@ class OptimizerConfig:
     """
 
     name: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warmup_steps: int | None = None
     final_learning_rate_fraction: float = 0.1
     beta1: float = 0.9
@@ -79,7 +79,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run computes.
+    """Everything that decides what a training run computes. The defaults are the recipe `nano`.
 
     Attributes:
         model: the model.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
 from mixln.depth import EvaluationLoss, evaluation_loss
@@ -44,15 +44,11 @@ class TrainedModel:
         model: the trained model, in evaluation mode.
         validation: its validation loss.
         train_tokens: the tokens predicted in training: without padding, without the first of each document.
-        seconds: time spent in training steps of this process.
-        tokens_per_second: predicted tokens per second of training, of this process.
     """
 
     model: PlacedPreTrainedModel
     validation: EvaluationLoss
     train_tokens: int
-    seconds: float
-    tokens_per_second: float
 
 
 def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportStep | None = None) -> TrainedModel:
@@ -102,12 +98,14 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
             step += 1
             tokens += batch.num_predicted_tokens
             tokens_here += batch.num_predicted_tokens
-            seconds += time.perf_counter() - started
+            step_seconds = time.perf_counter() - started
+            seconds += step_seconds
             values = {
                 "loss": loss,
                 "learning_rate": learning_rate(recipe, step),
                 "gradient_norm": float(gradient_norm),
                 "tokens": tokens,
+                "seconds": step_seconds,
                 "tokens_per_second": tokens_here / seconds,
             }
             if step % evaluate_every == 0 or step == recipe.last_step:
@@ -125,18 +123,19 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     model.eval()
     _save_model(model, data.tokenizer, folder / MODEL_FOLDER)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return TrainedModel(model, validation or validate(), tokens, seconds, tokens_here / seconds if seconds else 0.0)
+    return TrainedModel(model, validation or validate(), tokens)
 
 
 def build_model(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, device: torch.device | str = "cpu"
 ) -> PlacedPreTrainedModel:
     """Return the recipe's model with its initial weights, which depend on (seed, parameter name) alone.
 
     Raises:
         InputError: the model's sizes do not fit together.
     """
-    config = model_config(recipe, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    bos, eos = (token if isinstance(token, int) else None for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    config = model_config(recipe, len(tokenizer), bos, eos)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     assert isinstance(model, PlacedPreTrainedModel)
@@ -233,7 +232,7 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _save_model(model: PlacedPreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_model(model: PlacedPreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,0 +1,295 @@
+"""The `mixln` command: each subcommand reads its arguments and makes one call into the package.
+
+Exit status: 0 success, 1 training diverged, 2 bad input (one message on standard error, no traceback), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from rich.console import Console
+
+from mixln.data import prepare_data
+from mixln.errors import InputError
+from mixln.models.convert import save_converted
+from mixln.models.generate import generate_text
+from mixln.placement import PlacementError
+from mixln.progress import TrainingProgress
+from mixln.report import grid_table, summary_table, write_report
+from mixln.studies import Job, compare, plan_jobs
+from mixln.training import MODEL_FOLDER, Recipe, TrainingDivergedError, train
+from mixln.training.recipes import find_recipe, list_recipes
+from mixln.version import __version__
+
+_MENDABLE = {
+    errno.ENOSPC: "make room on that disk, and run the same command again",
+    errno.EDQUOT: "make room in that quota, and run the same command again",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOTDIR: "choose a folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""Errors of the operating system that the user can mend, and how."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        given = build_parser().parse_args(arguments)
+        return _COMMANDS[given.subcommand](given[given.subcommand], shlex.join(["mixln", *arguments]))
+    except (InputError, PlacementError) as error:
+        return _fail(str(error))
+    except TrainingDivergedError as error:
+        return _fail(str(error), status=1)
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}. To mend it, {_MENDABLE[error.errno]}")
+    except KeyboardInterrupt:
+        return _fail("interrupted. Run the same command again to go on", status=130)
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = ArgumentParser(
+        prog="mixln", description="Train, compare and open transformers under any placement of layer normalisation."
+    )
+    parser.add_argument("--version", action="version", version=f"mixln {__version__}")
+    commands = parser.add_subcommands(required=True, dest="subcommand")
+    for build in (_compare_parser, _train_parser, _generate_parser, _convert_parser):
+        name, subparser, summary = build()
+        commands.add_subcommand(name, subparser, help=summary)
+    return parser
+
+
+class RecipeFile(ActionConfigFile):
+    """`--recipe NAME|FILE`: the values of a shipped recipe or a YAML file, overridden by what follows it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply the recipe to the configuration parsed so far."""
+        super().__call__(parser, cfg, str(find_recipe(values)), option_string)
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Types and defaults beside each option, and the examples as they are written."""
+
+
+def _parser(description: str, example: str) -> ArgumentParser:
+    return ArgumentParser(description=description, epilog=f"example:\n  {example}", formatter_class=_HelpFormatter)
+
+
+def _add_recipe(parser: ArgumentParser) -> None:
+    shipped = ", ".join(list_recipes())
+    parser.add_argument("--recipe", action=RecipeFile, help=f"shipped recipe ({shipped}) or YAML file; default: nano")
+    parser.add_class_arguments(Recipe, as_group=True)
+    parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
+
+
+def _recipe(given: Namespace, parser: ArgumentParser) -> Recipe:
+    values = parser.instantiate(given)
+    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+
+
+def _compare_parser() -> tuple[str, ArgumentParser, str]:
+    summary = "train several schemes on the same data and seeds; table, figures, HTML report"
+    parser = _parser(
+        "Train several placements under equal conditions and report loss and the use of depth. Finished runs are kept: "
+        "the same command goes on where it was interrupted.",
+        "mixln compare --schemes pre mix 'mix(alpha=0.5)' --seeds 0 1 2 --tokens 1000000 --out runs/alpha",
+    )
+    parser.add_argument(
+        "--schemes", nargs="+", type=str, default=["pre", "post", "mix", "lns"], help="placements to compare"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run of every scheme for each")
+    parser.add_argument(
+        "--learning-rates",
+        nargs="+",
+        type=float,
+        default=None,
+        help="grid of peak learning rates; each scheme is judged at its own best; default: the recipe's",
+    )
+    parser.add_argument("--baseline", type=str, default="pre", help="the scheme that differences are taken to")
+    parser.add_argument("--corpus", type=str, default=None, help="short for --data.corpus")
+    parser.add_argument("--validation-corpus", type=str, default=None, help="short for --data.validation_corpus")
+    parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=None,
+        help="token slots to train each run on; sets the steps; default without a recipe or --steps: 200000",
+    )
+    parser.add_argument("--out", type=str, default="runs/compare", help="folder for runs and report")
+    _add_recipe(parser)
+    return "compare", parser, summary
+
+
+def _train_parser() -> tuple[str, ArgumentParser, str]:
+    summary = "train one model from a recipe"
+    parser = _parser(
+        "Train one model from a recipe and save it as a Hugging Face folder with its tokenizer. An interrupted run "
+        "goes on when the same command is run again.",
+        "mixln train --recipe nano --model.placement 'mix(alpha=0.25)' --steps 1000 --out runs/mix",
+    )
+    parser.add_argument("--out", type=str, default="runs/train", help="folder of the run")
+    _add_recipe(parser)
+    return "train", parser, summary
+
+
+def _generate_parser() -> tuple[str, ArgumentParser, str]:
+    summary = "text from a checkpoint"
+    parser = _parser(
+        "Continue a text with a trained model.", 'mixln generate runs/train/model "The module" --max-new-tokens 100'
+    )
+    parser.add_argument("model", type=str, help="Hugging Face folder, or name on the hub")
+    parser.add_argument("text", type=str, help="what to continue")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="tokens to generate at most")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, help="sample from the likeliest tokens of this total")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    return "generate", parser, summary
+
+
+def _convert_parser() -> tuple[str, ArgumentParser, str]:
+    summary = "import a checkpoint of the published training code"
+    parser = _parser(
+        "Read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose config does not say "
+        "how its norms are placed, and write one that AutoModelForCausalLM opens.",
+        "mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'",
+    )
+    parser.add_argument("source", type=str, help="folder with config.json and the weights")
+    parser.add_argument("out", type=str, help="folder to write; must not exist or be empty")
+    parser.add_argument("--placement", type=str, required=True, help="the placement that it was trained with")
+    return "convert", parser, summary
+
+
+def _run_compare(given: Namespace, command: str) -> int:
+    _, parser, _ = _compare_parser()
+    recipe = _recipe(given, parser)
+    data_config = replace(
+        recipe.data,
+        corpus=given.corpus or recipe.data.corpus,
+        validation_corpus=given.validation_corpus or recipe.data.validation_corpus,
+    )
+    model = recipe.model
+    if given.embedding_std is not None:
+        model = replace(model, embedding_std=given.embedding_std)
+    recipe = replace(recipe, data=data_config, model=model)
+    tokens = given.tokens
+    if tokens is None and recipe.steps == Recipe().steps and not given.get("recipe"):
+        tokens = 200_000
+    if tokens is not None:
+        if tokens < 1:
+            raise InputError(f"--tokens must be at least 1, not {tokens}")
+        recipe = replace(recipe, steps=math.ceil(tokens / recipe.tokens_per_step))
+    out = Path(given.out)
+    # everything that can be wrong with the request is found before any work is done
+    jobs = plan_jobs(recipe, given.schemes, "", out, given.seeds, given.learning_rates)
+    claim_output(out)
+    with TrainingProgress(recipe.last_step, len(jobs)) as progress:
+        data = prepare_data(recipe.data, _cache(given), progress.console.print)
+
+        def report_run(number: int, count: int, job: Job) -> Callable[[int, float, float], None]:
+            progress.start_run(number, f"[{number + 1}/{count}] {job.label}")
+            return progress.step
+
+        result = compare(
+            recipe,
+            given.schemes,
+            data,
+            out,
+            seeds=given.seeds,
+            learning_rates=given.learning_rates,
+            baseline=given.baseline,
+            command=command,
+            report_run=report_run,
+        )
+    written = write_report(result, out)
+    console = Console()
+    console.print(summary_table(result))
+    if len({point.learning_rate for point in result.grid}) > 1:
+        console.print(grid_table(result))
+    page = next(path for path in written if path.suffix == ".html")
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _run_train(given: Namespace, command: str) -> int:  # noqa: ARG001
+    _, parser, _ = _train_parser()
+    recipe = _recipe(given, parser).check()
+    out = Path(given.out)
+    claim_output(out)
+    with TrainingProgress(recipe.last_step) as progress:
+        data = prepare_data(recipe.data, _cache(given), progress.console.print)
+        progress.start_run(0, recipe.model.placement)
+        trained = train(recipe, data, out, progress.step)
+    validation = trained.validation
+    print(f"validation loss {validation.mean:.4f}, perplexity {validation.perplexity:.2f}")
+    print(f"model: {out / MODEL_FOLDER}")
+    return 0
+
+
+def _run_generate(given: Namespace, command: str) -> int:  # noqa: ARG001
+    print(
+        generate_text(
+            given.model,
+            given.text,
+            max_new_tokens=given.max_new_tokens,
+            temperature=given.temperature,
+            top_p=given.top_p,
+            seed=given.seed,
+        )
+    )
+    return 0
+
+
+def _run_convert(given: Namespace, command: str) -> int:  # noqa: ARG001
+    model = save_converted(Path(given.source), Path(given.out), given.placement)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{given.out}: {model.config.placement}, {parameters:,} parameters")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace, str], int]] = {
+    "compare": _run_compare,
+    "train": _run_train,
+    "generate": _run_generate,
+    "convert": _run_convert,
+}
+
+
+def claim_output(folder: Path) -> None:
+    """Create an output folder, and make sure now, before hours of work, that it can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror}). Choose another folder") from error
+
+
+def _cache(given: Namespace) -> Path | None:
+    return None if given.cache is None else Path(given.cache)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"mixln: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,52 @@
+"""From what the user writes to a corpus."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from mixln.data.corpus import Corpus
+from mixln.data.corpus_files import FileCorpus
+from mixln.data.corpus_hub import HubCorpus
+from mixln.data.corpus_python import PythonCorpus
+from mixln.errors import InputError
+
+
+def open_corpus(source: str, *, text_field: str = "text") -> Corpus:
+    """Open a corpus; nothing is read yet.
+
+    Args:
+        source: One of
+            `python`: documentation and sources of the running Python's standard library, on every machine;
+            `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`: a Hugging Face dataset, streamed;
+            `c4[:CONFIG[:SPLIT]]`: short for hf:allenai/c4, English unless CONFIG says otherwise;
+            else the path of a file or folder (`./python` for a folder of that name).
+        text_field: Field (JSON lines) or column (Parquet, hub) that holds the document.
+
+    Raises:
+        InputError: There is no such path, or its kind is unknown.
+    """
+    if source == "python":
+        return PythonCorpus("python")
+    if source == "c4" or source.startswith("c4:"):
+        return HubCorpus(source.removeprefix("c4"), text_field)
+    if source.startswith("hf:"):
+        return HubCorpus(source.removeprefix("hf:"), text_field)
+    path = Path(source).expanduser()
+    if source and path.exists():
+        return FileCorpus(path, text_field)
+    raise InputError(_missing(source, path))
+
+
+def _missing(source: str, path: Path) -> str:
+    try:
+        neighbours = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
+    except OSError:  # no such folder, or not ours to read
+        neighbours = []
+    close = difflib.get_close_matches(source, ["python", "c4", *neighbours], n=3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    name = source if source.count("/") <= 1 and not source.startswith((".", "/", "~")) and source else "NAME"
+    return (
+        f"no corpus {source!r}: {hint}Give the path of a file or folder, `python` (the standard library's own text), "
+        f"`c4`, or `hf:{name}` for a dataset on the Hugging Face hub"
+    )

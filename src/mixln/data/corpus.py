@@ -1,0 +1,80 @@
+"""What every source of documents has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Generator, Iterator
+
+from mixln.errors import InputError
+
+
+class Corpus(ABC):
+    """A source of documents that is read lazily, and that counts what it could not use.
+
+    `documents()` may be called again; each call starts from the beginning and resets the counts.
+
+    Attributes:
+        name: What the user called the corpus; for messages.
+        unbounded: True if reading to the end may take terabytes (a streamed hub dataset).
+        skipped: Reason -> number of pieces (files, rows, documents) left out, filled while documents are read.
+        examples: Reason -> the first place where it occurred (`file`, `file:line` or `file:row`).
+    """
+
+    unbounded: bool = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.skipped: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A key of the content: equal fingerprints mean equal documents in equal order."""
+
+    @abstractmethod
+    def _read(self) -> Iterator[tuple[str, str]]:
+        """Yield (text, place); what cannot be read goes through `_skip`."""
+
+    def documents(self) -> Generator[str, None, None]:
+        """Yield the usable documents: not empty, and encodable as UTF-8 (so without lone surrogates).
+
+        Raises:
+            InputError: The end was reached without a single usable document.
+        """
+        self.skipped.clear()
+        self.examples.clear()
+        usable = 0
+        for text, place in self._read():
+            if not text or text.isspace():
+                self._skip("empty document", place)
+            elif not _is_unicode(text):
+                self._skip("lone surrogate (not Unicode text)", place)
+            else:
+                usable += 1
+                yield text
+        if usable == 0:
+            raise InputError(f"no usable document in {self.name!r}: {self.describe_skipped() or 'nothing is there'}")
+
+    def describe_skipped(self) -> str:
+        """The counts in one line, most frequent first; empty if nothing was skipped."""
+        return describe_skipped(self.skipped, self.examples)
+
+    def _skip(self, reason: str, place: str, count: int = 1) -> None:
+        self.skipped[reason] += count
+        # File names and field names may hold bytes that no terminal or manifest takes.
+        self.examples.setdefault(reason, place.encode(errors="backslashreplace").decode())
+
+
+def describe_skipped(skipped: Counter[str], examples: dict[str, str]) -> str:
+    """`3 x bad JSON (first: a.jsonl:7), ...`, most frequent first; empty if nothing was skipped."""
+    return ", ".join(f"{count:,} x {reason} (first: {examples[reason]})" for reason, count in skipped.most_common())
+
+
+def _is_unicode(text: str) -> bool:
+    # json.loads accepts "\ud800"; no tokenizer can encode the lone surrogate that comes of it.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

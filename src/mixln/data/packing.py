@@ -1,0 +1,179 @@
+"""Rows and batches of fixed length from packed documents, and the order in which training sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixln.data.store import TokenStore
+
+IGNORE_INDEX = -100
+"""Target that no loss is taken of (the default `ignore_index` of `torch.nn.functional.cross_entropy`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows for one forward pass; each tensor int64 of shape (batch, T).
+
+    Attributes:
+        input_ids: Tokens.
+        targets: `targets[:, t]` is the token that follows `input_ids[:, t]`, or -100 where nothing is predicted. They
+            are shifted already; Hugging Face's `labels` are not.
+        position_ids: From 0 at each document's start; given to a Hugging Face model with no attention mask, they keep
+            attention within each document.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor
+
+    @property
+    def num_predicted_tokens(self) -> int:
+        """Targets other than -100: what a summed loss is to be divided by."""
+        return int((self.targets != IGNORE_INDEX).sum())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+            self.position_ids.to(device, non_blocking=non_blocking),
+        )
+
+
+class PackedDataset:
+    """Rows of T = `sequence_length` tokens cut from a store's flat sequence of N tokens.
+
+    Row i covers tokens[i*T : i*T + T + 1]: inputs are its first T, targets its last T. Rows overlap by one token, so
+    over all rows every token is predicted exactly once, except the first of each document, which the document before
+    it says nothing about (and except the tail that training drops).
+
+    Args:
+        store: The tokens.
+        sequence_length: T, at least 1.
+        keep_partial: Keep the last tokens that do not fill a row, for evaluation: there are ceil((N-1)/T) rows, and
+            the last is padded with end-of-text inputs, -100 targets and positions that start anew. Otherwise they are
+            dropped: floor((N-1)/T) rows.
+        cross_documents: Treat the store as one long text: positions run 0 .. T-1, and the first token of each document
+            is predicted too.
+    """
+
+    def __init__(
+        self, store: TokenStore, sequence_length: int, *, keep_partial: bool = False, cross_documents: bool = False
+    ) -> None:
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
+        self.store = store
+        self.sequence_length = sequence_length
+        self.keep_partial = keep_partial
+        self.cross_documents = cross_documents
+        predictable = max(len(store) - 1, 0)
+        self._num_rows = (predictable + (sequence_length - 1 if keep_partial else 0)) // sequence_length
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._num_rows
+
+    @property
+    def num_predicted_tokens(self) -> int:
+        """Targets other than -100 over all rows."""
+        if len(self) == 0:
+            return 0
+        last = min(len(self) * self.sequence_length, len(self.store) - 1)  # the last token that is a target
+        if self.cross_documents:
+            return last
+        return last - int(np.searchsorted(self.store.document_ends, last, side="right"))
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The given rows, in the given order.
+
+        Raises:
+            IndexError: A row is not in 0 .. len(self) - 1.
+        """
+        length = self.sequence_length
+        input_ids = np.full((len(rows), length), self.store.eos_token_id, dtype=np.int64)
+        targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
+        position_ids = np.empty((len(rows), length), dtype=np.int64)
+        for index, row in enumerate(rows):
+            self._fill(int(row), input_ids[index], targets[index], position_ids[index])
+        return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(position_ids))
+
+    def _fill(self, row: int, input_ids: np.ndarray, targets: np.ndarray, position_ids: np.ndarray) -> None:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a dataset of {len(self)} rows")
+        length = self.sequence_length
+        start = row * length
+        tokens = self.store.tokens[start : start + length + 1]
+        filled = len(tokens) - 1
+        input_ids[:filled] = tokens[:-1]
+        targets[:filled] = tokens[1:]
+        slots = np.arange(length)
+        position_ids[:] = slots
+        if not self.cross_documents:
+            # A document's end is the index of the next one's first token; here, of those in this row's targets.
+            ends = self.store.document_ends
+            first, last = np.searchsorted(ends, [start, start + filled], side="right")
+            borders = np.asarray(ends[first:last]) - start
+            targets[borders - 1] = IGNORE_INDEX
+            starts = np.zeros(length + 1, dtype=np.int64)
+            starts[borders] = borders
+            position_ids -= np.maximum.accumulate(starts)[:length]
+        # Padding is a document of its own, so that no token attends to it nor it to them. `filled` is no input of
+        # this row's text but the last target, hence the first free slot.
+        position_ids[filled:] = slots[: length - filled]
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    # numpy promises that a bit generator's raw stream never changes; of `Generator.permutation` it does not, and a
+    # resumed run must see the order that it started with.
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
+    order = np.argsort(keys, kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def training_rows(num_rows: int, step: int, batch_size: int, seed: int) -> np.ndarray:
+    """The rows of one training step: entries step*batch_size + (0 .. batch_size-1) of an endless sequence of epochs.
+
+    Each epoch is a permutation of all rows seeded by (seed, epoch). A pure function of its arguments: resuming needs
+    the step and nothing else, and a process of a group may take its own slice of the rows.
+
+    Args:
+        num_rows: Rows of the dataset, at least 1.
+        step: From 0.
+        batch_size: Rows in one step; may exceed `num_rows`, and may reach into the next epoch.
+        seed: Not negative.
+
+    Returns:
+        Row numbers, shape (batch_size,), int64.
+    """
+    if num_rows < 1 or step < 0 or batch_size < 1 or seed < 0:
+        raise ValueError(
+            f"num_rows and batch_size must be at least 1, step and seed at least 0; got num_rows={num_rows}, "
+            f"batch_size={batch_size}, step={step}, seed={seed}"
+        )
+    rows = np.empty(batch_size, dtype=np.int64)
+    filled = 0
+    while filled < batch_size:
+        epoch, offset = divmod(step * batch_size + filled, num_rows)
+        part = _permutation(num_rows, seed, epoch)[offset : offset + batch_size - filled]
+        rows[filled : filled + len(part)] = part
+        filled += len(part)
+    return rows
+
+
+def training_batch(dataset: PackedDataset, step: int, batch_size: int, seed: int) -> Batch:
+    """The batch of one training step; see `training_rows` for the order."""
+    return dataset.batch(training_rows(len(dataset), step, batch_size, seed))
+
+
+def evaluation_batches(dataset: PackedDataset, batch_size: int) -> Iterator[Batch]:
+    """Every row once, in order; the last batch holds what is left."""
+    for start in range(0, len(dataset), batch_size):
+        yield dataset.batch(range(start, min(start + batch_size, len(dataset))))

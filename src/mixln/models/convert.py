@@ -1,0 +1,219 @@
+"""Reading checkpoints in the layout of the published Mix-LN and LayerNorm Scaling training code.
+
+That layout is Llama's, with a config.json that does not say how the norms are placed: the scheme was an environment
+variable of the training script. So the user states it, and every parameter is checked against it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mixln.errors import InputError
+from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
+from mixln.placement import Placement, PlacementError
+
+_ROTARY_SUFFIX = "rotary_emb.inv_freq"
+
+_CONFIG_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
+    """Return the model of a published-code checkpoint folder, in the dtype its weights have.
+
+    Args:
+        source: folder with config.json and model.safetensors, pytorch_model.bin, or shards of either with their index.
+        placement: text form of the placement it was trained with, for example `mix(post_layers=2)`.
+
+    Raises:
+        PlacementError: there is no such placement.
+        InputError: a file is missing or damaged, a parameter of the placement is missing, left over or of the wrong
+            shape (all are listed), or a stored rotary frequency does not agree with the config's theta.
+    """
+    Placement.parse(placement)
+    config = read_published_config(source, placement)
+    state = read_state_dict(source)
+    _check_and_drop_rotary(state, config)
+    with torch.device("meta"):
+        model = MixLNLlamaForCausalLM(config)
+    _check_parameters(state, dict(model.named_parameters()), source, config)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    model.to(dtype=config.dtype)
+    model.to_empty(device="cpu")
+    # fills the buffers too, which the checkpoint does not bring
+    model.initialize(seed=0)
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
+    """Return the config of a published-code checkpoint as this library's, with the placement that the user states.
+
+    Raises:
+        InputError: there is no readable config.json, it is not of a Llama, or its sizes do not fit together.
+    """
+    path = source / "config.json"
+    if not source.is_dir():
+        raise InputError(f"{source} is not a folder. Give the folder with config.json and the weights")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. A checkpoint folder has a config.json beside its weights")
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} does not hold a JSON object")
+    if found.get("model_type", "llama") != "llama":
+        kind = found["model_type"]
+        hint = ", which this library wrote itself: it needs no conversion" if str(kind).startswith("mixln_") else ""
+        raise InputError(f"{path} is of model_type {kind!r}{hint}. The published training code writes 'llama'")
+    missing = [name for name in _CONFIG_FIELDS[:5] if name not in found]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}")
+    fields = {name: found[name] for name in _CONFIG_FIELDS if name in found}
+    length = found.get("max_sequence_length", found.get("max_position_embeddings", 2048))
+    pad_token_id = found.get("pad_token_id")
+    try:
+        return MixLNLlamaConfig(
+            **fields,
+            placement=placement,
+            max_position_embeddings=length,
+            rope_parameters={"rope_type": "default", "rope_theta": float(found.get("rope_theta", 10000.0))},
+            # the published configs say -1 for "none"
+            pad_token_id=pad_token_id if pad_token_id is not None and pad_token_id >= 0 else None,
+        )
+    except PlacementError:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{path}: {str(error.__cause__ or error).strip()}") from error
+
+
+def read_state_dict(source: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint folder, from safetensors if there are any, else from PyTorch's format.
+
+    Raises:
+        InputError: there is neither, or a file is damaged or missing from the set.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = source / f"{name}.index.json"
+        if index.is_file():
+            try:
+                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"{index} is damaged: it has no weight_map") from error
+            shards = [_read_file(source / file) for file in files]
+            return {name: tensor for shard in shards for name, tensor in shard.items()}
+        if (source / name).is_file():
+            return _read_file(source / name)
+    raise InputError(f"{source} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist, although the index names it") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path} is damaged, or holds more than tensors: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path} does not hold a state dict (parameter name to tensor)")
+    return state
+
+
+def _check_and_drop_rotary(state: dict[str, torch.Tensor], config: MixLNLlamaConfig) -> None:
+    """Remove the rotary frequencies that the published code saves with the weights, if they are this config's."""
+    assert config.head_dim is not None
+    assert isinstance(config.rope_parameters, Mapping)
+    theta = config.rope_parameters.get("rope_theta")
+    assert theta is not None
+    expected = theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    for name in [name for name in state if name.endswith(_ROTARY_SUFFIX)]:
+        stored = state.pop(name).double()
+        # bfloat16 checkpoints hold them with 8 bits of precision
+        if stored.shape != expected.shape or not torch.allclose(stored, expected, rtol=1e-2, atol=0):
+            raise InputError(
+                f"{name} does not agree with rope_theta={theta:g} and head size {config.head_dim} of the config: "
+                "correct rope_theta in config.json"
+            )
+
+
+def _check_parameters(
+    state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: Path, config: MixLNLlamaConfig
+) -> None:
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    faults = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "left over": sorted(state.keys() - expected.keys() - tied),
+        "of the wrong shape": sorted(
+            f"{name} is {tuple(state[name].shape)}, should be {tuple(parameter.shape)}"
+            for name, parameter in expected.items()
+            if name in state and state[name].shape != parameter.shape
+        ),
+    }
+    if any(faults.values()):
+        lists = "; ".join(f"{what} ({len(names)}): {', '.join(names)}" for what, names in faults.items() if names)
+        raise InputError(
+            f"{source} does not fit placement {config.placement!r}. Parameters {lists}. "
+            "If the sizes in config.json are right, state another --placement"
+        )
+
+
+_COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "spiece.model",
+    "vocab.*",
+    "merges.txt",
+    "generation_config.json",
+)
+"""Files that a checkpoint folder may hold beside the model, and that stay true after the conversion."""
+
+
+def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCausalLM:
+    """Convert a published-code checkpoint and write it to `out`, whole or not at all; tokenizer files come along.
+
+    Raises:
+        PlacementError, InputError: as `convert_published`; or `out` holds something already, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already. Delete it, or choose another place")
+    model = convert_published(source, placement)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        model.save_pretrained(temporary)
+        for pattern in _COMPANIONS:
+            for file in source.glob(pattern):
+                shutil.copy2(file, temporary / file.name)
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{out} could not be written ({error})") from error
+    return model

@@ -1,0 +1,57 @@
+"""Text from a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from transformers import set_seed
+
+from mixln.errors import InputError
+from mixln.models.load import load_causal_lm
+
+
+def generate_text(
+    name_or_path: str,
+    text: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> str:
+    """Return `text` and its continuation by the model of a Hugging Face folder or hub name.
+
+    Args:
+        name_or_path: the model.
+        text: what to continue; if empty, the model starts from its end-of-text token.
+        max_new_tokens: generation ends after so many tokens, or at the end-of-text token.
+        temperature: logits are divided by it; 0 takes the likeliest token each time.
+        top_p: samples from the smallest set of likeliest tokens with this total probability.
+        seed: of the sampling.
+
+    Raises:
+        InputError: a number is out of its range, or the checkpoint cannot be opened.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    if not temperature >= 0:
+        raise InputError(f"--temperature must not be negative, but is {temperature}")
+    if not 0 < top_p <= 1:
+        raise InputError(f"--top-p must be in (0, 1], not {top_p}")
+    model, tokenizer = load_causal_lm(name_or_path)
+    prompt = text or tokenizer.bos_token or tokenizer.eos_token
+    if not prompt:
+        raise InputError("the text is empty, and this tokenizer has no token to start from: give some text")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    set_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
+    output = model.generate(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        **sampling,
+    )
+    return tokenizer.decode(output[0], skip_special_tokens=True)

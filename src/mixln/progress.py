@@ -1,0 +1,50 @@
+"""What a command shows while it works, on standard error."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
+
+    def __init__(self, steps_per_run: int, num_runs: int = 1) -> None:
+        self._steps = steps_per_run
+        self._run = 0
+        self.console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("", total=steps_per_run * num_runs, status="")
+
+    def start_run(self, number: int, description: str) -> None:
+        """Show that run `number` (from 0) begins; those before it count as done."""
+        self._run = number
+        if not self.console.is_terminal:
+            self.console.print(description, highlight=False)
+        self._progress.update(
+            self._task, description=description, completed=number * self._steps, status="", refresh=True
+        )
+
+    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Show where the current run is."""
+        status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        self._progress.update(self._task, completed=self._run * self._steps + step, status=status)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()

@@ -1,0 +1,128 @@
+"""Means over seeds of what the figures draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixln.report.results import ComparisonResult, CurvePoint, DepthMeasures, RunResult
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean, minimum and maximum over seeds of a quantity along `x`; NaN where no seed has a finite value."""
+
+    x: Array
+    mean: Array
+    low: Array
+    high: Array
+    seeds: int
+
+
+def best_runs(result: ComparisonResult) -> dict[str, list[RunResult]]:
+    """Every scheme's runs at its best learning rate, in the order of the summaries."""
+    return {
+        summary.placement: [
+            run
+            for run in result.runs
+            if run.placement == summary.placement and run.learning_rate == summary.learning_rate
+        ]
+        for summary in result.summaries
+    }
+
+
+def curve_arrays(curve: Sequence[CurvePoint]) -> tuple[Array, Array]:
+    """Tokens and losses of the finite points of a curve, ascending in tokens."""
+    points = np.array([(point.tokens, point.loss) for point in curve], dtype=float).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=1)]
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    return points[:, 0], points[:, 1]
+
+
+def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> Band | None:
+    """Several seeds' curves as one band over the tokens that all of them reached; None without a point.
+
+    Curves are interpolated linearly where they were taken at different tokens. With `smooth`, each is first averaged
+    over a window of 1/40 of its points.
+    """
+    pairs = [pair for pair in map(curve_arrays, curves) if pair[0].size]
+    if not pairs:
+        return None
+    start, end = max(tokens[0] for tokens, _ in pairs), min(tokens[-1] for tokens, _ in pairs)
+    grid = np.unique(np.concatenate([tokens for tokens, _ in pairs]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    if not grid.size:
+        return None
+    if smooth:
+        pairs = [(tokens, _moving_average(losses, max(1, len(losses) // 40))) for tokens, losses in pairs]
+        # A screen shows no more, and an SVG grows with every point.
+        grid = grid[np.unique(np.linspace(0, grid.size - 1, 300).astype(int))]
+    return _band(grid, np.stack([np.interp(grid, tokens, losses) for tokens, losses in pairs]))
+
+
+def depth_bands(
+    result: ComparisonResult, pick: Callable[[DepthMeasures], Sequence[float]], first: int
+) -> dict[str, Band]:
+    """A depth measure of every scheme that has it, over layers from `first` on; schemes without are left out."""
+    bands: dict[str, Band] = {}
+    for placement, measures in depth_of(result).items():
+        values = np.array([pick(measure) for measure in measures], dtype=float)
+        bands[placement] = _band(np.arange(first, first + values.shape[1], dtype=float), values)
+    return bands
+
+
+def mean_angular_distance(result: ComparisonResult) -> dict[str, Array]:
+    """(L, L) mean angular distance of every scheme that has it: row n-1, column l-1 holds d(l, n), else NaN."""
+    matrices: dict[str, Array] = {}
+    for placement, measures in depth_of(result).items():
+        size = len(measures[0].angular_distance)
+        stack = np.full((len(measures), size, size), np.nan)
+        for index, measure in enumerate(measures):
+            for row, values in enumerate(measure.angular_distance):
+                stack[index, row, : len(values)] = values
+        matrices[placement] = _mean(stack)
+    return matrices
+
+
+def depth_of(result: ComparisonResult) -> dict[str, list[DepthMeasures]]:
+    """Depth measures at the best learning rate of the schemes that have any, one for each seed that was measured."""
+    measures: dict[str, list[DepthMeasures]] = {}
+    for placement, runs in best_runs(result).items():
+        found = [run.depth for run in runs if run.depth is not None]
+        # Seeds of one scheme share their depth; if a hand-made file says otherwise, do not mix the two.
+        found = [measure for measure in found if len(measure.variance) == len(found[0].variance)]
+        if found:
+            measures[placement] = found
+    return measures
+
+
+def without_depth(result: ComparisonResult) -> list[str]:
+    """The schemes of which no run at the best learning rate has depth measures."""
+    measured = depth_of(result)
+    return [summary.placement for summary in result.summaries if summary.placement not in measured]
+
+
+def _band(x: Array, values: Array) -> Band:
+    masked = np.ma.masked_invalid(values)
+    low, high = masked.min(axis=0), masked.max(axis=0)
+    return Band(x, _mean(values), _filled(low), _filled(high), len(values))
+
+
+def _mean(values: Array) -> Array:
+    # A masked mean rather than nanmean, which warns where every seed is NaN.
+    return _filled(np.ma.masked_invalid(values).mean(axis=0))
+
+
+def _filled(values: np.ma.MaskedArray) -> Array:
+    return np.asarray(np.ma.filled(values.astype(float), np.nan), dtype=float)
+
+
+def _moving_average(values: Array, window: int) -> Array:
+    """Centred mean over `window` values, over fewer at both ends."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

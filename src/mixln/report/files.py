@@ -1,0 +1,34 @@
+"""Writing whole files: either the old content stands or the new, never half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mixln.errors import InputError
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write `content` (text as UTF-8) to `path` by way of a temporary file beside it; folders are made.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: the disk is full, or the path cannot be written; names the path and the system's reason.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    # Not `tempfile`: its files are readable by their owner alone, and would stay so after the rename.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {path}: {error.strerror or error}. Give a folder with free space that you may write to."
+        ) from error
+    return path

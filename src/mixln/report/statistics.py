@@ -1,0 +1,176 @@
+"""From single runs to one row per scheme: means, spreads, and paired differences to a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+from mixln.errors import InputError
+from mixln.report.results import Difference, GridPoint, RunResult, SchemeSummary
+
+MIN_SEEDS_FOR_INTERVAL = 3
+"""Paired seeds below which no confidence interval is given: with 2 it would be 12.7 standard errors wide each way."""
+
+
+def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[SchemeSummary], list[GridPoint]]:
+    """One row per scheme at its own best learning rate, and every (scheme, learning rate).
+
+    Schemes keep the order in which they first appear. The best learning rate is the one with the lowest mean
+    validation loss over its seeds; one at which fewer seeds diverged always wins. The difference to the baseline pairs
+    the runs of equal seed that did not diverge, each scheme at its own best learning rate, so that what a seed does
+    to both (data order, shared initial draws) cancels.
+
+    Args:
+        runs: all runs of one comparison.
+        baseline: the placement to take differences to, or None for no differences.
+
+    Raises:
+        InputError: the baseline was not run, or one (placement, learning rate, seed) occurs twice, which would count
+            one seed as two.
+    """
+    groups = _group(runs)
+    if baseline is not None and baseline not in groups:
+        raise InputError(
+            f"The baseline {baseline!r} is not among the compared schemes ({', '.join(groups) or 'none'}). "
+            "Name one of them, or None for no differences."
+        )
+    best = {placement: _best_learning_rate(rates) for placement, rates in groups.items()}
+    base_runs = groups[baseline][best[baseline]] if baseline is not None else []
+    summaries = [
+        _summarize_scheme(
+            placement,
+            best[placement],
+            rates[best[placement]],
+            paired_difference(rates[best[placement]], base_runs) if placement != baseline else None,
+        )
+        for placement, rates in groups.items()
+    ]
+    grid = [
+        GridPoint(placement, rate, _mean(losses(rates[rate])), len(rates[rate]))
+        for placement, rates in groups.items()
+        for rate in sorted(rates)
+    ]
+    return summaries, grid
+
+
+def best_summary(summaries: Iterable[SchemeSummary]) -> SchemeSummary | None:
+    """The scheme with the lowest mean loss among those none of whose runs diverged.
+
+    A mean over the surviving runs only is too good, so a scheme with diverged runs is best only if there is no other.
+    None if no run at all ended with a loss.
+    """
+    ranked = [
+        (summary.diverged > 0, summary.loss_mean, summary) for summary in summaries if summary.loss_mean is not None
+    ]
+    return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
+
+
+def losses(runs: Iterable[RunResult]) -> list[float]:
+    """Validation losses of the runs that have one, diverged runs left out."""
+    return [run.validation_loss for run in runs if run.validation_loss is not None and not has_diverged(run)]
+
+
+def has_diverged(run: RunResult) -> bool:
+    """Whether a run ended without a finite validation loss."""
+    return run.diverged or run.validation_loss is None or not math.isfinite(run.validation_loss)
+
+
+def paired_difference(runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference | None:
+    """Mean loss of `runs` minus that of `baseline` over the seeds that both finished; None without such a seed.
+
+    The interval is mean ± t s / sqrt(n), with s the sample standard deviation of the n differences and t the 97.5 %
+    quantile of Student's t with n - 1 degrees of freedom.
+    """
+    base = {run.seed: run.validation_loss for run in baseline if not has_diverged(run)}
+    deltas = [
+        run.validation_loss - reference
+        for run in runs
+        if run.validation_loss is not None and not has_diverged(run) and (reference := base.get(run.seed)) is not None
+    ]
+    if not deltas:
+        return None
+    mean, count = fmean(deltas), len(deltas)
+    if count < MIN_SEEDS_FOR_INTERVAL:
+        return Difference(mean, None, count)
+    half_width = student_t_two_sided(0.95, count - 1) * stdev(deltas) / math.sqrt(count)
+    return Difference(mean, (mean - half_width, mean + half_width), count)
+
+
+def student_t_two_sided(confidence: float, degrees_of_freedom: int) -> float:
+    """The t with P(|T| < t) = confidence, for T of Student's t distribution.
+
+    For whole degrees of freedom the probability is a finite sum (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4), so
+    bisection on it is exact to rounding and scipy is not needed.
+    """
+    if not 0 < confidence < 1 or degrees_of_freedom < 1:
+        raise ValueError(f"need 0 < confidence < 1 and df >= 1, got {confidence} and {degrees_of_freedom}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _student_probability(middle, degrees_of_freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees_of_freedom) * math.tan((low + high) / 2)
+
+
+def _student_probability(theta: float, degrees_of_freedom: int) -> float:
+    """P(|T| < sqrt(df) tan(theta))."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = degrees_of_freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    # odd: cos + 2/3 cos^3 + (2 4)/(3 5) cos^5 ...; even: 1 + 1/2 cos^2 + (1 3)/(2 4) cos^4 ...; both up to cos^(df-2)
+    for power in range(odd, degrees_of_freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (power + 1) / (power + 2)
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def _group(runs: Sequence[RunResult]) -> dict[str, dict[float, list[RunResult]]]:
+    groups: dict[str, dict[float, list[RunResult]]] = {}
+    for run in runs:
+        same = groups.setdefault(run.placement, {}).setdefault(run.learning_rate, [])
+        if twin := next((other for other in same if other.seed == run.seed), None):
+            differs = (
+                f" (embedding_std {twin.embedding_std:g} and {run.embedding_std:g})"
+                if twin.embedding_std != run.embedding_std
+                else ""
+            )
+            raise InputError(
+                f"Two runs of {run.placement!r} have seed {run.seed} and learning rate {run.learning_rate:g}{differs}. "
+                "A comparison holds one run for each scheme, learning rate and seed: compare other settings apart."
+            )
+        same.append(run)
+    return groups
+
+
+def _best_learning_rate(rates: dict[float, list[RunResult]]) -> float:
+    def rank(rate: float) -> tuple[float, float, float]:
+        runs = rates[rate]
+        mean = _mean(losses(runs))
+        return fmean(has_diverged(run) for run in runs), math.inf if mean is None else mean, rate
+
+    return min(rates, key=rank)
+
+
+def _summarize_scheme(
+    placement: str, learning_rate: float, runs: Sequence[RunResult], difference: Difference | None
+) -> SchemeSummary:
+    values = losses(runs)
+    perplexities = [run.perplexity for run in runs if run.perplexity is not None and not has_diverged(run)]
+    return SchemeSummary(
+        placement=placement,
+        learning_rate=learning_rate,
+        seeds=len(runs),
+        diverged=len(runs) - len(values),
+        loss_mean=_mean(values),
+        loss_spread=stdev(values) if len(values) > 1 else None,
+        perplexity_mean=_mean(perplexities),
+        difference=difference,
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None

@@ -1,0 +1,127 @@
+"""Tables of a comparison: for the terminal (rich), and for documents (Markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from mixln.report import cells
+from mixln.report.results import ComparisonResult
+from mixln.report.statistics import best_summary
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A table as text, before any layout.
+
+    Attributes:
+        header: column heads; the first column holds schemes, all others numbers.
+        rows: one list of cells for each scheme.
+        best: index of the row to highlight, or None.
+        emphasis: for each row, indices of cells to emphasise (a scheme's best learning rate).
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    best: int | None
+    emphasis: list[set[int]]
+
+
+def summary_cells(result: ComparisonResult) -> Cells:
+    """The summary as text; columns that would say nothing (no baseline, nothing diverged) are left out."""
+    with_difference = any(summary.difference is not None for summary in result.summaries)
+    with_diverged = any(summary.diverged for summary in result.summaries)
+    header = ["scheme", "learning rate", "validation loss", "perplexity"]
+    header += [cells.difference_header(result)] if with_difference else []
+    header += ["seeds"]
+    header += ["diverged"] if with_diverged else []
+    best = best_summary(result.summaries)
+    rows: list[list[str]] = []
+    for summary in result.summaries:
+        row = [summary.placement, cells.learning_rate(summary.learning_rate)]
+        row += [cells.loss(summary), cells.perplexity(summary.perplexity_mean)]
+        if with_difference:
+            is_baseline = summary.placement == result.baseline
+            row.append("baseline" if is_baseline else cells.difference(summary.difference))
+        row.append(str(summary.seeds))
+        if with_diverged:
+            row.append(f"{summary.diverged} of {summary.seeds}" if summary.diverged else "0")
+        rows.append(row)
+    index = next((i for i, summary in enumerate(result.summaries) if summary is best), None)
+    return Cells(header, rows, index, [set() for _ in rows])
+
+
+def grid_cells(result: ComparisonResult) -> Cells | None:
+    """Mean validation loss by scheme and learning rate as text; None if there was only one learning rate."""
+    rates = cells.learning_rates(result)
+    if len(rates) < 2:
+        return None
+    points = {(point.placement, point.learning_rate): point for point in result.grid}
+    rows: list[list[str]] = []
+    emphasis: list[set[int]] = []
+    for summary in result.summaries:
+        row = [summary.placement]
+        for rate in rates:
+            point = points.get((summary.placement, rate))
+            row.append("" if point is None else "diverged" if point.loss_mean is None else f"{point.loss_mean:.3f}")
+        rows.append(row)
+        emphasis.append({1 + rates.index(summary.learning_rate)} if summary.learning_rate in rates else set())
+    return Cells(["scheme", *map(cells.learning_rate, rates)], rows, None, emphasis)
+
+
+def summary_table(result: ComparisonResult) -> Table:
+    """The comparison for the terminal: one row per scheme at its best learning rate, the best row highlighted."""
+    return _rich(summary_cells(result), "Validation loss by scheme", _caption(result))
+
+
+def grid_table(result: ComparisonResult) -> Table | None:
+    """Mean validation loss by learning rate for the terminal; None if there was only one learning rate."""
+    grid = grid_cells(result)
+    return None if grid is None else _rich(grid, "Validation loss by learning rate", "bold: the scheme's best")
+
+
+def markdown_table(result: ComparisonResult) -> str:
+    """The summary, and the grid if there is one, as Markdown for documents; the best row and cells are bold."""
+    parts = [_markdown(summary_cells(result)), f"{_caption(result)}."]
+    if (grid := grid_cells(result)) is not None:
+        parts += ["Validation loss by learning rate:", _markdown(grid)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _caption(result: ComparisonResult) -> str:
+    parts = ["Loss in nats per token"]
+    if any(summary.loss_spread is not None for summary in result.summaries):
+        parts.append("± sample standard deviation over seeds")
+    if any(summary.difference is not None for summary in result.summaries):
+        parts.append("differences are paired by seed, negative is better")
+    if any(summary.diverged for summary in result.summaries):
+        parts.append("means leave out diverged runs")
+    return "; ".join(parts)
+
+
+def _rich(content: Cells, title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for index, name in enumerate(content.header):
+        # Text, not str: rich would read markup into a label.
+        table.add_column(Text(name), justify="right" if index else "left", overflow="fold", no_wrap=0 < index < 4)
+    for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
+        styled = [Text(cell, style="bold" if column in emphasis else "") for column, cell in enumerate(row)]
+        table.add_row(*styled, style="bold green" if index == content.best else None)
+    return table
+
+
+def _markdown(content: Cells) -> str:
+    lines = [_markdown_row(content.header), "| --- |" + " ---: |" * (len(content.header) - 1)]
+    for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
+        # A label such as `mix(post_layers=2)` holds underscores, which Markdown reads as emphasis outside code.
+        texts = [f"`{row[0]}`", *row[1:]]
+        bold = range(len(row)) if index == content.best else emphasis
+        lines.append(_markdown_row([f"**{text}**" if i in bold and text else text for i, text in enumerate(texts)]))
+    return "\n".join(lines)
+
+
+def _markdown_row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

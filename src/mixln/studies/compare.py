@@ -1,0 +1,288 @@
+"""Training several placements under equal conditions, and measuring what each does with its depth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
+from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
+from mixln.errors import InputError
+from mixln.models import PlacedConfig
+from mixln.placement import Placement
+from mixln.report import (
+    ComparisonResult,
+    CurvePoint,
+    DepthMeasures,
+    RunResult,
+    from_json,
+    summarize,
+    to_json,
+)
+from mixln.training import (
+    Recipe,
+    TrainedModel,
+    TrainingDivergedError,
+    build_model,
+    read_metrics,
+    resolve_precision,
+    train,
+    write_text,
+)
+from mixln.version import __version__
+
+RESULT_FILE = "result.json"
+
+_MEASURED_ROWS = 32
+"""Validation rows that the depth measures run over; removal costs about L/2 forward passes for each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: its recipe, and the folder that is its own."""
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """Scheme, seed and learning rate, for progress lines."""
+        recipe = self.recipe
+        return f"{recipe.model.placement}, seed {recipe.seed}, learning rate {recipe.optimizer.learning_rate:g}"
+
+
+ReportRun = Callable[[int, int, Job], Callable[[int, float, float], None] | None]
+"""Called before every run with (number from 0, number of runs, job); what it returns is called after every step."""
+
+
+def compare(
+    recipe: Recipe,
+    schemes: Sequence[str],
+    data: PreparedData,
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    learning_rates: Sequence[float] | None = None,
+    baseline: str = "pre",
+    command: str = "",
+    report_run: ReportRun | None = None,
+) -> ComparisonResult:
+    """Train every scheme with every seed and learning rate, and return all results.
+
+    The runs differ in the placement (and the seed and learning rate) and in nothing else: data and their order,
+    schedule, clipping, and the initial draws of all parameters that they have in common are the same. Each run that is
+    finished is kept in a folder of its own below `folder/runs`, so that calling this again repeats none, and goes on
+    with the one that was interrupted.
+
+    Args:
+        recipe: what all runs share.
+        schemes: text forms of the placements, in the order to report them.
+        data: the prepared data of `recipe.data`.
+        folder: of the comparison.
+        seeds: one run each.
+        learning_rates: a grid of peaks; each scheme is judged at its own best. None: the recipe's.
+        baseline: the placement that differences are taken to, if it is among the schemes.
+        command: the command line, for the report.
+        report_run: progress; see `ReportRun`.
+
+    Raises:
+        PlacementError: a scheme is not one.
+        InputError: the recipe does not make sense, or a folder cannot be written or holds something else.
+    """
+    jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
+    runs: list[RunResult] = []
+    for number, job in enumerate(jobs):
+        result = read_result(job)
+        if result is None:
+            report_step = None if report_run is None else report_run(number, len(jobs), job)
+            result = run_job(job, data, report_step)
+            write_text(job.folder / RESULT_FILE, to_json(result))
+        runs.append(result)
+    placements = list(dict.fromkeys(run.placement for run in runs))
+    # summaries come in the order of the schemes, whatever the order of the runs
+    runs.sort(key=lambda run: placements.index(run.placement))
+    canonical = str(Placement.parse(baseline))
+    baseline_or_none = canonical if canonical in placements else None
+    summaries, grid = summarize(runs, baseline_or_none)
+    return ComparisonResult(
+        baseline=baseline_or_none,
+        runs=runs,
+        summaries=summaries,
+        grid=grid,
+        facts=describe(recipe, runs, data),
+        machine=describe_machine(),
+        command=command,
+        version=__version__,
+    )
+
+
+def plan_jobs(
+    recipe: Recipe,
+    schemes: Sequence[str],
+    fingerprint: str,
+    folder: Path,
+    seeds: Sequence[int],
+    learning_rates: Sequence[float] | None,
+) -> list[Job]:
+    """Return the runs of a comparison, all checked before the first one starts.
+
+    A run's folder bears a hash of its recipe and of the data's fingerprint: other settings are other folders.
+
+    Raises:
+        PlacementError, InputError: as `compare`.
+    """
+    placements = [str(Placement.parse(scheme)) for scheme in schemes]
+    rates = learning_rates or [recipe.optimizer.learning_rate]
+    for what, values in (("schemes", placements), ("seeds", list(seeds)), ("learning-rates", list(rates))):
+        if not values:
+            raise InputError(f"--{what} is empty: give at least one")
+        if len(set(values)) < len(values):
+            raise InputError(f"--{what} has the same value twice: {', '.join(map(str, values))}")
+    jobs: list[Job] = []
+    # all schemes with the first seed come first, so that a comparison cut short still compares
+    for seed in seeds:
+        for rate in rates:
+            for placement in placements:
+                own = replace(
+                    recipe,
+                    seed=seed,
+                    model=replace(recipe.model, placement=placement),
+                    optimizer=replace(recipe.optimizer, learning_rate=rate),
+                ).check()
+                digest = hashlib.sha256((json.dumps(own.to_dict(), sort_keys=True) + fingerprint).encode()).hexdigest()
+                slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
+                jobs.append(Job(own, folder / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
+    return jobs
+
+
+def read_result(job: Job) -> RunResult | None:
+    """Return the result of a finished run, or None if the run is not finished.
+
+    Raises:
+        InputError: there is a result, but it cannot be read.
+    """
+    path = job.folder / RESULT_FILE
+    if not path.exists():
+        return None
+    try:
+        return from_json(path.read_text(encoding="utf-8"), RunResult)
+    except (InputError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Delete {job.folder} to train this run anew") from error
+
+
+def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None) -> RunResult:
+    """Train one model and measure it, before training and after."""
+    recipe = job.recipe
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fresh = build_model(recipe, data.tokenizer, device)
+    assert isinstance(fresh.config, PlacedConfig)
+    first_rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed)
+    gradient_norm = gradient_norm_by_layer(fresh, [first_rows.to(device)])
+    num_parameters = sum(parameter.numel() for parameter in fresh.parameters())
+    embedding_std = fresh.config.initial_embedding_std
+    del fresh
+    try:
+        trained: TrainedModel | None = train(recipe, data, job.folder, report_step)
+    except TrainingDivergedError:
+        trained = None
+    lines = read_metrics(job.folder)
+    tokens, seconds = int(lines[-1]["tokens"]) if lines else 0, sum(line["seconds"] for line in lines)
+    return RunResult(
+        placement=recipe.model.placement,
+        seed=recipe.seed,
+        learning_rate=recipe.optimizer.learning_rate,
+        embedding_std=embedding_std,
+        num_hidden_layers=recipe.model.num_hidden_layers,
+        num_parameters=num_parameters,
+        train_tokens=tokens,
+        train_curve=_curve(lines, "loss"),
+        validation_curve=_curve(lines, "validation_loss"),
+        validation_loss=None if trained is None else trained.validation.mean,
+        perplexity=None if trained is None else trained.validation.perplexity,
+        diverged=trained is None,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else 0.0,
+        depth=None if trained is None else _measure(trained, gradient_norm, data, recipe, device),
+        config=recipe.to_dict(),
+    )
+
+
+def _measure(
+    trained: TrainedModel, gradient_norm: torch.Tensor, data: PreparedData, recipe: Recipe, device: torch.device
+) -> DepthMeasures:
+    measured = measure_trained_depth(
+        trained.model,
+        _measured_batches(data, recipe.evaluation_batch_size, device),
+        autocast_dtype=resolve_precision(recipe, device),
+    )
+    return DepthMeasures(
+        gradient_norm_at_init=gradient_norm.tolist(),
+        angular_distance=triangle(measured.angular_distance),
+        removal_loss_increase=measured.removal_loss_increase.tolist(),
+        variance=measured.variance.tolist(),
+    )
+
+
+def _measured_batches(data: PreparedData, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    size = min(batch_size, _MEASURED_ROWS)
+    return (batch.to(device) for batch in islice(evaluation_batches(data.validation, size), _MEASURED_ROWS // size))
+
+
+def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
+    return [
+        CurvePoint(int(line["step"]), int(line["tokens"]), line[key]) for line in lines if line.get(key) is not None
+    ]
+
+
+def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> dict[str, str]:
+    """Return what all runs share, as label and text, in the order to print it."""
+    model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stds = sorted({run.embedding_std for run in runs})
+    parameters = sorted({run.num_parameters for run in runs})
+    return {
+        "Model": (
+            f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
+            f"{' or '.join(f'{count / 1e6:.3f}M' for count in parameters)} parameters"
+        ),
+        "Initial standard deviation": (
+            f"{model.initializer_range:g}, embedding {', '.join(f'{std:.4g}' for std in stds)}"
+        ),
+        "Training data": (
+            f"{recipe.data.corpus}: {statistics.train.documents:,} documents, {statistics.train.tokens:,} tokens"
+        ),
+        "Validation data": (
+            f"{recipe.data.validation_corpus or 'split off by document'}: {statistics.validation.documents:,} "
+            f"documents, {statistics.validation.tokens:,} tokens"
+        ),
+        "Tokenizer": f"{recipe.data.tokenizer or 'byte-level BPE'}, {len(data.tokenizer):,} tokens",
+        "Budget": (
+            f"{recipe.last_step:,} steps of {recipe.batch_size} x {recipe.data.sequence_length} = "
+            f"{recipe.last_step * recipe.tokens_per_step:,} token slots a run"
+        ),
+        "Optimiser": (
+            f"{optimizer.name}, warmup {recipe.warmup_steps} steps, cosine to "
+            f"{optimizer.final_learning_rate_fraction:.0%} of the peak, gradient norm "
+            + (f"clipped at {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "not clipped")
+        ),
+        "Precision": "float32" if resolve_precision(recipe, device) is None else "bfloat16 autocast, float32 weights",
+        "Depth measures": f"on {_MEASURED_ROWS} rows of the validation data",
+    }
+
+
+def describe_machine() -> str:
+    """Return processor, threads and the versions that decide speed and rounding."""
+    if torch.cuda.is_available():
+        processor = torch.cuda.get_device_name()
+    else:
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+        processor = f"{name}, {torch.get_num_threads()} threads"
+    return f"{processor}; PyTorch {torch.__version__}, Python {platform.python_version()}"
