@@ -37,7 +37,7 @@ class DataConfig:
     vocab_size: int = 4096
     tokenizer_training_characters: int = 20_000_000
     max_tokens: int | None = None
-    max_validation_tokens: int = 100_000
+    max_validation_tokens: int = 32_768
     sequence_length: int = 256
     cross_documents: bool = False
 

@@ -92,7 +92,7 @@ class Recipe:
             null: the whole batch at once.
         seed: of the initial weights and of the order of the data.
         precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where the hardware has it.
-        evaluate_every: steps between validations; the last step is always validated. null: 10 times a run.
+        evaluate_every: steps between validations; the last step is always validated. null: 4 times a run.
         evaluation_batch_size: sequences per batch of validation; has no influence on the result.
         checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
     """
@@ -102,7 +102,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 500
     stop_step: int | None = None
-    batch_size: int = 16
+    batch_size: int = 8
     micro_batch_size: int | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

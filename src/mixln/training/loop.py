@@ -68,7 +68,7 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     model = build_model(recipe, data.tokenizer, device)
     optimizer = build_optimizer(recipe, model)
     step, tokens = load_checkpoint(folder, model, optimizer)
-    evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 10)
+    evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
     checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
     autocast_dtype = resolve_precision(recipe, device)
 
