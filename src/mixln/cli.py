@@ -13,10 +13,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import transformers
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.console import Console
 
 from mixln.data import prepare_data
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        given = build_parser().parse_args(arguments)
+        given = build_parser().parse_args(_with_recipe_files(arguments))
         return _COMMANDS[given.subcommand](given[given.subcommand], shlex.join(["mixln", *arguments]))
     except (InputError, PlacementError) as error:
         return _fail(str(error))
@@ -76,12 +75,16 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-class RecipeFile(ActionConfigFile):
-    """`--recipe NAME|FILE`: the values of a shipped recipe or a YAML file, overridden by what follows it."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Apply the recipe to the configuration parsed so far."""
-        super().__call__(parser, cfg, str(find_recipe(values)), option_string)
+def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the names of shipped recipes after `--recipe` replaced by their files."""
+    resolved: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before == "--recipe":
+            argument = str(find_recipe(argument))
+        elif argument.startswith("--recipe="):
+            argument = f"--recipe={find_recipe(argument.removeprefix('--recipe='))}"
+        resolved.append(argument)
+    return resolved
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -94,7 +97,7 @@ def _parser(description: str, example: str) -> ArgumentParser:
 
 def _add_recipe(parser: ArgumentParser) -> None:
     shipped = ", ".join(list_recipes())
-    parser.add_argument("--recipe", action=RecipeFile, help=f"shipped recipe ({shipped}) or YAML file; default: nano")
+    parser.add_argument("--recipe", action="config", help=f"shipped recipe ({shipped}) or YAML file; default: nano")
     parser.add_class_arguments(Recipe, as_group=True)
     parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
 
@@ -217,12 +220,11 @@ def _run_compare(given: Namespace, command: str) -> int:
             command=command,
             report_run=report_run,
         )
-    written = write_report(result, out)
+    page = write_report(result, out)
     console = Console()
     console.print(summary_table(result))
-    if len({point.learning_rate for point in result.grid}) > 1:
-        console.print(grid_table(result))
-    page = next(path for path in written if path.suffix == ".html")
+    if (grid := grid_table(result)) is not None:
+        console.print(grid)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -55,12 +56,17 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
     config = read_published_config(source, placement)
     state = read_state_dict(source)
     _check_and_drop_rotary(state, config)
-    with torch.device("meta"):
-        model = MixLNLlamaForCausalLM(config)
+    try:
+        with torch.device("meta"):
+            model = MixLNLlamaForCausalLM(config)
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{source / 'config.json'} describes no Llama: {error}") from error
     _check_parameters(state, dict(model.named_parameters()), source, config)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    model.to(dtype=config.dtype)
+    # the parameters alone: the rotary frequencies stay in float32, as transformers keeps them
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(config.dtype)
     model.to_empty(device="cpu")
     # fills the buffers too, which the checkpoint does not bring
     model.initialize(seed=0)
@@ -107,8 +113,8 @@ def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
         )
     except PlacementError:
         raise
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"{path}: {str(error.__cause__ or error).strip()}") from error
+    except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{path}: {error.__cause__ or error}") from error
 
 
 def read_state_dict(source: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from transformers import set_seed
 
@@ -33,25 +36,29 @@ def generate_text(
     """
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
-    if not temperature >= 0:
-        raise InputError(f"--temperature must not be negative, but is {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"--temperature must not be negative or infinite, but is {temperature}")
     if not 0 < top_p <= 1:
         raise InputError(f"--top-p must be in (0, 1], not {top_p}")
     model, tokenizer = load_causal_lm(name_or_path)
     prompt = text or tokenizer.bos_token or tokenizer.eos_token
-    if not prompt:
+    if not isinstance(prompt, str) or not prompt:
         raise InputError("the text is empty, and this tokenizer has no token to start from: give some text")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    inputs = tokenizer(prompt, return_tensors="pt").to(device)
     set_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
     )
-    output = model.generate(
+    # to the type checker a PreTrainedModel can neither move nor generate
+    generator: Any = model
+    output = generator.to(device).generate(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         **sampling,
     )
-    return tokenizer.decode(output[0], skip_special_tokens=True)
+    continued = tokenizer.decode(output[0], skip_special_tokens=True)
+    assert isinstance(continued, str)
+    return continued

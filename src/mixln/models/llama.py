@@ -40,12 +40,14 @@ class MixLNLlamaConfig(PlacedConfig, LlamaConfig):
     model_type = "mixln_llama"
 
     def validate_heads(self) -> None:
-        """Check what stock Llama does not: that key-value heads divide the heads."""
-        if self.num_key_value_heads is None or self.num_attention_heads % self.num_key_value_heads != 0:
+        """Check what stock Llama does not: key-value heads that divide the heads, and rotary pairs in each head."""
+        if not self.num_key_value_heads or self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 f"num_key_value_heads ({self.num_key_value_heads}) does not divide num_attention_heads "
                 f"({self.num_attention_heads})"
             )
+        if self.head_dim is None or self.head_dim % 2 != 0:
+            raise ValueError(f"the size of a head ({self.head_dim}) must be even for rotary position embeddings")
 
 
 class MixLNLlamaDecoderLayer(PlacedBlock, GradientCheckpointingLayer):

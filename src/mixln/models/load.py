@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.errors import InputError
+
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What transformers raises, depending on what is wrong with a folder's files."""
 
 
 def load_causal_lm(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -26,8 +30,10 @@ def load_causal_lm(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     try:
         model = AutoModelForCausalLM.from_pretrained(name_or_path)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
+        # a strict config names its field first, and says what is wrong with it in the cause
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        reason = f"{type(cause).__name__}: {cause}".split("\n")[0]
         raise InputError(
             f"{name_or_path} cannot be opened as a causal language model: {reason}. Give a folder that "
             "save_pretrained wrote, or the name of a model on the Hugging Face hub"

@@ -3,8 +3,9 @@
 An architecture's own file inherits from these and from transformers' classes, and adds only what is its own.
 """
 
-from __future__ import annotations
+# no `from __future__ import annotations`: strict dataclasses do not check fields whose annotations are strings
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,8 +51,8 @@ class PlacedConfig(PreTrainedConfig):
 
     def validate_embedding_std(self) -> None:
         """Check that the standard deviation is a positive number."""
-        if self.embedding_std is not None and not self.embedding_std > 0:
-            raise ValueError(f"embedding_std must be more than 0, not {self.embedding_std}")
+        if self.embedding_std is not None and not 0 < self.embedding_std < math.inf:
+            raise ValueError(f"embedding_std must be a finite number above 0, not {self.embedding_std}")
 
     @property
     def stack_plan(self) -> StackPlan:

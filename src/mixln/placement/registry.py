@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -61,6 +62,8 @@ class OptionSpec:
         if type(value) not in self.accepted:
             wanted = " or ".join(_TYPE_NAMES[accepted] for accepted in self.accepted)
             raise PlacementError(f"{given} must be {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PlacementError(f"{given} must be a finite number")
         if self.interval is not None and not isinstance(value, str) and value not in self.interval:
             raise PlacementError(f"{given} must be {self.interval}")
         return value
@@ -159,7 +162,7 @@ def _add(entry: Entry, registry: dict[str, Entry]) -> None:
 def _options_of(function: Callable[..., Any]) -> dict[str, OptionSpec]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: _option(p.name, hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: _option(p.name, hints.get(p.name)) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _option(name: str, annotation: Any) -> OptionSpec:

@@ -48,7 +48,7 @@ def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> 
     """Several seeds' curves as one band over the tokens that all of them reached; None without a point.
 
     Curves are interpolated linearly where they were taken at different tokens. With `smooth`, each is first averaged
-    over a window of 1/40 of its points.
+    over a window of 1/20 of its points.
     """
     pairs = [pair for pair in map(curve_arrays, curves) if pair[0].size]
     if not pairs:
@@ -59,7 +59,7 @@ def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> 
     if not grid.size:
         return None
     if smooth:
-        pairs = [(tokens, _moving_average(losses, max(1, len(losses) // 40))) for tokens, losses in pairs]
+        pairs = [(tokens, _moving_average(losses, max(1, len(losses) // 20))) for tokens, losses in pairs]
         # A screen shows no more, and an SVG grows with every point.
         grid = grid[np.unique(np.linspace(0, grid.size - 1, 300).astype(int))]
     return _band(grid, np.stack([np.interp(grid, tokens, losses) for tokens, losses in pairs]))

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixln.report import cells
 from mixln.report.style import SchemeStyle
@@ -21,9 +21,9 @@ FAINT = "#8A9199"
 GRID = "#E3E6E9"
 
 
-def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` x `columns` styled axes, `height` inches tall, in reading order."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+def panels(rows: int, columns: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` x `columns` styled axes in reading order, `height` inches tall and `width` wide."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for ax in axes:
         style_axes(ax)
@@ -49,7 +49,13 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
 def layer_axis(ax: Axes, first: int, last: int) -> None:
     """Whole layer numbers on the horizontal axis, with half a layer of room at each side."""
     ax.set_xlim(first - 0.6, last + 0.6)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    ax.set_xticks(layer_ticks(first, last, most=13))
+
+
+def layer_ticks(first: int, last: int, most: int) -> list[int]:
+    """At most about `most` layer numbers: the first one, then multiples of a round step."""
+    step = next((step for step in (1, 4, 5, 10, 20, 50, 100) if last <= step * most), last)
+    return [first, *range(max(step, first + 1), last + 1, step)]
 
 
 def token_axis(ax: Axes) -> None:
@@ -59,12 +65,12 @@ def token_axis(ax: Axes) -> None:
 
 
 def log_y(ax: Axes) -> None:
-    """A logarithmic vertical axis, labelled at powers of ten or, over less than two decades, between them too."""
+    """A logarithmic vertical axis, labelled with plain numbers: at powers of ten, over few decades between them too."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    if high / low >= 100:
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.tick_params(axis="y", which="minor", labelsize=8)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def line_options(style: SchemeStyle, points: int) -> dict[str, Any]:

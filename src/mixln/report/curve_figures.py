@@ -34,32 +34,35 @@ def loss_curves(result: ComparisonResult) -> Figure:
         if (band := mean_curve([run.validation_curve for run in group if not has_diverged(run)])) is not None
     }
     labels = list(runs)
-    figure, (whole, zoom) = canvas.panels(1, 2, 3.7 + canvas.legend_rows(labels), width_ratios=(1, 1.15))
+    tails = _tails(bands)
+    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7 + canvas.legend_rows(labels))
+    whole = axes[0]
     for placement, group in runs.items():
+        style = styles[placement]
         faint = mean_curve([run.train_curve for run in group if not has_diverged(run)], smooth=True)
-        for ax in (whole, zoom):
+        # Behind many schemes' lines the noise of their training losses would only be in the way.
+        for ax in axes if len(runs) <= 5 else axes[:1]:
             if faint is not None:
-                ax.plot(faint.x, faint.mean, color=styles[placement].color, linewidth=0.8, alpha=0.35)
+                ax.plot(faint.x, faint.mean, color=style.color, linewidth=0.8, alpha=0.35)
         for run in filter(has_diverged, group):
             tokens, losses = curve_arrays(run.validation_curve or run.train_curve)
             if tokens.size:
-                whole.plot(tokens, losses, color=styles[placement].color, linewidth=0.9, linestyle=":")
-                whole.plot(
-                    tokens[-1:], losses[-1:], "x", color=styles[placement].color, markersize=7, markeredgewidth=2
-                )
+                whole.plot(tokens, losses, color=style.color, linewidth=1.0, linestyle=":")
+                whole.plot(tokens[-1:], losses[-1:], "x", color=style.color, markersize=7, markeredgewidth=2)
     for placement, band in bands.items():
-        for ax in (whole, zoom):
-            _draw_band(ax, band, styles[placement])
-    for ax in (whole, zoom):
+        for ax in axes:
+            _draw_band(ax, band, styles[placement], markers=ax is not whole, crowded=len(bands) > 6)
+    any_diverged = any(has_diverged(run) for group in runs.values() for run in group)
+    canvas.label_axes(
+        whole, "training tokens", "Validation loss (nats per token)" + ("; cross: diverged" if any_diverged else "")
+    )
+    for ax in axes:
         canvas.token_axis(ax)
-    canvas.label_axes(whole, "training tokens", "Validation loss (nats per token); × diverged")
-    outside = _zoom(zoom, bands)
-    if outside is None:
-        zoom.remove()
-    else:
-        canvas.label_axes(zoom, "training tokens", f"The last {_ZOOM:.0%} of training, enlarged")
-    canvas.note(figure, f"above the enlarged range: {', '.join(outside)}" if outside else "")
-    handles = [Line2D([], [], **canvas.line_options(styles[label], 1)) for label in labels]
+    if tails:
+        canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged")
+        canvas.note(figure, _above("above the enlarged range", _enlarge(axes[1], tails)))
+    points = max((len(band.x) for band in tails.values()), default=100)
+    handles = [Line2D([], [], **canvas.line_options(styles[label], points)) for label in labels]
     canvas.legend(figure, handles, labels)
     return figure
 
@@ -73,76 +76,87 @@ def learning_rate_grid(result: ComparisonResult) -> Figure:
     labels = [summary.placement for summary in result.summaries]
     figure, (ax,) = canvas.panels(1, 1, 3.6 + canvas.legend_rows(labels))
     ax.set_xscale("log")
-    diverged = {(run.placement, run.learning_rate) for run in result.runs if has_diverged(run)}
-    drawn: list[float] = []
-    for index, summary in enumerate(result.summaries):
+    drawn: dict[str, list[float]] = {}
+    for summary in result.summaries:
         style = styles[summary.placement]
         points = sorted(
-            (p.learning_rate, p.loss_mean) for p in result.grid if p.placement == summary.placement and p.loss_mean
+            (point.learning_rate, point.loss_mean)
+            for point in result.grid
+            if point.placement == summary.placement and point.loss_mean is not None
         )
-        ax.plot(*np.array(points, dtype=float).reshape(-1, 2).T, **canvas.line_options(style, len(points)))
-        drawn += [value for _, value in points]
+        if points:
+            ax.plot(*np.array(points).T, **canvas.line_options(style, len(points)))
+            drawn[summary.placement] = [loss for _, loss in points]
         if summary.loss_mean is not None:
-            ax.plot(
-                [summary.learning_rate],
-                [summary.loss_mean],
-                "o",
-                markersize=10,
-                markerfacecolor="none",
-                markeredgecolor=style.color,
-                markeredgewidth=1.3,
-            )
-        # Side by side in a strip above the data, so that no scheme's cross hides another's.
-        shift = 1 + 0.06 * (index - (len(labels) - 1) / 2) / max(1, len(labels) - 1) * np.log10(rates[-1] / rates[0])
-        lost = [rate * shift for rate in rates if (summary.placement, rate) in diverged]
-        ax.plot(
-            lost,
-            [0.97] * len(lost),
-            "x",
-            transform=ax.get_xaxis_transform(),
-            color=style.color,
-            markersize=6,
-            markeredgewidth=1.8,
-            clip_on=False,
-        )
+            ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": style.color, "markeredgewidth": 1.3}
+            ax.plot([summary.learning_rate], [summary.loss_mean], "o", **ring)
+    _cross_out_diverged(ax, result, rates)
     if drawn:
-        low, high = min(drawn), _robust_top(drawn)
-        ax.set_ylim(low - 0.08 * (high - low or 1), high + 0.2 * (high - low or 1))
+        everything = [loss for values in drawn.values() for loss in values]
+        low, high = min(everything), _robust_top(everything)
+        room = high - low or 0.05
+        ax.set_ylim(low - 0.08 * room, high + 0.2 * room)
+        canvas.note(
+            figure, _above("partly or wholly above the range", [name for name in drawn if max(drawn[name]) > high])
+        )
     ax.xaxis.set_major_locator(FixedLocator(rates))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: cells.learning_rate(value))
     canvas.label_axes(
         ax,
         "peak learning rate (log scale)",
-        "Validation loss (nats per token); ring: best, × at the top: a run diverged",
+        "Validation loss (nats per token); ring: best; cross at the top: a run diverged",
     )
     canvas.legend(figure, [Line2D([], [], **canvas.line_options(styles[label], 1)) for label in labels], labels)
     return figure
 
 
-def _draw_band(ax: Axes, band: Band, style: SchemeStyle) -> None:
-    options = canvas.line_options(style, len(band.x) if len(band.x) <= 20 else 100)
-    ax.plot(band.x, band.mean, **options)
+def _draw_band(ax: Axes, band: Band, style: SchemeStyle, markers: bool, crowded: bool) -> None:
+    ax.plot(band.x, band.mean, **canvas.line_options(style, len(band.x) if markers else 100))
     if band.seeds > 1:
-        ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=0.18, linewidth=0)
+        ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=0.1 if crowded else 0.18, linewidth=0)
 
 
-def _zoom(ax: Axes, bands: dict[str, Band]) -> list[str] | None:
-    """Limits the axes to the end of training; the schemes that lie above them, or None if there is nothing to enlarge."""
-    end = max((float(band.x[-1]) for band in bands.values()), default=0.0)
-    start = end * (1 - _ZOOM)
-    tails = {placement: band for placement, band in bands.items() if np.count_nonzero(band.x >= start) > 1}
-    if not tails:
-        return None
+def _tails(bands: dict[str, Band]) -> dict[str, Band]:
+    """The end of each curve that has at least two points there."""
+    start = (1 - _ZOOM) * max((float(band.x[-1]) for band in bands.values()), default=0.0)
+    tails: dict[str, Band] = {}
+    for placement, band in bands.items():
+        late = band.x >= start
+        if np.count_nonzero(late) > 1:
+            tails[placement] = Band(band.x[late], band.mean[late], band.low[late], band.high[late], band.seeds)
+    return tails
+
+
+def _enlarge(ax: Axes, tails: dict[str, Band]) -> list[str]:
+    """Limits the axes to the end of the curves; returns the schemes that lie above them."""
     finals = {placement: float(band.mean[-1]) for placement, band in tails.items()}
     top = _robust_top(list(finals.values()))
     inside = [band for placement, band in tails.items() if finals[placement] <= top]
-    low = min(float(band.low[band.x >= start].min()) for band in inside)
-    high = max(float(band.high[band.x >= start].max()) for band in inside)
+    low, high = min(float(band.low.min()) for band in inside), max(float(band.high.max()) for band in inside)
     margin = 0.05 * (high - low) or 0.05
     ax.set_ylim(low - margin, high + margin)
+    start, end = min(float(band.x[0]) for band in tails.values()), max(float(band.x[-1]) for band in tails.values())
     ax.set_xlim(start, end + 0.02 * (end - start))
     return [placement for placement in tails if finals[placement] > top]
+
+
+def _cross_out_diverged(ax: Axes, result: ComparisonResult, rates: list[float]) -> None:
+    """A cross above every learning rate at which a run of a scheme diverged."""
+    styles = scheme_styles(result)
+    lost = {(run.placement, run.learning_rate) for run in result.runs if has_diverged(run)}
+    # Side by side, so that no scheme's cross hides another's, and never as far as the next learning rate.
+    step = min(0.02, 0.6 / ((len(rates) - 1) * len(styles)))
+    for index, (placement, style) in enumerate(styles.items()):
+        shift = (rates[-1] / rates[0]) ** (step * (index - (len(styles) - 1) / 2))
+        for rate in rates:
+            if (placement, rate) in lost:
+                cross = {"color": style.color, "markersize": 6, "markeredgewidth": 1.8}
+                ax.plot([rate * shift], [0.96], "x", transform=ax.get_xaxis_transform(), **cross)
+
+
+def _above(what: str, placements: list[str]) -> str:
+    return f"{what}: {', '.join(placements)}" if placements else ""
 
 
 def _robust_top(values: list[float]) -> float:

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from mixln.report import canvas
 from mixln.report.aggregate import Array, Band, depth_bands, mean_angular_distance, without_depth
@@ -37,10 +36,12 @@ def angular_distance_heatmaps(result: ComparisonResult) -> Figure:
     matrices = mean_angular_distance(result)
     if not matrices:
         return canvas.empty(_NOTHING)
-    columns = min(4, max(3, len(matrices)))
+    columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     lines = max(len(wrap_label(label).splitlines()) for label in matrices)
-    figure, axes = canvas.panels(rows, columns, rows * (7.6 / columns + 0.35 + 0.16 * lines) + 0.2)
+    # One or two panels over the full width would be huge, and so take a narrower figure.
+    width = canvas.WIDTH if columns > 2 else 1.2 + 2.9 * columns
+    figure, axes = canvas.panels(rows, columns, rows * ((width - 1.2) / columns + 0.3 + 0.16 * lines) + 0.2, width)
     finite = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices.values()])
     high = float(finite.max()) if finite.size else 1.0
     image = None
@@ -57,13 +58,13 @@ def angular_distance_heatmaps(result: ComparisonResult) -> Figure:
         )
         ax.grid(visible=False)
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
+            axis.set_ticks(canvas.layer_ticks(1, size, most=5))
         ax.set_title(wrap_label(placement), fontsize=9, loc="left", color=canvas.INK)
     for index, ax in enumerate(axes[: len(matrices)]):
         ax.set_ylabel("block size n" if index % columns == 0 else "", fontsize=9, color=canvas.INK)
         ax.set_xlabel("first layer l" if index + columns >= len(matrices) else "", fontsize=9, color=canvas.INK)
     if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 0.95), aspect=26 * rows, pad=0.015)
+        bar = figure.colorbar(image, ax=axes, shrink=0.95, aspect=26 * rows, pad=0.015)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8.5, colors=canvas.INK)
         bar.set_label("angular distance d(l, n)", fontsize=9, color=canvas.INK)
@@ -84,7 +85,7 @@ def removal_loss(result: ComparisonResult) -> Figure:
         return canvas.empty(_NOTHING)
     styles = scheme_styles(result)
     depth = max(len(band.x) for band in bands.values())
-    columns = min(len(bands), 3 if depth <= 16 else 2)
+    columns = min(len(bands), 3 if depth <= 16 and len(bands) != 4 else 2)
     rows = -(-len(bands) // columns)
     lines = max(len(wrap_label(label, 40).splitlines()) for label in bands)
     figure, axes = canvas.panels(rows, columns, rows * (1.75 + 0.16 * lines) + 0.7, sharey=True)
@@ -101,7 +102,7 @@ def removal_loss(result: ComparisonResult) -> Figure:
         ax.set_xlabel("removed layer" if index + columns >= len(bands) else "", fontsize=9, color=canvas.INK)
     for ax in axes[len(bands) :]:
         ax.set_axis_off()
-    figure.supylabel("Increase of validation loss (nats per token)", fontsize=9, color=canvas.INK)
+    figure.supylabel("Loss increase (nats/token)", fontsize=9, color=canvas.INK)
     remarks = [f"outline: {result.baseline}"] if reference is not None and len(bands) > 1 else []
     remarks += filter(None, [canvas.left_out(without_depth(result))])
     canvas.note(figure, "; ".join(remarks))
@@ -124,20 +125,32 @@ def _removal_panel(ax: Axes, band: Band, style: SchemeStyle, top: float) -> None
         shown = ~cut & np.isfinite(band.mean)
         ax.vlines(band.x[shown], band.low[shown], band.high[shown], color=canvas.INK, linewidth=0.8)
     ax.axhline(0, color=canvas.FAINT, linewidth=0.8)
-    many = len(band.x) > 16
+    if len(band.x) > 16:
+        _name_cut_layers(ax, band.x[cut], mean[cut], top)
+        return
     for x, value in zip(band.x[cut], mean[cut], strict=True):
-        # Beside the bar if bars are too narrow for a number.
+        options = {"rotation": 90, "ha": "center", "va": "top", "color": "white", "fontweight": "bold"}
+        ax.annotate(f"{value:.2f} ↑", (x, top), xytext=(0, -3), textcoords="offset points", fontsize=7, **options)
+
+
+def _name_cut_layers(ax: Axes, layers: Array, values: Array, top: float) -> None:
+    """Says which layers are cut off, beside the last bar of each run of them: the bars are too narrow for a number."""
+    runs: list[list[tuple[int, float]]] = []
+    for layer, value in zip(layers.astype(int), values, strict=True):
+        if not runs or layer != runs[-1][-1][0] + 1:
+            runs.append([])
+        runs[-1].append((int(layer), float(value)))
+    for run in runs:
+        text = "↑ layer " + ", ".join(f"{layer}: {value:.2f}" for layer, value in run)
         ax.annotate(
-            f"{value:.2g} ↑" if not many else f"{value:.2g}",
-            (x, top),
-            xytext=(0, -3),
+            text,
+            (run[-1][0] + 0.5, top),
+            xytext=(3, 3),
             textcoords="offset points",
-            rotation=90,
-            ha="center",
+            fontsize=7,
             va="top",
-            fontsize=7 if not many else 5.5,
-            color="white",
-            fontweight="bold",
+            color=canvas.INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
         )
 
 

@@ -15,7 +15,7 @@ from mixln.report.aggregate import depth_of
 from mixln.report.cells import learning_rates
 from mixln.report.curve_figures import learning_rate_grid, loss_curves
 from mixln.report.depth_figures import angular_distance_heatmaps, gradient_norms, removal_loss, variance
-from mixln.report.files import write_file
+from mixln.report.files import remove_file, write_file
 from mixln.report.results import ComparisonResult
 
 __all__ = [
@@ -54,6 +54,11 @@ class FigureKind:
     draw: Callable[[ComparisonResult], Figure]
     applies: Callable[[ComparisonResult], bool]
 
+    @property
+    def needs_depth(self) -> bool:
+        """Whether it draws depth measures, which a comparison may not have taken."""
+        return self.applies is _has_depth
+
 
 def _has_depth(result: ComparisonResult) -> bool:
     return bool(depth_of(result))
@@ -74,7 +79,8 @@ FIGURES: tuple[FigureKind, ...] = (
         "Validation loss (total loss / total predicted tokens) against the tokens trained on, each scheme at its best "
         "learning rate. Lines are means over seeds, bands reach from the lowest to the highest seed, and the faint "
         "lines behind are the smoothed training loss.",
-        "Lower is better. Where bands overlap at the end, the order of the lines may be noise.",
+        "Lower is better. Where bands overlap at the end, the order of the lines may be noise. A dotted line that ends "
+        "in a cross is a run that diverged.",
         loss_curves,
         _has_curves,
     ),
@@ -101,7 +107,7 @@ FIGURES: tuple[FigureKind, ...] = (
         "Angular distance between layers",
         "d(l, n) = arccos(cos(x_l, x_{l+n})) / π, where x_l is the input of block l, averaged over tokens: how far "
         "the n blocks from l on turn the hidden state.",
-        "Dark cells are blocks of layers that hardly change their input, and so could be removed. Read along the "
+        "Dark cells are blocks of layers that hardly change their input: candidates for removal. Read along the "
         "bottom row (n = 1) to see what each single layer does. All panels share one scale.",
         angular_distance_heatmaps,
         _has_depth,
@@ -120,7 +126,7 @@ FIGURES: tuple[FigureKind, ...] = (
         "Variance by layer",
         "Variance over channels of the hidden state after each layer, averaged over tokens, after training.",
         "A steep rise means that later layers add ever less to an ever larger residual stream, which drives them "
-        "toward the identity (the curse of depth). A flat line lets every layer count.",
+        "toward the identity (the curse of depth). A flat line keeps the share of every layer alike.",
         variance,
         _has_depth,
     ),
@@ -157,13 +163,13 @@ def write_figures(result: ComparisonResult, folder: Path) -> dict[str, Path]:
         file name -> path, for example `loss_curves.png`.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written or removed.
     """
     written: dict[str, Path] = {}
     for kind in FIGURES:
         if not kind.applies(result):
             for suffix in ("png", "svg"):
-                (folder / f"{kind.name}.{suffix}").unlink(missing_ok=True)
+                remove_file(folder / f"{kind.name}.{suffix}")
             continue
         figure = kind.draw(result)
         written[f"{kind.name}.svg"] = write_file(folder / f"{kind.name}.svg", draw_svg(figure, kind.name))

@@ -28,7 +28,22 @@ def write_file(path: Path, content: str | bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror or error}. Give a folder with free space that you may write to."
-        ) from error
+        raise _unusable("write", path, error) from error
     return path
+
+
+def remove_file(path: Path) -> None:
+    """Remove `path` if it is there.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unusable("remove", path, error) from error
+
+
+def _unusable(action: str, path: Path, error: OSError) -> InputError:
+    reason = error.strerror or error
+    return InputError(f"Cannot {action} {path}: {reason}. Give a folder with free space that you may write to.")

@@ -100,7 +100,7 @@ class SchemeSummary:
 
 @dataclass(frozen=True)
 class GridPoint:
-    """Mean validation loss of one scheme at one learning rate (None: every seed diverged), for the learning-rate grid."""
+    """Mean validation loss of one scheme at one learning rate; None if every seed diverged."""
 
     placement: str
     learning_rate: float

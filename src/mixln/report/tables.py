@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from mixln.report import cells
 from mixln.report.results import ComparisonResult
 from mixln.report.statistics import best_summary
+from mixln.report.style import wrap_label
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def grid_cells(result: ComparisonResult) -> Cells | None:
 
 def summary_table(result: ComparisonResult) -> Table:
     """The comparison for the terminal: one row per scheme at its best learning rate, the best row highlighted."""
-    return _rich(summary_cells(result), "Validation loss by scheme", _caption(result))
+    return _rich(summary_cells(result), "Validation loss by scheme", table_caption(result))
 
 
 def grid_table(result: ComparisonResult) -> Table | None:
@@ -85,13 +88,14 @@ def grid_table(result: ComparisonResult) -> Table | None:
 
 def markdown_table(result: ComparisonResult) -> str:
     """The summary, and the grid if there is one, as Markdown for documents; the best row and cells are bold."""
-    parts = [_markdown(summary_cells(result)), f"{_caption(result)}."]
+    parts = [_markdown(summary_cells(result)), f"{table_caption(result)}."]
     if (grid := grid_cells(result)) is not None:
         parts += ["Validation loss by learning rate:", _markdown(grid)]
     return "\n\n".join(parts) + "\n"
 
 
-def _caption(result: ComparisonResult) -> str:
+def table_caption(result: ComparisonResult) -> str:
+    """How to read the summary, in a line without a full stop."""
     parts = ["Loss in nats per token"]
     if any(summary.loss_spread is not None for summary in result.summaries):
         parts.append("± sample standard deviation over seeds")
@@ -103,12 +107,15 @@ def _caption(result: ComparisonResult) -> str:
 
 
 def _rich(content: Cells, title: str, caption: str) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for index, name in enumerate(content.header):
-        # Text, not str: rich would read markup into a label.
-        table.add_column(Text(name), justify="right" if index else "left", overflow="fold", no_wrap=0 < index < 4)
+        # Heads take several lines and numbers one, so that the table fits 80 columns. Text, not str: rich would read
+        # markup into a label.
+        head = Text("\n".join(textwrap.wrap(name, 14)))
+        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=index > 0, vertical="top")
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
-        styled = [Text(cell, style="bold" if column in emphasis else "") for column, cell in enumerate(row)]
+        texts = [wrap_label(row[0]), *row[1:]]
+        styled = [Text(text, style="bold" if column in emphasis else "") for column, text in enumerate(texts)]
         table.add_row(*styled, style="bold green" if index == content.best else None)
     return table
 

@@ -18,9 +18,15 @@ from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
 from mixln.errors import InputError
 from mixln.models import PlacedConfig
 from mixln.placement import Placement
-from mixln.report.results import ComparisonResult, CurvePoint, DepthMeasures, RunResult
-from mixln.report.serialize import from_json, to_json
-from mixln.report.statistics import summarize
+from mixln.report import (
+    ComparisonResult,
+    CurvePoint,
+    DepthMeasures,
+    RunResult,
+    from_json,
+    summarize,
+    to_json,
+)
 from mixln.training import (
     Recipe,
     TrainedModel,

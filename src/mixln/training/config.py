@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
+
 from mixln.data import DataConfig
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig
-from mixln.placement import PlacementError
 
 Architecture = Literal["llama"]
 
@@ -189,7 +190,8 @@ def model_config(
     """Return the model configuration of a recipe for a tokenizer with so many tokens.
 
     Raises:
-        InputError: the sizes do not fit together, or the placement is not one.
+        PlacementError: the placement is not one.
+        InputError: the sizes do not fit together, or the placement does not fit the number of layers.
     """
     model = recipe.model
     try:
@@ -211,9 +213,6 @@ def model_config(
             eos_token_id=eos_token_id,
             pad_token_id=None,
         )
-    except PlacementError:
-        raise
-    except (ValueError, TypeError) as error:
-        # strict configs wrap the reason in a line about the validator
-        reason = str(error.__cause__ or error).strip().removeprefix("ValueError: ")
-        raise InputError(f"model: {reason}") from error
+    except StrictDataclassError as error:
+        # the reason stands behind a line about the validator
+        raise InputError(f"model: {error.__cause__ or error}") from error

@@ -1,0 +1,157 @@
+"""Every scheme written out from its paper's equations, and a whole Llama around it, in plain tensor code.
+
+Nothing here comes from `mixln`: this is what its placements are compared with. `l` is `depth` (from 1), L is `layers`;
+a norm is called by the name that its gain has in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a block is made of: its two sublayers, and norms by name."""
+
+    attention: Callable[[Tensor], Tensor]
+    ffn: Callable[[Tensor], Tensor]
+    norm: Callable[[str, Tensor], Tensor]
+
+
+def pre(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Mix-LN eq. 2: x + F(LN(x))."""
+    del depth, layers
+    x = x + p.attention(p.norm("input_layernorm", x))
+    return x + p.ffn(p.norm("post_attention_layernorm", x))
+
+
+def post(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Mix-LN eq. 1: LN(x + F(x))."""
+    del depth, layers
+    x = p.norm("post_attention_layernorm", x + p.attention(x))
+    return p.norm("post_feedforward_layernorm", x + p.ffn(x))
+
+
+def mix(x: Tensor, depth: int, layers: int, p: Parts, alpha: float = 0.25, post_layers: int | None = None) -> Tensor:
+    """Mix-LN, section 3: Post-LN in the first floor(alpha L) layers, Pre-LN in the others."""
+    exact = Fraction(alpha).limit_denominator(10_000)
+    count = math.floor(exact * layers) if post_layers is None else post_layers
+    return post(x, depth, layers, p) if depth <= count else pre(x, depth, layers, p)
+
+
+def lns(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Curse of Depth, eq. 9: h(l) = LN(h(l)) / sqrt(l)."""
+    del layers
+    x = x + p.attention(p.norm("input_layernorm", x) / math.sqrt(depth))
+    return x + p.ffn(p.norm("post_attention_layernorm", x) / math.sqrt(depth))
+
+
+def deepnorm(x: Tensor, depth: int, layers: int, p: Parts, residual_scale: float | None = None) -> Tensor:
+    """DeepNorm, figure 2: LN(alpha x + F(x)), alpha = (2 L)^(1/4) for decoders."""
+    del depth
+    alpha = math.sqrt(math.sqrt(2 * layers)) if residual_scale is None else residual_scale
+    x = p.norm("post_attention_layernorm", x * alpha + p.attention(x))
+    return p.norm("post_feedforward_layernorm", x * alpha + p.ffn(x))
+
+
+def sandwich(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """CogView, Sandwich-LN: x + LN(F(LN(x)))."""
+    del depth, layers
+    x = x + p.norm("post_attention_layernorm", p.attention(p.norm("input_layernorm", x)))
+    return x + p.norm("post_feedforward_layernorm", p.ffn(p.norm("pre_feedforward_layernorm", x)))
+
+
+BLOCKS: dict[str, Callable[..., Tensor]] = {
+    "pre": pre,
+    "post": post,
+    "mix": mix,
+    "lns": lns,
+    "deepnorm": deepnorm,
+    "sandwich": sandwich,
+}
+
+CASES: dict[str, tuple[str, dict[str, float]]] = {
+    **{name: (name, {}) for name in BLOCKS},
+    "mix(alpha=0.5)": ("mix", {"alpha": 0.5}),
+    "mix(alpha=0.67)": ("mix", {"alpha": 0.67}),
+    "mix(post_layers=3)": ("mix", {"post_layers": 3}),
+    "deepnorm(residual_scale=1.5)": ("deepnorm", {"residual_scale": 1.5}),
+}
+"""Text form, and the reference with its options."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a Llama that its weights do not show."""
+
+    layers: int
+    heads: int
+    key_value_heads: int
+    theta: float = 10_000.0
+    eps: float = 1e-6
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    return gain * x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+def rotate(x: Tensor, theta: float) -> Tensor:
+    """RoFormer on (batch, heads, sequence, head size), halves paired as Llama does: (x_i, x_{i + size/2})."""
+    length, size = x.shape[-2:]
+    frequency = theta ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
+    angle = torch.arange(length, dtype=x.dtype)[:, None] * frequency
+    first, second = x.split(size // 2, dim=-1)
+    return torch.cat(
+        (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()),
+        dim=-1,
+    )
+
+
+def attend(x: Tensor, w: Mapping[str, Tensor], shape: Shape) -> Tensor:
+    """Causal softmax attention with rotary positions; each key-value head serves consecutive query heads."""
+    batch, length, _ = x.shape
+    q, k, v = (
+        (x @ w[f"self_attn.{name}_proj.weight"].T).view(batch, length, heads, -1).transpose(1, 2)
+        for name, heads in (("q", shape.heads), ("k", shape.key_value_heads), ("v", shape.key_value_heads))
+    )
+    q, k = rotate(q, shape.theta), rotate(k, shape.theta)
+    k, v = (part.repeat_interleave(shape.heads // shape.key_value_heads, dim=1) for part in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    mixed = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+    return mixed.transpose(1, 2).reshape(batch, length, -1) @ w["self_attn.o_proj.weight"].T
+
+
+def swiglu(x: Tensor, w: Mapping[str, Tensor]) -> Tensor:
+    gate, up = x @ w["mlp.gate_proj.weight"].T, x @ w["mlp.up_proj.weight"].T
+    return (gate * torch.sigmoid(gate) * up) @ w["mlp.down_proj.weight"].T
+
+
+def llama_logits(
+    weights: Mapping[str, Tensor], ids: Tensor, shape: Shape, text: str, *, embedding_factor: float = 1.0
+) -> Tensor:
+    """Logits of a whole Llama whose blocks follow the reference of `text` (a key of CASES)."""
+    scheme, options = CASES.get(text, (text, {}))
+    x = weights["model.embed_tokens.weight"][ids] * embedding_factor
+    for position in range(shape.layers):
+        prefix = f"model.layers.{position}."
+        w = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        parts = Parts(
+            attention=lambda h, w=w: attend(h, w, shape),
+            ffn=lambda h, w=w: swiglu(h, w),
+            norm=lambda name, h, w=w: rms_norm(h, w[f"{name}.weight"], shape.eps),
+        )
+        x = BLOCKS[scheme](x, position + 1, shape.layers, parts, **options)
+    x = rms_norm(x, weights["model.norm.weight"], shape.eps)
+    return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    return F.nll_loss(logits[:, :-1].flatten(0, 1).log_softmax(-1), ids[:, 1:].flatten())

@@ -1,0 +1,179 @@
+"""Opening checkpoints and continuing texts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models_tools import PLACEMENTS, logits_of, tiny_model, token_ids
+
+from mixln import MixLNLlamaForCausalLM
+from mixln.data import train_tokenizer
+from mixln.errors import InputError
+from mixln.models.generate import generate_text
+from mixln.models.load import load_causal_lm
+
+TEXT = "the quick brown fox jumps over the lazy dog and runs away"
+
+
+def save(folder: Path, placement: str) -> Path:
+    tokenizer = train_tokenizer([TEXT] * 3, 280)
+    model = tiny_model(placement, vocab_size=len(tokenizer), eos_token_id=None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("saved") / "model", "mix")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_saved_model_opens_with_its_tokenizer(placement: str, tmp_path: Path) -> None:
+    model, tokenizer = load_causal_lm(str(save(tmp_path / "model", placement)))
+    assert isinstance(model, MixLNLlamaForCausalLM)
+    assert not model.training
+    assert tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
+    assert logits_of(model, token_ids()).isfinite().all()
+
+
+def test_greedy_text_is_the_likeliest_token_each_time(saved: Path) -> None:
+    texts = {generate_text(str(saved), "the fox", max_new_tokens=8, temperature=0, seed=seed) for seed in range(3)}
+    assert len(texts) == 1
+    model, tokenizer = load_causal_lm(str(saved))
+    ids = torch.tensor([tokenizer("the fox").input_ids])
+    for _ in range(8):
+        ids = torch.cat((ids, logits_of(model, ids)[:, -1:].argmax(-1)), dim=1)
+    assert texts.pop() == tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+def test_the_seed_decides_the_text(saved: Path) -> None:
+    def text(seed: int) -> str:
+        return generate_text(str(saved), "the fox", max_new_tokens=12, temperature=1.5, top_p=1, seed=seed)
+
+    first = text(1)
+    torch.manual_seed(99)
+    assert text(1) == first
+    assert first.startswith("the fox")
+    assert len({first, text(2), text(3)}) == 3
+
+
+def test_an_empty_text_begins_at_the_end_of_text_token(saved: Path) -> None:
+    text = generate_text(str(saved), "", max_new_tokens=5, temperature=0)
+    assert text
+    assert "<|endoftext|>" not in text
+
+
+def test_as_many_tokens_are_added_as_asked_for(saved: Path) -> None:
+    _, tokenizer = load_causal_lm(str(saved))
+    short, long = (generate_text(str(saved), "fox", max_new_tokens=number, temperature=0) for number in (1, 9))
+    assert long.startswith(short)
+    assert len(long) > len(short)
+    assert len(short) > len("fox")
+    assert tokenizer.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, not 0"),
+        ({"max_new_tokens": -5}, "--max-new-tokens"),
+        ({"temperature": -0.5}, "--temperature must not be negative"),
+        ({"temperature": float("nan")}, "--temperature"),
+        ({"temperature": float("inf")}, "--temperature"),
+        ({"top_p": 0}, r"--top-p must be in \(0, 1\]"),
+        ({"top_p": 1.1}, "--top-p"),
+        ({"top_p": float("nan")}, "--top-p"),
+    ],
+)
+def test_numbers_out_of_range_are_input_errors(options: dict[str, Any], message: str, saved: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        generate_text(str(saved), "the", **options)
+
+
+def test_what_is_no_checkpoint_is_an_input_error(folder: Path) -> None:
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder / "nowhere"))
+    with pytest.raises(InputError, match="is a file: give the folder"):
+        load_causal_lm(str(folder / "config.json"))
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has no config.json"):
+        load_causal_lm(str(folder))
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1000])
+def test_damaged_weights_are_an_input_error(keep: int, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="cannot be opened as a causal language model"):
+        load_causal_lm(str(folder))
+
+
+def test_missing_weights_are_an_input_error(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder))
+
+
+def test_a_missing_tokenizer_is_an_input_error(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder))
+
+
+def test_a_damaged_tokenizer_is_an_input_error(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nothing"}}')
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder))
+
+
+CONFIG_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "another placement": ({"placement": "post"}, "does not fit placement 'post'; missing: model.layers"),
+    "unknown placement": ({"placement": "prre"}, "Did you mean 'pre'"),
+    "placement is a number": ({"placement": 3}, "'placement' expected str, got int"),
+    "wrong depths": ({"placement_depths": [4, 3, 2, 1]}, r"the depths \[4, 3, 2, 1\] are not"),
+    "heads that do not divide": ({"num_attention_heads": 5, "num_key_value_heads": 5}, "not a multiple"),
+    "no heads": ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    "a negative size": ({"intermediate_size": -48}, "negative dimension"),
+    "another width": ({"hidden_size": 64}, "mismatch"),
+    "another model type": ({"model_type": "nothing_like_it"}, "nothing_like_it"),
+    "no language model": ({"model_type": "vit"}, "."),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_CHANGES)
+def test_a_config_that_does_not_fit_is_an_input_error(case: str, folder: Path) -> None:
+    changes, message = CONFIG_CHANGES[case]
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=r"cannot be opened as a causal language model: .*" + message):
+        load_causal_lm(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"mix"'])
+def test_a_config_that_is_no_config_is_an_input_error(text: str, folder: Path) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder))
+
+
+def test_code_of_a_checkpoint_is_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    path = folder / "config.json"
+    changes = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match="cannot be opened"):
+        load_causal_lm(str(folder))
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mixln.errors import InputError
+from mixln.report import from_json, write_report
+from mixln.report.figures import FIGURES
+from mixln.report.files import write_file
+from mixln.report.html import render_html, write_html
+
+
+class Page(HTMLParser):
+    """Collects ids, addresses and visible text, and checks that tags are closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "wbr", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str | None] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(tag)
+        named = dict(attrs)
+        if tag == "img":
+            self.alts.append(named.get("alt"))
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "srcset", "action", "poster", "data"):
+                self.addresses.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def result(make_result):
+    return make_result(5, 3, rates=(1e-3, 3e-3), diverged=(("post", 3e-3), ("lns", 3e-3)), no_depth=("deepnorm",))
+
+
+@pytest.fixture(scope="module")
+def html(result) -> str:
+    return render_html(result)
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def test_the_page_holds_every_scheme_figure_and_fact(page, result):
+    for summary in result.summaries:
+        assert summary.placement in page.text
+    for kind in FIGURES:
+        assert kind.title in page.text
+        assert kind.name in page.ids
+    for label, value in result.facts.items():
+        assert label in page.text
+        assert value in page.text
+    for text in (result.machine, result.command, result.version, *result.notes):
+        assert text in page.text
+    assert "diverged" in page.text
+    assert len(page.alts) == len(FIGURES)
+    assert all(page.alts)
+    assert page.headings[0] == "h1"
+    assert page.headings.count("h1") == 1
+
+
+def test_nothing_is_fetched(page, html):
+    assert page.addresses
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not re.search(r"url\(|@import|<script|https?://", html)
+    targets = [address[1:] for address in page.addresses if address.startswith("#")]
+    assert set(targets) <= set(page.ids)
+
+
+def test_ids_are_unique(page):
+    assert [name for name, count in Counter(page.ids).items() if count > 1] == []
+
+
+def test_the_page_is_the_same_each_time(result, html, tmp_path):
+    assert write_html(result, tmp_path / "report.html").read_text(encoding="utf-8") == html
+
+
+def test_markup_in_texts_is_escaped(make_result):
+    label = "<script>alert(1)</script>&"
+    text = render_html(make_result(["pre", label], 1, layers=2))
+    assert "<script" not in text
+    assert label in Page(text).text
+
+
+def test_a_page_without_depth_or_losses_says_so(make_result):
+    text = Page(render_html(make_result(2, 1, diverged=("pre", "mix(alpha=0.25)")))).text
+    assert "Every run diverged" in text
+    assert "no run has depth measures" in text
+
+
+def test_a_report_is_complete_and_read_back(make_result, tmp_path):
+    result = make_result(2, 3, layers=4)
+    assert write_report(result, tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "report.html"
+    files = {path.relative_to(tmp_path / "new" / "folder").as_posix() for path in (tmp_path / "new").rglob("*.*")}
+    drawn = {kind.name for kind in FIGURES} - {"learning_rate_grid"}
+    expected = {"results.json", "table.md", "report.html"}
+    assert files == expected | {f"figures/{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
+    assert from_json((tmp_path / "new" / "folder" / "results.json").read_text(encoding="utf-8")) == result
+
+
+def test_a_full_disk_is_an_input_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_file(tmp_path / "a.txt", "old")
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        assert data
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"Cannot write .*a\.txt: No space left"):
+        write_file(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("width", [1100, 500])
+def test_chromium_shows_the_page_without_complaint(html, tmp_path, width):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not on PATH")
+    page, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    page.write_text(html, encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    command += ["--enable-logging=stderr", f"--window-size={width},900", f"--screenshot={shot}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert shot.stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mixln.report import cells, grid_table, markdown_table, summary_table
+from mixln.report.headline import findings, headline
+from mixln.report.results import Difference
+from mixln.report.statistics import summarize
+
+
+def render(table) -> str:
+    console = Console(width=140, record=True, file=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def losses_to_result(make_run, make_result, **losses):
+    runs = [make_run(name, seed, loss=value) for name, group in losses.items() for seed, value in enumerate(group)]
+    summaries, grid = summarize(runs, "pre" if "pre" in losses else None)
+    return replace(
+        make_result(1, 1), runs=runs, summaries=summaries, grid=grid, baseline="pre" if "pre" in losses else None
+    )
+
+
+def test_the_terminal_table_holds_every_scheme_and_number(make_result):
+    result = make_result(13, 3)
+    text = render(summary_table(result))
+    for summary in result.summaries:
+        assert summary.placement.split("+")[0] in text
+        assert cells.loss(summary) in text
+    assert "baseline" in text
+    assert "95 % CI" in text.replace("\n", " ")
+    assert "diverged" not in text
+
+
+def test_a_label_is_text_and_not_markup(make_result):
+    result = make_result(["pre", "[red]x[/red]"], 1)
+    assert "[red]x[/red]" in render(summary_table(result))
+
+
+def test_diverged_runs_get_a_column(make_result):
+    text = render(summary_table(make_result(3, 3, diverged=(("lns", 1),))))
+    assert "1 of 3" in text
+    assert "means leave out diverged runs" in text
+
+
+def test_there_is_a_grid_only_for_several_learning_rates(make_result):
+    assert grid_table(make_result(2, 1)) is None
+    table = grid_table(make_result(2, 1, rates=(1e-3, 3e-3), diverged=(("pre", 3e-3),)))
+    assert table is not None
+    assert "diverged" in render(table)
+
+
+def test_markdown_marks_the_best_and_escapes_bars(make_result):
+    result = make_result(["pre", "a|b"], 3)
+    lines = markdown_table(result).splitlines()
+    assert lines[1].count("|") == lines[0].count("|")
+    assert sum(line.startswith("| **`") for line in lines) == 1
+    assert "a\\|b" in markdown_table(result)
+    assert "by learning rate" in markdown_table(make_result(2, 1, rates=(1e-3, 3e-3)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-3, "1e-3"), (5e-4, "5e-4"), (2.5e-4, "2.5e-4"), (0.03, "3e-2"), (1.0, "1e0")]
+)
+def test_learning_rates_read_as_people_write_them(value, text):
+    assert cells.learning_rate(value) == text
+
+
+def test_numbers_read_well():
+    assert cells.difference(Difference(-0.0451, (-0.0812, 0.009), 3)) == "-0.045 [-0.081, +0.009]"
+    assert cells.perplexity(1409.2) == "1,409"
+    assert cells.number(float("nan")) == cells.MISSING
+    assert [cells.tokens(n) for n in (12, 3_276_800, 1.3e9)] == ["12", "3.28M", "1.3B"]
+    assert [cells.duration(s) for s in (42, 200, 7500)] == ["42 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_a_clear_difference_is_called_distinguishable(make_run, make_result):
+    result = losses_to_result(make_run, make_result, pre=(4.30, 4.32, 4.34), lns=(4.20, 4.221, 4.239))
+    assert headline(result).startswith("`lns` has the lowest mean validation loss")
+    assert "distinguishably 0.100 below the baseline `pre`" in headline(result)
+
+
+def test_a_difference_within_noise_is_not(make_run, make_result):
+    result = losses_to_result(make_run, make_result, pre=(4.30, 4.32, 4.34), lns=(4.20, 4.40, 4.30))
+    assert "but not distinguishably so" in headline(result)
+    assert "includes 0" in headline(result)
+
+
+def test_few_seeds_may_be_noise(make_run, make_result):
+    result = losses_to_result(make_run, make_result, pre=(4.3,), lns=(4.2,))
+    assert "too few to tell" in headline(result)
+    assert any("the order may be noise" in finding for finding in findings(result))
+
+
+def test_a_baseline_that_wins_is_said_to(make_run, make_result):
+    result = losses_to_result(
+        make_run, make_result, pre=(4.1, 4.12, 4.11), lns=(4.2, 4.221, 4.21), post=(4.2, 4.0, 4.3)
+    )
+    assert headline(result).endswith("no scheme improves on this baseline.")
+    assert "worse: `lns`; not distinguishable: `post`" in findings(result)[0]
+    assert "not corrected" in findings(result)[0]
+
+
+def test_divergence_is_said_and_never_wins(make_result):
+    result = make_result(3, 3, diverged=(("mix(alpha=0.25)", 0), "lns"))
+    assert headline(result).startswith("`pre`")
+    assert any("`mix(alpha=0.25)` (1 of 3), `lns` (all of 3)" in finding for finding in findings(result))
+    assert "Every run diverged" in headline(make_result(2, 1, diverged=("pre", "mix(alpha=0.25)")))
+
+
+def test_one_scheme_and_no_baseline_have_sentences_too(make_result):
+    assert "`pre` reaches" in headline(make_result(1, 1))
+    result = make_result(3, 3, baseline=None)
+    assert "baseline" not in headline(result)
+    assert any("No baseline was named" in finding for finding in findings(result))

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny_recipe, write_corpus
+
+from mixln.data import PreparedData, prepare_data
+from mixln.training import Recipe
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def recipe(corpus: Path) -> Recipe:
+    return tiny_recipe(corpus)
+
+
+@pytest.fixture(scope="session")
+def data(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return prepare_data(recipe.data, tmp_path_factory.mktemp("cache"))

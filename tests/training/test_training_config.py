@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from tiny import tiny_recipe
+from transformers import AutoModelForCausalLM
+
+from mixln.errors import InputError
+from mixln.placement import PlacementError
+from mixln.training import Recipe, model_config
+from mixln.training.recipes import find_recipe, list_recipes
+
+TABLE_9 = {
+    # hidden, intermediate, heads, layers, steps, peak learning rate, parameters in millions (vocabulary 32,000)
+    "71m": (512, 1368, 8, 12, 10_000, 1e-3, 71),
+    "130m": (768, 2048, 12, 12, 20_000, 1e-3, 134),
+    "250m": (768, 2560, 16, 24, 40_000, 1e-3, 247),
+    "1b": (2048, 5461, 32, 24, 100_000, 5e-4, 1339),
+    "7b": (4096, 11008, 32, 32, 150_000, 5e-4, 6738),
+}
+
+
+def read(name: str, *overrides: str) -> Recipe:
+    parser = ArgumentParser()
+    parser.add_argument("--recipe", action="config")
+    parser.add_class_arguments(Recipe)
+    values = parser.instantiate(parser.parse_args(["--recipe", str(find_recipe(name)), *overrides]))
+    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__}).check()
+
+
+@pytest.mark.parametrize("name", list(TABLE_9))
+def test_published_recipes_are_those_of_table_9(name: str) -> None:
+    hidden, intermediate, heads, layers, steps, rate, millions = TABLE_9[name]
+    recipe = read(name)
+    model = recipe.model
+    assert (model.hidden_size, model.intermediate_size) == (hidden, intermediate)
+    assert (model.num_attention_heads, model.num_hidden_layers) == (heads, layers)
+    assert (recipe.steps, recipe.optimizer.learning_rate) == (steps, rate)
+    assert recipe.tokens_per_step == 131_072
+    assert recipe.warmup_steps == steps // 10
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(model_config(recipe, 32_000))
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_every_recipe_is_listed_and_valid() -> None:
+    assert list_recipes() == ["nano", *TABLE_9]
+    for name in list_recipes():
+        read(name)
+
+
+def test_nano_is_the_default_recipe_of_about_3_million_parameters_in_12_layers() -> None:
+    recipe = read("nano")
+    assert recipe == Recipe()
+    assert recipe.model.num_hidden_layers >= 12
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(model_config(recipe, recipe.data.vocab_size))
+    assert 2.5e6 < sum(p.numel() for p in built.parameters()) < 3.5e6
+
+
+def test_overrides_are_typed_and_win_over_the_recipe() -> None:
+    recipe = read("71m", "--model.placement", "lns", "--optimizer.learning_rate", "3e-4", "--steps", "20")
+    assert (recipe.model.placement, recipe.optimizer.learning_rate, recipe.steps) == ("lns", 3e-4, 20)
+
+
+def test_a_recipe_file_states_only_fields_that_there_are() -> None:
+    for name in list_recipes():
+        assert set(yaml.safe_load(find_recipe(name).read_text())) <= set(Recipe.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be more than 0"),
+        ({"batch_size": -1}, "batch_size must be more than 0"),
+        ({"micro_batch_size": -2}, "micro_batch_size"),
+        ({"stop_step": 99}, "stop_step"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"evaluate_every": 0}, "evaluate_every"),
+        ({"model": {"num_attention_heads": 0}}, "num_attention_heads must be more than 0"),
+        ({"model": {"num_attention_heads": 5}}, "not a multiple of the number of attention heads"),
+        ({"model": {"num_key_value_heads": 3}}, "does not divide"),
+        ({"model": {"hidden_size": 12}}, "even"),
+        ({"model": {"initializer_range": -0.1}}, "initializer_range"),
+        ({"model": {"embedding_std": 0.0}}, "embedding_std"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate"),
+        ({"optimizer": {"learning_rate": -1.0}}, "learning_rate"),
+        ({"optimizer": {"beta2": 1.0}}, "beta2"),
+        ({"optimizer": {"warmup_steps": 50}}, "warmup_steps"),
+        ({"optimizer": {"max_grad_norm": -1.0}}, "max_grad_norm"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(change: dict[str, object], message: str) -> None:
+    recipe = tiny_recipe(Path("unused"))
+    nested = {
+        name: replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
+        for name, value in change.items()
+    }
+    with pytest.raises(InputError, match=message):
+        replace(recipe, **nested).check()
+
+
+def test_a_placement_that_there_is_not_is_refused_before_any_work() -> None:
+    recipe = tiny_recipe(Path("unused"))
+    with pytest.raises(PlacementError, match=r"unknown scheme 'sandwhich'\. Did you mean 'sandwich'"):
+        replace(recipe, model=replace(recipe.model, placement="sandwhich")).check()

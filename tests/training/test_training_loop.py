@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mixln.data import PreparedData, training_batch
+from mixln.errors import InputError
+from mixln.training import Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
+from mixln.training import checkpoint as checkpoint_module
+from mixln.training.loop import accumulate_gradients, build_optimizer, resolve_precision
+from mixln.training.schedule import learning_rate
+
+CPU = torch.device("cpu")
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_learns_and_leaves_a_folder_that_transformers_opens(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, steps=60, model=replace(recipe.model, placement="mix(alpha=0.25)"))
+    trained = train(recipe, data, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert lines[0]["loss"] == pytest.approx(math.log(len(data.tokenizer)), rel=0.03)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert lines[-1]["validation_loss"] == trained.validation.mean
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.placement == "mix(alpha=0.25)"
+    assert_same_weights(weights(model), weights(trained.model))
+    assert tokenizer.decode(tokenizer("def f(x):")["input_ids"]) == "def f(x):"
+
+
+def test_tokens_are_counted_without_padding_and_document_starts(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    trained = train(recipe, data, tmp_path)
+    batches = [training_batch(data.train, step, recipe.batch_size, recipe.seed) for step in range(recipe.steps)]
+    predicted = sum(int((batch.targets != -100).sum()) for batch in batches)
+    assert trained.train_tokens == predicted < recipe.steps * recipe.tokens_per_step
+
+
+def test_the_same_recipe_gives_the_same_weights_bit_for_bit(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = weights(train(recipe, data, tmp_path / "a").model)
+    torch.manual_seed(2)
+    assert_same_weights(first, weights(train(recipe, data, tmp_path / "b").model))
+    other = weights(train(replace(recipe, seed=1), data, tmp_path / "c").model)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    recipe: Recipe, data: PreparedData, tmp_path: Path, stop_after: int
+) -> None:
+    whole = weights(train(recipe, data, tmp_path / "whole").model)
+
+    def interrupt(step: int, loss: float, tokens_per_second: float) -> None:
+        assert loss > 0
+        assert tokens_per_second > 0
+        if step == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "cut", interrupt)
+    assert not (tmp_path / "cut" / "model").exists()
+    resumed = train(recipe, data, tmp_path / "cut")
+    assert_same_weights(whole, weights(resumed.model))
+    for name in ("loss", "validation_loss", "learning_rate", "tokens"):
+        whole_values = [line.get(name) for line in read_metrics(tmp_path / "whole")]
+        assert [line.get(name) for line in read_metrics(tmp_path / "cut")] == whole_values, name
+
+
+def test_a_kill_between_checkpoints_repeats_only_what_came_after(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, checkpoint_every=4)
+    whole = weights(train(recipe, data, tmp_path / "whole").model)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(step: int, loss: float, tokens_per_second: float) -> None:
+        assert math.isfinite(loss + tokens_per_second)
+        if step == 7:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(recipe, data, tmp_path / "cut", kill)
+    steps: list[int] = []
+    resumed = train(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
+    assert steps == list(range(5, 13))
+    assert_same_weights(whole, weights(resumed.model))
+    assert [line["step"] for line in read_metrics(tmp_path / "cut")] == list(range(1, 13))
+
+
+def test_a_full_disk_while_writing_a_checkpoint_leaves_the_one_before(
+    recipe: Recipe, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(recipe, checkpoint_every=3)
+    real_save, calls = torch.save, []
+
+    def save(state: object, file: BinaryIO) -> None:
+        calls.append(state)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_save(state, file)
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", save)
+    with pytest.raises(InputError, match=r"No space left on device.*make room"):
+        train(recipe, data, tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.tmp"))
+    steps: list[int] = []
+    train(recipe, data, tmp_path, lambda step, *_: steps.append(step))
+    assert steps[0] == 4
+
+
+def test_a_damaged_checkpoint_is_named(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    def interrupt(step: int, *_: float) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path, interrupt)
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged"):
+        train(recipe, data, tmp_path)
+
+
+def test_a_folder_holds_one_recipe(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    train(recipe, data, tmp_path)
+    with pytest.raises(InputError, match=r"model\.placement was pre, is post; seed was 0, is 3"):
+        train(replace(recipe, seed=3, model=replace(recipe.model, placement="post")), data, tmp_path)
+
+
+def test_divergence_is_an_error_that_names_the_step(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    reckless = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
+    with pytest.raises(TrainingDivergedError, match=r"step \d+ .*learning_rate"):
+        train(reckless, data, tmp_path)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe: Recipe, data: PreparedData) -> None:
+    batch = training_batch(data.train, 0, 7, 0)
+    gradients: list[list[torch.Tensor]] = []
+    losses: list[float] = []
+    for size in (None, 1, 3):
+        model = build_model(recipe, data.tokenizer).double()
+        losses.append(accumulate_gradients(model, batch, size, CPU, None))
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for other in (1, 2):
+        assert losses[other] == pytest.approx(losses[0], rel=1e-6)
+        for one, two in zip(gradients[0], gradients[other], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+
+
+def test_the_first_step_is_adam_on_the_clipped_mean_loss(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    """One step of the loop against the same step written out by hand."""
+    recipe = replace(recipe, steps=1)
+    model = build_model(recipe, data.tokenizer)
+    batch = training_batch(data.train, 0, recipe.batch_size, recipe.seed)
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.cat([gradient.double().flatten() for gradient in gradients]).norm()
+    clip = min(1.0, recipe.optimizer.max_grad_norm / float(norm))
+    expected = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        gradient = parameter.grad * clip
+        # Adam's first step: both moments are bias-corrected to the gradient itself
+        expected[name] = parameter.detach() - 5e-3 * gradient / (gradient.abs() + 1e-8)
+    trained = train(recipe, data, tmp_path)
+    for name, parameter in trained.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-5)
+    assert read_metrics(tmp_path)[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_weight_decay_spares_norms(recipe: Recipe, data: PreparedData) -> None:
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, name="adamw", weight_decay=0.1))
+    decayed, spared = build_optimizer(recipe, build_model(recipe, data.tokenizer)).param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert spared["weight_decay"] == 0.0
+    assert {p.ndim for p in spared["params"]} == {1}
+
+
+def test_schedule_is_linear_warmup_then_cosine_to_a_tenth(recipe: Recipe) -> None:
+    recipe = replace(recipe, steps=100)
+    rates = [learning_rate(recipe, step) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([5e-3 * step / 10 for step in range(1, 11)])
+    assert rates[54] == pytest.approx(5e-3 * (0.1 + 0.9 / 2))
+    assert rates[-1] == pytest.approx(5e-4)
+    assert all(after < before for before, after in itertools.pairwise(rates[9:]))
+
+
+def test_precision_auto_is_bfloat16_where_the_hardware_has_it(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = replace(recipe, precision="auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert resolve_precision(auto, CPU) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert resolve_precision(auto, CPU) is None
+    assert resolve_precision(replace(recipe, precision="bfloat16"), CPU) == torch.bfloat16
+    assert resolve_precision(recipe, CPU) is None
+
+
+def test_bfloat16_trains_with_float32_weights(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    trained = train(replace(recipe, precision="bfloat16", steps=30), data, tmp_path)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+    lines = read_metrics(tmp_path)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
+
+
+def test_metrics_cut_short_by_a_kill_are_read_up_to_the_last_whole_line(tmp_path: Path) -> None:
+    whole = json.dumps({"step": 1, "loss": 2.0}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(whole + '{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_differences_name_nested_values() -> None:
+    assert list(differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})) == ["a.b was 1, is 3"]
