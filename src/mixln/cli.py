@@ -9,26 +9,28 @@ import errno
 import math
 import shlex
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import transformers
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from mixln.data import prepare_data
 from mixln.errors import InputError
 from mixln.models.convert import save_converted
 from mixln.models.generate import generate_text
-from mixln.placement import PlacementError
+from mixln.placement import Placement, PlacementError
 from mixln.progress import TrainingProgress
 from mixln.report import grid_table, summary_table, write_report
 from mixln.studies import Job, compare, plan_jobs
 from mixln.training import MODEL_FOLDER, Recipe, TrainingDivergedError, train
 from mixln.training.recipes import find_recipe, list_recipes
 from mixln.version import __version__
+
+_QUICK_STEPS = 80
 
 _MENDABLE = {
     errno.ENOSPC: "make room on that disk, and run the same command again",
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = build_parser().parse_args(_with_recipe_files(arguments))
         return _COMMANDS[given.subcommand](given[given.subcommand], shlex.join(["mixln", *arguments]))
+    except ArgumentError as error:
+        # a message can quote a whole file that is no recipe
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        return _fail(f"{reason}. `mixln --help` and `mixln COMMAND --help` list what there is")
     except (InputError, PlacementError) as error:
         return _fail(str(error))
     except TrainingDivergedError as error:
@@ -65,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     """Return the parser of the whole command line."""
     parser = ArgumentParser(
-        prog="mixln", description="Train, compare and open transformers under any placement of layer normalisation."
+        prog="mixln",
+        description="Train, compare and open transformers under any placement of layer normalisation.",
+        exit_on_error=False,
     )
     parser.add_argument("--version", action="version", version=f"mixln {__version__}")
     commands = parser.add_subcommands(required=True, dest="subcommand")
@@ -87,12 +95,12 @@ def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
     return resolved
 
 
-class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Types and defaults beside each option, and the examples as they are written."""
-
-
 def _parser(description: str, example: str) -> ArgumentParser:
-    return ArgumentParser(description=description, epilog=f"example:\n  {example}", formatter_class=_HelpFormatter)
+    return ArgumentParser(
+        description=description,
+        epilog=f"example: {example}",
+        exit_on_error=False,
+    )
 
 
 def _add_recipe(parser: ArgumentParser) -> None:
@@ -117,7 +125,9 @@ def _compare_parser() -> tuple[str, ArgumentParser, str]:
     parser.add_argument(
         "--schemes", nargs="+", type=str, default=["pre", "post", "mix", "lns"], help="placements to compare"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run of every scheme for each")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=None, help="one run of every scheme for each; default: the recipe's"
+    )
     parser.add_argument(
         "--learning-rates",
         nargs="+",
@@ -133,10 +143,12 @@ def _compare_parser() -> tuple[str, ArgumentParser, str]:
         "--tokens",
         type=int,
         default=None,
-        help="token slots to train each run on; sets the steps; default without a recipe or --steps: 200000",
+        help="token slots to train each run on; sets --steps",
     )
     parser.add_argument("--out", type=str, default="runs/compare", help="folder for runs and report")
     _add_recipe(parser)
+    # so that without arguments it ends within minutes on two cores
+    parser.set_defaults(steps=_QUICK_STEPS)
     return "compare", parser, summary
 
 
@@ -191,16 +203,15 @@ def _run_compare(given: Namespace, command: str) -> int:
     if given.embedding_std is not None:
         model = replace(model, embedding_std=given.embedding_std)
     recipe = replace(recipe, data=data_config, model=model)
-    tokens = given.tokens
-    if tokens is None and recipe.steps == Recipe().steps and not given.get("recipe"):
-        tokens = 200_000
-    if tokens is not None:
-        if tokens < 1:
-            raise InputError(f"--tokens must be at least 1, not {tokens}")
-        recipe = replace(recipe, steps=math.ceil(tokens / recipe.tokens_per_step))
-    out = Path(given.out)
+    recipe.check()
+    if given.tokens is not None:
+        if given.tokens < 1:
+            raise InputError(f"--tokens must be at least 1, not {given.tokens}")
+        recipe = replace(recipe, steps=math.ceil(given.tokens / recipe.tokens_per_step))
+    out, seeds = Path(given.out), [recipe.seed] if given.seeds is None else given.seeds
     # everything that can be wrong with the request is found before any work is done
-    jobs = plan_jobs(recipe, given.schemes, "", out, given.seeds, given.learning_rates)
+    jobs = plan_jobs(recipe, given.schemes, "", out, seeds, given.learning_rates)
+    Placement.parse(given.baseline)
     claim_output(out)
     with TrainingProgress(recipe.last_step, len(jobs)) as progress:
         data = prepare_data(recipe.data, _cache(given), progress.console.print)
@@ -214,7 +225,7 @@ def _run_compare(given: Namespace, command: str) -> int:
             given.schemes,
             data,
             out,
-            seeds=given.seeds,
+            seeds=seeds,
             learning_rates=given.learning_rates,
             baseline=given.baseline,
             command=command,
@@ -229,7 +240,7 @@ def _run_compare(given: Namespace, command: str) -> int:
     return 0
 
 
-def _run_train(given: Namespace, command: str) -> int:  # noqa: ARG001
+def _run_train(given: Namespace, _command: str) -> int:
     _, parser, _ = _train_parser()
     recipe = _recipe(given, parser).check()
     out = Path(given.out)
@@ -244,7 +255,7 @@ def _run_train(given: Namespace, command: str) -> int:  # noqa: ARG001
     return 0
 
 
-def _run_generate(given: Namespace, command: str) -> int:  # noqa: ARG001
+def _run_generate(given: Namespace, _command: str) -> int:
     print(
         generate_text(
             given.model,
@@ -258,7 +269,7 @@ def _run_generate(given: Namespace, command: str) -> int:  # noqa: ARG001
     return 0
 
 
-def _run_convert(given: Namespace, command: str) -> int:  # noqa: ARG001
+def _run_convert(given: Namespace, _command: str) -> int:
     model = save_converted(Path(given.source), Path(given.out), given.placement)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{given.out}: {model.config.placement}, {parameters:,} parameters")

@@ -99,6 +99,13 @@ def test_construction_follows_the_global_seed() -> None:
         assert not torch.equal(tensor, matrices(following)[name]), name
 
 
+def test_a_head_draws_nothing_anew_for_the_model_below_it() -> None:
+    torch.manual_seed(3)
+    base = MixLNLlamaModel(tiny_config("mix"))
+    torch.manual_seed(3)
+    assert_same_tensors(base, MixLNLlamaForCausalLM(tiny_config("mix")).model)
+
+
 def test_construction_draws_the_stated_standard_deviations() -> None:
     torch.manual_seed(0)
     config = tiny_config("pre", hidden_size=64, vocab_size=500, initializer_range=0.02, embedding_std=0.632)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mixln.errors import InputError
+from mixln.files import write_file
 from mixln.report import from_json, write_report
 from mixln.report.figures import FIGURES
-from mixln.report.files import write_file
 from mixln.report.html import render_html, write_html
 
 

@@ -37,13 +37,30 @@ def test_the_terminal_table_holds_every_scheme_and_number(make_result):
     assert "diverged" not in text
 
 
+def test_the_terminal_table_loses_no_number_on_80_columns(make_result):
+    result = make_result(13, 3, diverged=(("lns", 1),))
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary_table(result))
+    text = capture.get()
+    for summary in result.summaries:
+        assert cells.number(summary.loss_mean) in text
+        assert cells.number(summary.loss_spread) in text
+        assert cells.perplexity(summary.perplexity_mean) in text
+        if summary.difference is not None:
+            assert f"{summary.difference.mean:+.3f}" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_label_is_text_and_not_markup(make_result):
     result = make_result(["pre", "[red]x[/red]"], 1)
     assert "[red]x[/red]" in render(summary_table(result))
 
 
-def test_diverged_runs_get_a_column(make_result):
-    text = render(summary_table(make_result(3, 3, diverged=(("lns", 1),))))
+def test_diverged_runs_are_counted(make_result):
+    result = make_result(3, 3, diverged=(("lns", 1),))
+    assert "| 1 of 3 diverged |" in markdown_table(result)
+    text = render(summary_table(result))
     assert "1 of 3" in text
     assert "means leave out diverged runs" in text
 

@@ -11,11 +11,11 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mixln.files import remove_file, write_file
 from mixln.report.aggregate import depth_of
 from mixln.report.cells import learning_rates
 from mixln.report.curve_figures import learning_rate_grid, loss_curves
 from mixln.report.depth_figures import angular_distance_heatmaps, gradient_norms, removal_loss, variance
-from mixln.report.files import remove_file, write_file
 from mixln.report.results import ComparisonResult
 
 __all__ = [

@@ -10,9 +10,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mixln.files import write_file
 from mixln.report import cells
 from mixln.report.figures import FIGURES, FigureKind, svg_figures
-from mixln.report.files import write_file
 from mixln.report.headline import findings, headline
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.statistics import has_diverged

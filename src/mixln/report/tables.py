@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,13 +33,11 @@ class Cells:
 
 
 def summary_cells(result: ComparisonResult) -> Cells:
-    """The summary as text; columns that would say nothing (no baseline, nothing diverged) are left out."""
+    """The summary as text; the column of differences only if there are any."""
     with_difference = any(summary.difference is not None for summary in result.summaries)
-    with_diverged = any(summary.diverged for summary in result.summaries)
     header = ["scheme", "learning rate", "validation loss", "perplexity"]
     header += [cells.difference_header(result)] if with_difference else []
     header += ["seeds"]
-    header += ["diverged"] if with_diverged else []
     best = best_summary(result.summaries)
     rows: list[list[str]] = []
     for summary in result.summaries:
@@ -49,9 +46,7 @@ def summary_cells(result: ComparisonResult) -> Cells:
         if with_difference:
             is_baseline = summary.placement == result.baseline
             row.append("baseline" if is_baseline else cells.difference(summary.difference))
-        row.append(str(summary.seeds))
-        if with_diverged:
-            row.append(f"{summary.diverged} of {summary.seeds}" if summary.diverged else "0")
+        row.append(f"{summary.diverged} of {summary.seeds} diverged" if summary.diverged else str(summary.seeds))
         rows.append(row)
     index = next((i for i, summary in enumerate(result.summaries) if summary is best), None)
     return Cells(header, rows, index, [set() for _ in rows])
@@ -108,13 +103,17 @@ def table_caption(result: ComparisonResult) -> str:
 
 def _rich(content: Cells, title: str, caption: str) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    table.pad_edge, table.collapse_padding = False, True
     for index, name in enumerate(content.header):
-        # Heads take several lines and numbers one, so that the table fits 80 columns. Text, not str: rich would read
-        # markup into a label.
-        head = Text("\n".join(textwrap.wrap(name, 14)))
-        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=index > 0, vertical="top")
+        # Heads and intervals take a line of their own, so that the table fits 80 columns; on fewer, columns other than
+        # the loss wrap. Text, not str: rich would read markup in a label.
+        head = Text(name.replace(" [", "\n[") if "[" in name else name.replace(" ", "\n"))
+        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=index == 2)
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
-        texts = [wrap_label(row[0]), *row[1:]]
+        texts = [
+            wrap_label(row[0]),
+            *(cell.replace(" [", "\n[").replace(" diverged", "\ndiverged") for cell in row[1:]),
+        ]
         styled = [Text(text, style="bold" if column in emphasis else "") for column, text in enumerate(texts)]
         table.add_row(*styled, style="bold green" if index == content.best else None)
     return table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixln.files import write_file
 from mixln.report.figures import write_figures
-from mixln.report.files import write_file
 from mixln.report.html import write_html
 from mixln.report.results import ComparisonResult
 from mixln.report.serialize import to_json

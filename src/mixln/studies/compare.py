@@ -16,6 +16,7 @@ import torch
 from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
 from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
 from mixln.errors import InputError
+from mixln.files import write_file
 from mixln.models import PlacedConfig
 from mixln.placement import Placement
 from mixln.report import (
@@ -35,7 +36,6 @@ from mixln.training import (
     read_metrics,
     resolve_precision,
     train,
-    write_text,
 )
 from mixln.version import __version__
 
@@ -104,7 +104,7 @@ def compare(
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
             result = run_job(job, data, report_step)
-            write_text(job.folder / RESULT_FILE, to_json(result))
+            write_file(job.folder / RESULT_FILE, to_json(result))
         runs.append(result)
     placements = list(dict.fromkeys(run.placement for run in runs))
     # summaries come in the order of the schemes, whatever the order of the runs

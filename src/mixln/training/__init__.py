@@ -1,7 +1,6 @@
 """Training: the recipe, the loop, and what they need."""
 
 from mixln.training.config import ModelConfig, OptimizerConfig, Recipe, model_config
-from mixln.training.files import write_text
 from mixln.training.loop import (
     MODEL_FOLDER,
     TrainedModel,
@@ -28,5 +27,4 @@ __all__ = [
     "read_metrics",
     "resolve_precision",
     "train",
-    "write_text",
 ]

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
 from mixln.depth import EvaluationLoss, evaluation_loss
 from mixln.errors import InputError
+from mixln.files import write_file
 from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from mixln.training.config import Recipe, model_config
-from mixln.training.files import write_text
 from mixln.training.interrupt import deferred_interrupt
 from mixln.training.metrics import MetricsLog
 from mixln.training.schedule import learning_rate
@@ -209,7 +209,7 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
         if changes:
             raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
         return
-    write_text(path, json.dumps(wanted, indent=2) + "\n")
+    write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def differences(before: object, after: object, name: str = "") -> Iterator[str]:
