@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixln import schemes
+from mixln.data import PreparedData
+from mixln.errors import InputError
+from mixln.report import ComparisonResult, from_json, to_json
+from mixln.studies import Job, compare, plan_jobs
+from mixln.training import Recipe, build_model, differences
+
+FOUR = ["pre", "post", "mix(alpha=0.5)", "lns"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="session")
+def result(recipe: Recipe, data: PreparedData, folder: Path) -> ComparisonResult:
+    return compare(recipe, FOUR, data, folder, seeds=[0, 1])
+
+
+def test_every_scheme_is_trained_with_every_seed_and_measured(result: ComparisonResult, recipe: Recipe) -> None:
+    assert [(run.placement, run.seed) for run in result.runs] == [(scheme, seed) for scheme in FOUR for seed in (0, 1)]
+    layers = recipe.model.num_hidden_layers
+    for run in result.runs:
+        assert run.depth is not None
+        assert len(run.depth.gradient_norm_at_init) == len(run.depth.removal_loss_increase) == layers
+        assert len(run.depth.variance) == layers + 1
+        assert [len(row) for row in run.depth.angular_distance] == list(range(layers, 0, -1))
+        assert all(0 <= distance <= 1 for row in run.depth.angular_distance for distance in row)
+        assert run.validation_loss is not None
+        assert run.validation_loss < run.train_curve[0].loss
+        assert [point.step for point in run.train_curve] == list(range(1, recipe.steps + 1))
+    pre, *others = result.summaries
+    assert result.baseline == "pre"
+    assert all(summary.difference is not None and summary.difference.seeds == 2 for summary in others)
+    assert pre.loss_mean is not None
+    mean = others[0].loss_mean
+    difference = others[0].difference
+    assert mean is not None
+    assert difference is not None
+    assert difference.mean == pytest.approx(mean - pre.loss_mean)
+
+
+def test_compared_runs_differ_in_the_placement_and_nothing_else(result: ComparisonResult, folder: Path) -> None:
+    """The resolved configurations in the results, and the files of the runs."""
+    for one, other in combinations([run for run in result.runs if run.seed == 0], 2):
+        assert list(differences(one.config, other.config)) == [
+            f"model.placement was {one.placement}, is {other.placement}"
+        ]
+    recipes = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*_seed0_*/recipe.json"))]
+    assert len(recipes) == len(FOUR)
+    for one, other in combinations(recipes, 2):
+        assert len(list(differences(one, other))) == 1
+    models = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*_seed0_*/model/config.json"))]
+    for one, other in combinations(models, 2):
+        assert {line.split(" was ")[0] for line in differences(one, other)} <= {"placement", "layer_types"}
+
+
+def test_common_parameters_start_from_the_same_draws(recipe: Recipe, data: PreparedData) -> None:
+    models = {
+        scheme: build_model(replace(recipe, model=replace(recipe.model, placement=scheme)), data.tokenizer)
+        for scheme in schemes()
+    }
+    reference = dict(models["pre"].named_parameters())
+    for model in models.values():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                ratio = parameter.detach() / reference[name].detach()
+                torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
+
+
+def test_a_finished_run_is_not_repeated(
+    result: ComparisonResult, recipe: Recipe, data: PreparedData, folder: Path
+) -> None:
+    started: list[Job] = []
+
+    def report_run(number: int, count: int, job: Job) -> None:
+        assert 0 <= number < count
+        started.append(job)
+
+    again = compare(recipe, [*FOUR, "deepnorm"], data, folder, seeds=[0, 1], report_run=report_run)
+    assert [(job.recipe.model.placement, job.recipe.seed) for job in started] == [("deepnorm", 0), ("deepnorm", 1)]
+    assert again.runs[: len(result.runs)] == result.runs
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    whole = compare(recipe, ["pre", "mix"], data, tmp_path / "whole")
+    trained: list[tuple[str, int]] = []
+
+    def watch(stop_at: tuple[str, int] | None) -> Callable[[int, int, Job], Callable[[int, float, float], None]]:
+        def report_run(number: int, count: int, job: Job) -> Callable[[int, float, float], None]:
+            assert number < count
+
+            def report_step(step: int, *_: float) -> None:
+                trained.append((job.recipe.model.placement, step))
+                if (job.recipe.model.placement, step) == stop_at:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            return report_step
+
+        return report_run
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(recipe, ["pre", "mix"], data, tmp_path / "cut", report_run=watch(("mix(alpha=0.25)", 5)))
+    trained.clear()
+    resumed = compare(recipe, ["pre", "mix"], data, tmp_path / "cut", report_run=watch(None))
+    assert trained == [("mix(alpha=0.25)", step) for step in range(6, recipe.steps + 1)]
+    for one, other in zip(whole.runs, resumed.runs, strict=True):
+        assert (one.validation_loss, one.train_curve, one.depth) == (
+            other.validation_loss,
+            other.train_curve,
+            other.depth,
+        )
+
+
+def test_each_scheme_is_judged_at_its_own_best_learning_rate(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    result = compare(recipe, ["pre", "post"], data, tmp_path, learning_rates=[1e-5, 5e-3])
+    assert [(point.placement, point.learning_rate) for point in result.grid] == [
+        ("pre", 1e-5),
+        ("pre", 5e-3),
+        ("post", 1e-5),
+        ("post", 5e-3),
+    ]
+    for summary in result.summaries:
+        losses = {point.loss_mean: point.learning_rate for point in result.grid if point.placement == summary.placement}
+        assert summary.learning_rate == losses[min(loss for loss in losses if loss is not None)] == 5e-3
+
+
+def test_a_diverged_run_is_a_result_and_is_not_repeated(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    reckless = replace(recipe, optimizer=replace(recipe.optimizer, max_grad_norm=0.0))
+    for _ in range(2):
+        result = compare(reckless, ["pre"], data, tmp_path, learning_rates=[1e30])
+        (run,) = result.runs
+        assert (run.diverged, run.validation_loss, run.depth) == (True, None, None)
+        assert from_json(to_json(result)).summaries[0].diverged == 1
+
+
+def test_other_settings_and_other_data_are_other_runs(recipe: Recipe, tmp_path: Path) -> None:
+    def folders(recipe: Recipe, fingerprint: str = "a") -> set[Path]:
+        return {job.folder for job in plan_jobs(recipe, ["pre", "mix"], fingerprint, tmp_path, [0], None)}
+
+    base = folders(recipe)
+    assert folders(recipe) == base
+    assert not base & folders(replace(recipe, steps=13))
+    assert not base & folders(recipe, "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"schemes": []}, "--schemes is empty"),
+        ({"schemes": ["mix", "mix(alpha=0.25)"]}, "same value twice"),
+        ({"seeds": [1, 1]}, "--seeds has the same value twice"),
+        ({"learning_rates": [-1.0]}, "learning_rate must be more than 0"),
+        ({"schemes": ["pre", "mix(post_layers=5)"]}, "post_layers=5, but the model has 4 layers"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_the_first_run(
+    recipe: Recipe, tmp_path: Path, arguments: dict[str, list[str]], message: str
+) -> None:
+    given = {"schemes": ["pre"], "seeds": [0], "learning_rates": None, **arguments}
+    with pytest.raises(InputError, match=message):
+        plan_jobs(recipe, given["schemes"], "", tmp_path, given["seeds"], given["learning_rates"])
+
+
+def test_a_damaged_result_is_named(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    compare(recipe, ["pre"], data, tmp_path)
+    (path,) = tmp_path.glob("runs/*/result.json")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(InputError, match=r"result\.json cannot be read.*Delete"):
+        compare(recipe, ["pre"], data, tmp_path)
