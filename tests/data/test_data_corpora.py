@@ -189,12 +189,12 @@ def test_python_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for excluded in ("test", "site-packages"):
         (tmp_path / excluded).mkdir()
         (tmp_path / excluded / "a.py").write_text("excluded", encoding="utf-8")
-    monkeypatch.setattr(corpus_python.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(corpus_python, "_C_MODULES", ("no_such_module",))
     monkeypatch.setattr(corpus_python, "_topics", lambda: iter(()))
     corpus = open_corpus("python")
     assert list(corpus.documents()) == ["'''Good.'''\n", "# coding: latin-1\n# café\n"]
     assert corpus.skipped == {"not text in its declared encoding": 1}
-    monkeypatch.setattr(corpus_python.sysconfig, "get_path", lambda _: str(tmp_path / "gone"))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "gone"))
     with pytest.raises(InputError, match="no usable document in 'python'"):
         list(corpus.documents())

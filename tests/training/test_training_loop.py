@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mixln.data import PreparedData, training_batch
 from mixln.errors import InputError
 from mixln.training import Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
-from mixln.training import checkpoint as checkpoint_module
 from mixln.training.loop import accumulate_gradients, build_optimizer, resolve_precision
 from mixln.training.schedule import learning_rate
 
@@ -58,7 +57,8 @@ def test_tokens_are_counted_without_padding_and_document_starts(
     trained = train(recipe, data, tmp_path)
     batches = [training_batch(data.train, step, recipe.batch_size, recipe.seed) for step in range(recipe.steps)]
     predicted = sum(int((batch.targets != -100).sum()) for batch in batches)
-    assert trained.train_tokens == predicted < recipe.steps * recipe.tokens_per_step
+    assert trained.train_tokens == predicted
+    assert data.train.num_predicted_tokens < len(data.train) * recipe.data.sequence_length
 
 
 def test_the_same_recipe_gives_the_same_weights_bit_for_bit(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_full_disk_while_writing_a_checkpoint_leaves_the_one_before(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real_save(state, file)
 
-    monkeypatch.setattr(checkpoint_module.torch, "save", save)
+    monkeypatch.setattr(torch, "save", save)
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
         train(recipe, data, tmp_path)
     monkeypatch.undo()
@@ -154,6 +154,15 @@ def test_a_folder_holds_one_recipe(recipe: Recipe, data: PreparedData, tmp_path:
     train(recipe, data, tmp_path)
     with pytest.raises(InputError, match=r"model\.placement was pre, is post; seed was 0, is 3"):
         train(replace(recipe, seed=3, model=replace(recipe.model, placement="post")), data, tmp_path)
+
+
+def test_a_finished_run_is_not_trained_again(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    first = train(recipe, data, tmp_path)
+    steps: list[int] = []
+    again = train(recipe, data, tmp_path, lambda step, *_: steps.append(step))
+    assert steps == []
+    assert_same_weights(weights(first.model), weights(again.model))
+    assert (again.validation, again.train_tokens) == (first.validation, first.train_tokens)
 
 
 def test_divergence_is_an_error_that_names_the_step(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
         kind = found["model_type"]
         hint = ", which this library wrote itself: it needs no conversion" if str(kind).startswith("mixln_") else ""
         raise InputError(f"{path} is of model_type {kind!r}{hint}. The published training code writes 'llama'")
+    if found.get("rope_scaling"):
+        raise InputError(
+            f"{path} has rope_scaling, which the published training code does not know: remove it if unused"
+        )
     missing = [name for name in _CONFIG_FIELDS[:5] if name not in found]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")

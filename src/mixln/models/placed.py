@@ -47,7 +47,7 @@ class PlacedConfig(PreTrainedConfig):
 
     def validate_placement(self) -> None:
         """Check, at construction and on saving, that the placement can be planned for this number of layers."""
-        self.stack_plan  # noqa: B018
+        _ = self.stack_plan
 
     def validate_embedding_std(self) -> None:
         """Check that the standard deviation is a positive number."""

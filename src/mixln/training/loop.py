@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
@@ -22,7 +24,7 @@ from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from mixln.training.config import Recipe, model_config
 from mixln.training.interrupt import deferred_interrupt
-from mixln.training.metrics import MetricsLog
+from mixln.training.metrics import MetricsLog, read_metrics
 from mixln.training.schedule import learning_rate
 
 RECIPE_FILE = "recipe.json"
@@ -52,7 +54,10 @@ class TrainedModel:
 
 
 def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportStep | None = None) -> TrainedModel:
-    """Train a model by a recipe; an interrupted run in the same folder is taken up where its last checkpoint is.
+    """Train a model by a recipe.
+
+    An interrupted run in the same folder is taken up where its last checkpoint is, and a finished one is only
+    validated again.
 
     The folder gets `recipe.json`, `metrics.jsonl`, `tensorboard/`, and in the end `model/`, a Hugging Face folder
     with the tokenizer. On Ctrl-C (or SIGTERM) the step is finished and a checkpoint written before KeyboardInterrupt
@@ -65,17 +70,20 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     recipe.check()
     claim_folder(folder, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(recipe, data.tokenizer, device)
-    optimizer = build_optimizer(recipe, model)
-    step, tokens = load_checkpoint(folder, model, optimizer)
-    evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
-    checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
     autocast_dtype = resolve_precision(recipe, device)
 
     def validate() -> EvaluationLoss:
         batches = (batch.to(device) for batch in evaluation_batches(data.validation, recipe.evaluation_batch_size))
         return evaluation_loss(model, batches, autocast_dtype=autocast_dtype)
 
+    if (folder / MODEL_FOLDER).exists():
+        model = _load_model(folder / MODEL_FOLDER, device)
+        return TrainedModel(model, validate(), int(read_metrics(folder)[-1]["tokens"]))
+    model = build_model(recipe, data.tokenizer, device)
+    optimizer = build_optimizer(recipe, model)
+    step, tokens = load_checkpoint(folder, model, optimizer)
+    evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
+    checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
     validation: EvaluationLoss | None = None
     with MetricsLog(folder, resume_step=step) as metrics, deferred_interrupt() as interruption:
         tokens_here, seconds = 0, 0.0
@@ -233,8 +241,25 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 
 
 def _save_model(model: PlacedPreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the finished model whole or not at all: its folder is the mark of a finished run."""
+    temporary = folder.with_name(folder.name + ".tmp")
     try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise InputError(f"the model could not be saved in {folder} ({error.strerror or error})") from error
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"the model could not be saved in {folder} ({error}). Mend that, and run the same command again: it goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+def _load_model(folder: Path, device: torch.device) -> PlacedPreTrainedModel:
+    try:
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
+    assert isinstance(model, PlacedPreTrainedModel)
+    torch.nn.Module.to(model, device)
+    return model.eval()

@@ -1,0 +1,83 @@
+"""What the documents show is run: their Python as it stands, and the README's commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mixln.placement.registry import MODIFIERS, SCHEMES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(document: Path) -> list[list[str]]:
+    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("mixln ")]
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Take back what a document registers."""
+    before = dict(SCHEMES), dict(MODIFIERS)
+    yield
+    for registry, saved in zip((SCHEMES, MODIFIERS), before, strict=True):
+        registry.clear()
+        registry.update(saved)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda path: path.name)
+def test_the_python_in_a_document_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "document"}
+    for block in blocks(document, "python"):
+        exec(compile(block, str(document), "exec"), names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_images_within_the_repository_exist(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8"))
+    for target in targets:
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
+    from mixln.cli import _with_recipe_files, build_parser
+
+    shown = [(document, command) for document in DOCUMENTS for command in commands(document)]
+    assert len(shown) >= 5
+    for document, command in shown:
+        assert build_parser().parse_args(_with_recipe_files(command[1:])), f"{document.name}: {shlex.join(command)}"
+
+
+def test_the_two_commands_of_the_readme_are_those_of_the_makefile_and_ci() -> None:
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in ("compare", "test"):
+        assert f"make {target}" in readme
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
+    """In order, in an empty folder; `mixln compare` is `make compare` without the set-up."""
+    for command in [["mixln", "compare"], *commands(ROOT / "README.md")]:
+        finished = subprocess.run(
+            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False
+        )
+        assert finished.returncode == 0, f"{shlex.join(command)}\n{finished.stderr}"
+    page = tmp_path / "runs" / "compare" / "report.html"
+    assert page.exists()
+    assert all(scheme in page.read_text() for scheme in ("pre", "post", "mix(alpha=0.25)", "lns"))
