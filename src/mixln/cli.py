@@ -30,7 +30,7 @@ from mixln.training import MODEL_FOLDER, Recipe, TrainingDivergedError, train
 from mixln.training.recipes import find_recipe, list_recipes
 from mixln.version import __version__
 
-_QUICK_STEPS = 80
+_QUICK_STEPS = 64
 
 _MENDABLE = {
     errno.ENOSPC: "make room on that disk, and run the same command again",
