@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import write_corpus
 from transformers import AutoModelForCausalLM
 
 from mixln import cli
@@ -25,11 +24,6 @@ TINY = [
     *("--data.vocab_size", "400", "--data.sequence_length", "64", "--data.validation_fraction", "0.2"),
     *("--data.max_validation_tokens", "1000", "--batch_size", "4"),
 ]
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
