@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,6 +155,19 @@ def test_a_folder_holds_one_recipe(recipe: Recipe, data: PreparedData, tmp_path:
     train(recipe, data, tmp_path)
     with pytest.raises(InputError, match=r"model\.placement was pre, is post; seed was 0, is 3"):
         train(replace(recipe, seed=3, model=replace(recipe.model, placement="post")), data, tmp_path)
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(InputError, match="another process is training in"):
+        train(recipe, data, tmp_path / "run")
+    train(recipe, data, tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_data(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    train(recipe, data, tmp_path)
+    with pytest.raises(InputError, match="data_fingerprint was"):
+        train(recipe, replace(data, fingerprint="other"), tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -64,24 +65,24 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     is raised.
 
     Raises:
-        InputError: the folder holds a run of another recipe, or cannot be written.
+        InputError: the folder holds a run of another recipe, or another process is at it, or it cannot be written.
         TrainingDivergedError: the loss became infinite or not a number.
     """
     recipe.check()
-    claim_folder(folder, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    autocast_dtype = resolve_precision(recipe, device)
+    with claimed_folder(folder, recipe, data.fingerprint):
+        if (folder / MODEL_FOLDER).exists():
+            return _finished_run(recipe, data, folder, device)
+        return _train(recipe, data, folder, device, report_step)
 
-    def validate() -> EvaluationLoss:
-        batches = (batch.to(device) for batch in evaluation_batches(data.validation, recipe.evaluation_batch_size))
-        return evaluation_loss(model, batches, autocast_dtype=autocast_dtype)
 
-    if (folder / MODEL_FOLDER).exists():
-        model = _load_model(folder / MODEL_FOLDER, device)
-        return TrainedModel(model, validate(), int(read_metrics(folder)[-1]["tokens"]))
+def _train(
+    recipe: Recipe, data: PreparedData, folder: Path, device: torch.device, report_step: ReportStep | None
+) -> TrainedModel:
     model = build_model(recipe, data.tokenizer, device)
     optimizer = build_optimizer(recipe, model)
     step, tokens = load_checkpoint(folder, model, optimizer)
+    autocast_dtype = resolve_precision(recipe, device)
     evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
     checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
     validation: EvaluationLoss | None = None
@@ -117,7 +118,7 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
                 "tokens_per_second": tokens_here / seconds,
             }
             if step % evaluate_every == 0 or step == recipe.last_step:
-                validation = validate()
+                validation = validate(model, recipe, data, device)
                 values["validation_loss"] = validation.mean
             metrics.write(step, values)
             if report_step is not None:
@@ -131,7 +132,21 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     model.eval()
     _save_model(model, data.tokenizer, folder / MODEL_FOLDER)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return TrainedModel(model, validation or validate(), tokens)
+    return TrainedModel(model, validation or validate(model, recipe, data, device), tokens)
+
+
+def _finished_run(recipe: Recipe, data: PreparedData, folder: Path, device: torch.device) -> TrainedModel:
+    lines = read_metrics(folder)
+    if not lines:
+        raise InputError(f"{folder} has a finished model, but its metrics are gone. Delete it to train this run anew")
+    model = _load_model(folder / MODEL_FOLDER, device)
+    return TrainedModel(model, validate(model, recipe, data, device), int(lines[-1]["tokens"]))
+
+
+def validate(model: torch.nn.Module, recipe: Recipe, data: PreparedData, device: torch.device) -> EvaluationLoss:
+    """Return the loss over all validation rows: total loss / total predicted tokens, whatever the batch size."""
+    batches = (batch.to(device) for batch in evaluation_batches(data.validation, recipe.evaluation_batch_size))
+    return evaluation_loss(model, batches, autocast_dtype=resolve_precision(recipe, device))
 
 
 def build_model(
@@ -200,24 +215,32 @@ def resolve_precision(recipe: Recipe, device: torch.device) -> torch.dtype | Non
     return torch.bfloat16 if recipe.precision == "bfloat16" else None
 
 
-def claim_folder(folder: Path, recipe: Recipe) -> None:
-    """Create a run's folder, or make sure that the run in it is of this recipe.
+@contextmanager
+def claimed_folder(folder: Path, recipe: Recipe, data_fingerprint: str) -> Iterator[None]:
+    """Hold a run's folder for this process alone, created if need be, after making sure that its run is this one.
 
     Raises:
-        InputError: it is not, or the folder cannot be created.
+        InputError: the run in it is of another recipe or other data, another process is at it, or it cannot be written.
     """
     path = folder / RECIPE_FILE
-    wanted = recipe.to_dict()
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON. Delete {folder} to start this run over") from error
-        changes = list(differences(found, wanted))
-        if changes:
-            raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
-        return
-    write_file(path, json.dumps(wanted, indent=2) + "\n")
+    wanted = {**recipe.to_dict(), "data_fingerprint": data_fingerprint}
+    if not path.exists():
+        write_file(path, json.dumps(wanted, indent=2) + "\n")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON. Delete {folder} to start this run over") from error
+    if changes := list(differences(found, wanted)):
+        raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"another process is training in {folder}. Wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def differences(before: object, after: object, name: str = "") -> Iterator[str]:
