@@ -3,10 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_recipe, write_corpus
 
 from mixln.data import PreparedData, prepare_data
 from mixln.training import Recipe
+
+# models of a few thousand weights lose more to handing work between threads than they gain
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ Exit status: 0 success, 1 training diverged, 2 bad input (one message on standar
 from __future__ import annotations
 
 import errno
+import io
 import math
+import os
 import shlex
 import sys
 from argparse import ArgumentError
@@ -47,6 +49,9 @@ _MENDABLE = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -60,10 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except TrainingDivergedError as error:
         return _fail(str(error), status=1)
+    except BrokenPipeError:
+        # whoever read the output has enough of it; Python would complain once more when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UnicodeDecodeError as error:
+        return _fail(f"a file that should be text is not UTF-8 ({error}). Give a text file")
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        mend = _MENDABLE.get(error.errno or 0, "see to it that this path is what the command takes it for")
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}. To mend it, {mend}")
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower():
             raise
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}. To mend it, {_MENDABLE[error.errno]}")
+        return _fail("not enough memory. Choose a smaller model, batch_size or micro_batch_size")
     except KeyboardInterrupt:
         return _fail("interrupted. Run the same command again to go on", status=130)
 
@@ -106,13 +120,22 @@ def _parser(description: str, example: str) -> ArgumentParser:
 def _add_recipe(parser: ArgumentParser) -> None:
     shipped = ", ".join(list_recipes())
     parser.add_argument("--recipe", action="config", help=f"shipped recipe ({shipped}) or YAML file; default: nano")
+    parser.add_argument("--corpus", type=str, default=None, help="short for --data.corpus")
+    parser.add_argument("--validation-corpus", type=str, default=None, help="short for --data.validation_corpus")
+    parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
     parser.add_class_arguments(Recipe, as_group=True)
     parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
 
 
 def _recipe(given: Namespace, parser: ArgumentParser) -> Recipe:
     values = parser.instantiate(given)
-    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+    recipe = Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+    data = {"corpus": given.corpus, "validation_corpus": given.validation_corpus}
+    data = {name: value for name, value in data.items() if value is not None}
+    if "" in data.values() or given.cache == "" or given.out == "":
+        raise InputError("an option for a corpus or folder is empty: give a path, or leave the option out")
+    model = {} if given.embedding_std is None else {"embedding_std": given.embedding_std}
+    return replace(recipe, data=replace(recipe.data, **data), model=replace(recipe.model, **model))
 
 
 def _compare_parser() -> tuple[str, ArgumentParser, str]:
@@ -135,15 +158,14 @@ def _compare_parser() -> tuple[str, ArgumentParser, str]:
         default=None,
         help="grid of peak learning rates; each scheme is judged at its own best; default: the recipe's",
     )
-    parser.add_argument("--baseline", type=str, default="pre", help="the scheme that differences are taken to")
-    parser.add_argument("--corpus", type=str, default=None, help="short for --data.corpus")
-    parser.add_argument("--validation-corpus", type=str, default=None, help="short for --data.validation_corpus")
-    parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
+    parser.add_argument(
+        "--baseline", type=str, default=None, help="the scheme that differences are taken to; default: pre, if compared"
+    )
     parser.add_argument(
         "--tokens",
         type=int,
         default=None,
-        help="token slots to train each run on; sets --steps",
+        help=f"token slots to train each run on; sets --steps, which is {_QUICK_STEPS} without a recipe",
     )
     parser.add_argument("--out", type=str, default="runs/compare", help="folder for runs and report")
     _add_recipe(parser)
@@ -194,27 +216,19 @@ def _convert_parser() -> tuple[str, ArgumentParser, str]:
 def _run_compare(given: Namespace, command: str) -> int:
     _, parser, _ = _compare_parser()
     recipe = _recipe(given, parser)
-    data_config = replace(
-        recipe.data,
-        corpus=given.corpus or recipe.data.corpus,
-        validation_corpus=given.validation_corpus or recipe.data.validation_corpus,
-    )
-    model = recipe.model
-    if given.embedding_std is not None:
-        model = replace(model, embedding_std=given.embedding_std)
-    recipe = replace(recipe, data=data_config, model=model)
-    recipe.check()
     if given.tokens is not None:
         if given.tokens < 1:
             raise InputError(f"--tokens must be at least 1, not {given.tokens}")
-        recipe = replace(recipe, steps=math.ceil(given.tokens / recipe.tokens_per_step))
+        recipe = replace(recipe, steps=math.ceil(given.tokens / max(1, recipe.tokens_per_step)))
     out, seeds = Path(given.out), [recipe.seed] if given.seeds is None else given.seeds
     # everything that can be wrong with the request is found before any work is done
     jobs = plan_jobs(recipe, given.schemes, "", out, seeds, given.learning_rates)
-    Placement.parse(given.baseline)
+    baseline = str(Placement.parse(given.baseline or "pre"))
+    if given.baseline is not None and baseline not in {job.recipe.model.placement for job in jobs}:
+        raise InputError(f"--baseline {given.baseline} is not among the --schemes: add it, or choose one of them")
     claim_output(out)
     with TrainingProgress(recipe.last_step, len(jobs)) as progress:
-        data = prepare_data(recipe.data, _cache(given), progress.console.print)
+        data = prepare_data(recipe.data, _cache(given), progress.report)
 
         def report_run(number: int, count: int, job: Job) -> Callable[[int, float, float], None]:
             progress.start_run(number, f"[{number + 1}/{count}] {job.label}")
@@ -227,7 +241,7 @@ def _run_compare(given: Namespace, command: str) -> int:
             out,
             seeds=seeds,
             learning_rates=given.learning_rates,
-            baseline=given.baseline,
+            baseline=baseline,
             command=command,
             report_run=report_run,
         )
@@ -246,7 +260,7 @@ def _run_train(given: Namespace, _command: str) -> int:
     out = Path(given.out)
     claim_output(out)
     with TrainingProgress(recipe.last_step) as progress:
-        data = prepare_data(recipe.data, _cache(given), progress.console.print)
+        data = prepare_data(recipe.data, _cache(given), progress.report)
         progress.start_run(0, recipe.model.placement)
         trained = train(recipe, data, out, progress.step)
     validation = trained.validation

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mixln.errors import InputError
@@ -30,6 +33,25 @@ def write_file(path: Path, content: str | bytes) -> Path:
     except OSError as error:
         raise _unusable("write", path, error) from error
     return path
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, which becomes `folder` at the end of the block, or vanishes if that fails.
+
+    Raises:
+        OSError: `folder` holds something, or cannot be written.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_file(path: Path) -> None:

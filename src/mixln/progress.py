@@ -17,10 +17,10 @@ class TrainingProgress:
         self._run = 0
         self.console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
         )
@@ -30,10 +30,14 @@ class TrainingProgress:
         """Show that run `number` (from 0) begins; those before it count as done."""
         self._run = number
         if not self.console.is_terminal:
-            self.console.print(description, highlight=False)
+            self.report(description)
         self._progress.update(
             self._task, description=description, completed=number * self._steps, status="", refresh=True
         )
+
+    def report(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show where the current run is."""

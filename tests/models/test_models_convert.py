@@ -377,7 +377,7 @@ def test_a_failed_conversion_leaves_nothing_behind(
 
     def full(self: MixLNLlamaForCausalLM, save_directory: Path, **_: object) -> None:
         del self
-        save_directory.mkdir()
+        assert save_directory.is_dir()
         (save_directory / "half").write_text("x")
         raise OSError(28, "No space left on device")
 

@@ -178,6 +178,16 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_first_run(
         plan_jobs(recipe, given["schemes"], "", tmp_path, given["seeds"], given["learning_rates"])
 
 
+def test_the_batch_size_of_validation_changes_no_result(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    (one,) = compare(replace(recipe, evaluation_batch_size=1), ["lns"], data, tmp_path).runs
+    (five,) = compare(replace(recipe, evaluation_batch_size=5), ["lns"], data, tmp_path).runs
+    assert one.validation_loss == pytest.approx(five.validation_loss, rel=1e-5)
+    assert one.depth is not None
+    assert five.depth is not None
+    assert one.depth.variance == pytest.approx(five.depth.variance, rel=1e-5)
+    assert one.depth.removal_loss_increase == pytest.approx(five.depth.removal_loss_increase, rel=1e-3, abs=1e-5)
+
+
 def test_a_damaged_result_is_named(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     compare(recipe, ["pre"], data, tmp_path)
     (path,) = tmp_path.glob("runs/*/result.json")

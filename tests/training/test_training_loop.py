@@ -179,6 +179,32 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, data: PreparedData,
     assert (again.validation, again.train_tokens) == (first.validation, first.train_tokens)
 
 
+def test_a_model_of_unknown_origin_is_not_taken_for_this_run(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    train(recipe, data, tmp_path)
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(InputError, match=r"holds model, but no recipe\.json"):
+        train(replace(recipe, seed=7), data, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n"])
+def test_a_finished_run_without_its_metrics_is_said_to_be_so(
+    recipe: Recipe, data: PreparedData, tmp_path: Path, content: str
+) -> None:
+    train(recipe, data, tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError, match="metrics"):
+        train(recipe, data, tmp_path)
+
+
+def test_divergence_in_the_last_step_leaves_no_model(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    reckless = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
+    with pytest.raises(TrainingDivergedError, match="validation loss was nan in step 1"):
+        train(reckless, data, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
 def test_divergence_is_an_error_that_names_the_step(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     reckless = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
     with pytest.raises(TrainingDivergedError, match=r"step \d+ .*learning_rate"):

@@ -32,7 +32,10 @@ def open_corpus(source: str, *, text_field: str = "text") -> Corpus:
         return HubCorpus(source.removeprefix("c4"), text_field)
     if source.startswith("hf:"):
         return HubCorpus(source.removeprefix("hf:"), text_field)
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"no corpus {source!r}: {error}") from error
     if source and path.exists():
         return FileCorpus(path, text_field)
     raise InputError(_missing(source, path))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mixln.errors import InputError
+from mixln.files import whole_folder
 from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.placement import Placement, PlacementError
 
@@ -214,16 +215,12 @@ def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCaus
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already. Delete it, or choose another place")
     model = convert_published(source, placement)
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        model.save_pretrained(temporary)
-        for pattern in _COMPANIONS:
-            for file in source.glob(pattern):
-                shutil.copy2(file, temporary / file.name)
-        if out.exists():
-            out.rmdir()
-        temporary.replace(out)
+        with whole_folder(out) as temporary:
+            model.save_pretrained(temporary)
+            for pattern in _COMPANIONS:
+                for file in source.glob(pattern):
+                    shutil.copy2(file, temporary / file.name)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{out} could not be written ({error})") from error
     return model

@@ -40,12 +40,22 @@ def generate_text(
         raise InputError(f"--temperature must not be negative or infinite, but is {temperature}")
     if not 0 < top_p <= 1:
         raise InputError(f"--top-p must be in (0, 1], not {top_p}")
+    if 0 < temperature < 1e-3:
+        raise InputError(f"--temperature must be 0 or at least 0.001, not {temperature}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be in [0, 2^32), not {seed}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the text is not valid Unicode: give it in the terminal's encoding")
     model, tokenizer = load_causal_lm(name_or_path)
     prompt = text or tokenizer.bos_token or tokenizer.eos_token
     if not isinstance(prompt, str) or not prompt:
         raise InputError("the text is empty, and this tokenizer has no token to start from: give some text")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
+    if tokenizer.eos_token_id is not None and prompt != tokenizer.eos_token and inputs.input_ids.shape[1] > 1:
+        # T5's tokenizer ends every text with the end-of-text token, after which a model would start a new one
+        ends = int(inputs.input_ids[0, -1] == tokenizer.eos_token_id)
+        inputs = {name: inputs[name][:, : inputs.input_ids.shape[1] - ends] for name in ("input_ids", "attention_mask")}
     set_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
@@ -53,8 +63,8 @@ def generate_text(
     # to the type checker a PreTrainedModel can neither move nor generate
     generator: Any = model
     output = generator.to(device).generate(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         **sampling,

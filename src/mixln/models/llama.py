@@ -33,8 +33,9 @@ class MixLNLlamaConfig(PlacedConfig, LlamaConfig):
     """`transformers.LlamaConfig` with a placement; see `PlacedConfig` for the fields it adds.
 
     Raises (from the constructor):
+        PlacementError: a placement that there is not.
         huggingface_hub.errors.StrictDataclassError: a field of the wrong type, heads that do not divide the hidden
-            size, or a placement that there is not.
+            size, or a placement that does not fit the number of layers.
     """
 
     model_type = "mixln_llama"

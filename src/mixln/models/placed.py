@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mixln.placement import ActivationGate, Placement, Residual, Role, StackPlan, initialize
+from mixln.placement import ActivationGate, Placement, Residual, Role, StackPlan, find_role, initialize
 
 
 @dataclass(kw_only=True)
@@ -126,8 +126,11 @@ class PlacedPreTrainedModel(PreTrainedModel):
         for tensor in (*self.parameters(), *self.buffers()):
             if hasattr(tensor, _LOADED):
                 delattr(tensor, _LOADED)
-        for module in self.modules():
-            self._init_weights(module)
+        for name, module in self.named_modules():
+            if find_role(f"{name}.weight", self._role_patterns()) is None:
+                self._init_weights(module)
+            elif getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.get_parameter("bias"))
         self._draw(seed)
         return self
 
@@ -149,7 +152,7 @@ class PlacedPreTrainedModel(PreTrainedModel):
         initialize(
             self,
             config.stack_plan,
-            {pattern: role for name, role in self.parameter_roles.items() for pattern in (name, prefix + name)},
+            self._role_patterns(),
             seed=seed,
             hidden_size=config.hidden_size,
             base_std=config.initializer_range,
@@ -159,15 +162,18 @@ class PlacedPreTrainedModel(PreTrainedModel):
             draw_name=lambda name: name.removeprefix(prefix),
         )
 
+    def _role_patterns(self) -> dict[str, Role]:
+        prefix = f"{self.base_model_prefix}."
+        return {pattern: role for name, role in self.parameter_roles.items() for pattern in (name, prefix + name)}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (Residual, ActivationGate)):
             module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            # matrices are drawn by name, in `_draw`
-            bias = getattr(module, "bias", None)
-            if bias is not None and not _is_loaded(bias):
-                nn.init.zeros_(bias)
+        elif isinstance(module, nn.Embedding) and not _is_loaded(module.weight):
+            # matrices with a role are drawn by name in `_draw`; this is for one that transformers makes when it resizes
+            assert isinstance(self.config, PlacedConfig)
+            nn.init.normal_(module.weight, std=self.config.initial_embedding_std)
         else:
             super()._init_weights(module)
 
@@ -183,11 +189,10 @@ class PlacedPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         model, info = loaded
-        faults = [
-            f"{what}: {', '.join(sorted(info[key]))}"
-            for key, what in (("missing_keys", "missing"), ("unexpected_keys", "left over"))
-            if info[key]
-        ]
+        # a model without a head opens a checkpoint with one, as everywhere in transformers
+        headless = {name for name in info["unexpected_keys"] if cls.parameter_roles.get(name) == "head"}
+        lists = {"missing": info["missing_keys"], "left over": set(info["unexpected_keys"]) - headless}
+        faults = [f"{what}: {', '.join(sorted(names))}" for what, names in lists.items() if names]
         if faults:
             raise ValueError(
                 f"the checkpoint {pretrained_model_name_or_path} does not fit placement "

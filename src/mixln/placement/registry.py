@@ -49,6 +49,7 @@ class OptionSpec:
     name: str
     accepted: tuple[type, ...]
     interval: Interval | None
+    required: bool = False
 
     def check(self, value: Option, owner: str) -> Option:
         """Return the value, an int widened to float where a float is meant.
@@ -87,12 +88,15 @@ class Entry:
         """Return the options in the order of the function's signature, each checked; the defaults if none is given.
 
         Raises:
-            PlacementError: an option that there is not, or a value outside its range.
+            PlacementError: an option that there is not or that is missing, or a value outside its range.
         """
         for name in given:
             if name not in self.options:
                 raise PlacementError(f"{self.name}: {unknown('option', name, self.options)}")
         given = given or self.default_options
+        for name, spec in self.options.items():
+            if spec.required and name not in given:
+                raise PlacementError(f"{self.name}: option {name} must be given")
         return {name: spec.check(given[name], self.name) for name, spec in self.options.items() if name in given}
 
 
@@ -121,7 +125,8 @@ def register_scheme(
 
     Args:
         name: lower-case name, as used in a placement's text form.
-        default_options: what `name` alone stands for, if that has options: `mix` is `mix(alpha=0.25)`.
+        default_options: what `name` alone stands for, if that has options: `mix` is `mix(alpha=0.25)`. Once an option
+            is given, none of these is filled in; the function's own defaults are.
         embedding_norm: norm on the embedding output, in every stack of this scheme.
         final_norm: norm before the head; None for a scheme without.
 
@@ -162,10 +167,14 @@ def _add(entry: Entry, registry: dict[str, Entry]) -> None:
 def _options_of(function: Callable[..., Any]) -> dict[str, OptionSpec]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: _option(p.name, hints.get(p.name)) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name: _option(p.name, hints.get(p.name), required=p.default is p.empty)
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }
 
 
-def _option(name: str, annotation: Any) -> OptionSpec:
+def _option(name: str, annotation: Any, *, required: bool) -> OptionSpec:
     interval: Interval | None = None
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *details = typing.get_args(annotation)
@@ -175,7 +184,7 @@ def _option(name: str, annotation: Any) -> OptionSpec:
     accepted = tuple(member for member in members if member is not types.NoneType)
     if not set(accepted) <= set(_TYPE_NAMES):
         raise PlacementError(f"option {name}: annotate it with bool, int, float or str, not {annotation}")
-    return OptionSpec(name, accepted, interval)
+    return OptionSpec(name, accepted, interval, required)
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:

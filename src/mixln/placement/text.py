@@ -16,7 +16,7 @@ from mixln.placement.registry import MODIFIERS, SCHEMES, Entry, Option, unknown
 
 _TERM = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<options>[^()]*)\)\s*)?(?P<end>\+|$)")
 _OPTION = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?P<value>[^\s=]+)\s*")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _read_options(text: str | None, placement: str) -> dict[str, Option]:
 def _read_value(text: str) -> Option:
     if text in ("true", "false"):
         return text == "true"
-    if _NUMBER.fullmatch(text):
+    if _NUMBER.fullmatch(text) and len(text) <= 40:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     return text
 

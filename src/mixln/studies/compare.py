@@ -8,12 +8,12 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
+from mixln.data import Batch, PreparedData, training_batch
 from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
 from mixln.errors import InputError
 from mixln.files import write_file
@@ -42,7 +42,7 @@ from mixln.version import __version__
 RESULT_FILE = "result.json"
 
 _MEASURED_ROWS = 32
-"""Validation rows that the depth measures run over; removal costs about L/2 forward passes for each."""
+"""Validation rows that the depth measures run over at most; removal costs about L/2 forward passes for each."""
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,12 @@ def _measure(
 
 
 def _measured_batches(data: PreparedData, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    size = min(batch_size, _MEASURED_ROWS)
-    return (batch.to(device) for batch in islice(evaluation_batches(data.validation, size), _MEASURED_ROWS // size))
+    rows = np.arange(_num_measured_rows(data))
+    return (data.validation.batch(rows[i : i + batch_size]).to(device) for i in range(0, len(rows), batch_size))
+
+
+def _num_measured_rows(data: PreparedData) -> int:
+    return min(_MEASURED_ROWS, len(data.validation))
 
 
 def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
@@ -274,7 +278,7 @@ def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> d
             + (f"clipped at {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "not clipped")
         ),
         "Precision": "float32" if resolve_precision(recipe, device) is None else "bfloat16 autocast, float32 weights",
-        "Depth measures": f"on {_MEASURED_ROWS} rows of the validation data",
+        "Depth measures": f"on the first {_num_measured_rows(data)} rows of the validation data",
     }
 
 

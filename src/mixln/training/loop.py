@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,12 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mixln.data import Batch, PreparedData, evaluation_batches, training_batch
 from mixln.depth import EvaluationLoss, evaluation_loss
 from mixln.errors import InputError
-from mixln.files import write_file
+from mixln.files import whole_folder, write_file
 from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from mixln.training.config import Recipe, model_config
 from mixln.training.interrupt import deferred_interrupt
-from mixln.training.metrics import MetricsLog, read_metrics
+from mixln.training.metrics import METRICS_FILE, MetricsLog, read_metrics
 from mixln.training.schedule import learning_rate
 
 RECIPE_FILE = "recipe.json"
@@ -92,13 +91,10 @@ def _train(
             started = time.perf_counter()
             batch = training_batch(data.train, step, recipe.batch_size, recipe.seed)
             loss = accumulate_gradients(model, batch, recipe.micro_batch_size, device, autocast_dtype)
-            if not math.isfinite(loss):
-                raise TrainingDivergedError(
-                    f"the training loss was {loss} in step {step + 1} of {folder}. Lower optimizer.learning_rate or "
-                    "lengthen optimizer.warmup_steps; Post-LN layers need a long warmup"
-                )
             max_norm = recipe.optimizer.max_grad_norm or math.inf
-            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            gradient_norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+            _check_finite("training loss", loss, step + 1, folder)
+            _check_finite("gradient norm", gradient_norm, step + 1, folder)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step + 1)
             optimizer.step()
@@ -112,13 +108,14 @@ def _train(
             values = {
                 "loss": loss,
                 "learning_rate": learning_rate(recipe, step),
-                "gradient_norm": float(gradient_norm),
+                "gradient_norm": gradient_norm,
                 "tokens": tokens,
                 "seconds": step_seconds,
                 "tokens_per_second": tokens_here / seconds,
             }
             if step % evaluate_every == 0 or step == recipe.last_step:
                 validation = validate(model, recipe, data, device)
+                _check_finite("validation loss", validation.mean, step, folder)
                 values["validation_loss"] = validation.mean
             metrics.write(step, values)
             if report_step is not None:
@@ -133,6 +130,14 @@ def _train(
     _save_model(model, data.tokenizer, folder / MODEL_FOLDER)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return TrainedModel(model, validation or validate(model, recipe, data, device), tokens)
+
+
+def _check_finite(what: str, value: float, step: int, folder: Path) -> None:
+    if not math.isfinite(value):
+        raise TrainingDivergedError(
+            f"the {what} was {value} in step {step} of {folder}. Lower optimizer.learning_rate or lengthen "
+            "optimizer.warmup_steps; Post-LN layers need a long warmup"
+        )
 
 
 def _finished_run(recipe: Recipe, data: PreparedData, folder: Path, device: torch.device) -> TrainedModel:
@@ -225,6 +230,10 @@ def claimed_folder(folder: Path, recipe: Recipe, data_fingerprint: str) -> Itera
     path = folder / RECIPE_FILE
     wanted = {**recipe.to_dict(), "data_fingerprint": data_fingerprint}
     if not path.exists():
+        if foreign := [name for name in (MODEL_FOLDER, CHECKPOINT_FILE, METRICS_FILE) if (folder / name).exists()]:
+            raise InputError(
+                f"{folder} holds {foreign[0]}, but no {RECIPE_FILE} that says of which run. Choose another"
+            )
         write_file(path, json.dumps(wanted, indent=2) + "\n")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -265,13 +274,11 @@ def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContex
 
 def _save_model(model: PlacedPreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the finished model whole or not at all: its folder is the mark of a finished run."""
-    temporary = folder.with_name(folder.name + ".tmp")
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.replace(folder)
+        with whole_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
             f"the model could not be saved in {folder} ({error}). Mend that, and run the same command again: it goes "
             "on from the last checkpoint"

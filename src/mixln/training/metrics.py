@@ -9,6 +9,9 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from mixln.errors import InputError
+from mixln.files import write_file
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -24,7 +27,7 @@ class MetricsLog:
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         path = folder / METRICS_FILE
         kept = [line for line in read_metrics(folder) if line["step"] <= resume_step] if resume_step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_file(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
@@ -49,9 +52,16 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's metrics; the last one is left out if a kill cut it short."""
+    """Return the lines of a run's metrics; the last one is left out if a kill cut it short.
+
+    Raises:
+        InputError: another line is damaged.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    *complete, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in complete]
+    try:
+        *complete, _unfinished = path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in complete]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged. Delete {folder} to start this run over") from error
