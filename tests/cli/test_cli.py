@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_what_the_system_refuses_is_said_with_the_mend(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setitem(cli._COMMANDS, "generate", refuse)
+    monkeypatch.setattr(cli, "COMMANDS", [replace(command, run=refuse) for command in cli.COMMANDS])
     assert main(["generate", "a", "b"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"mixln: /some/file: {os.strerror(number)}. To mend it, ")

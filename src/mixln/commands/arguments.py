@@ -1,0 +1,82 @@
+"""What several commands share: their parsers, the recipe among their options, their output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mixln.errors import InputError
+from mixln.training import Recipe
+from mixln.training.recipes import list_recipes
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand of `mixln`.
+
+    Attributes:
+        name: what the user types.
+        summary: one line for `mixln --help`.
+        parser: builds the parser of its arguments.
+        run: called with the parsed arguments and the whole command line; returns the exit status.
+    """
+
+    name: str
+    summary: str
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[Namespace, str], int]
+
+
+def command_parser(description: str, example: str) -> ArgumentParser:
+    """Return an empty parser that shows an example below its help."""
+    return ArgumentParser(
+        description=description,
+        epilog=f"example: {example}",
+        exit_on_error=False,
+    )
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """Add the options that make up a recipe."""
+    shipped = ", ".join(list_recipes())
+    parser.add_argument("--recipe", action="config", help=f"shipped recipe ({shipped}) or YAML file; default: nano")
+    parser.add_argument("--corpus", type=str, default=None, help="short for --data.corpus")
+    parser.add_argument("--validation-corpus", type=str, default=None, help="short for --data.validation_corpus")
+    parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
+    parser.add_class_arguments(Recipe, as_group=True)
+    parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
+
+
+def recipe_from(given: Namespace, parser: ArgumentParser) -> Recipe:
+    """Return the recipe that `add_recipe`'s options give."""
+    values = parser.instantiate(given)
+    recipe = Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+    data = {"corpus": given.corpus, "validation_corpus": given.validation_corpus}
+    data = {name: value for name, value in data.items() if value is not None}
+    if "" in data.values() or given.cache == "" or given.out == "":
+        raise InputError("an option for a corpus or folder is empty: give a path, or leave the option out")
+    model = {} if given.embedding_std is None else {"embedding_std": given.embedding_std}
+    return replace(recipe, data=replace(recipe.data, **data), model=replace(recipe.model, **model))
+
+
+def claim_output(folder: Path) -> None:
+    """Create an output folder, and make sure now, before hours of work, that it can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be written ({error.strerror}). Choose another folder") from error
+
+
+def cache_folder(given: Namespace) -> Path | None:
+    """Return the folder for tokenised data that was asked for."""
+    return None if given.cache is None else Path(given.cache)
