@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixln.data import PreparedData, training_batch
 from mixln.errors import InputError
-from mixln.training import Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
+from mixln.training import ExecutionConfig, Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
 from mixln.training.loop import accumulate_gradients, build_optimizer, resolve_precision
 from mixln.training.schedule import learning_rate
 
@@ -96,7 +96,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 def test_a_kill_between_checkpoints_repeats_only_what_came_after(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe, checkpoint_every=4)
+    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=4))
     whole = weights(train(recipe, data, tmp_path / "whole").model)
 
     class KilledError(Exception):
@@ -119,7 +119,7 @@ def test_a_kill_between_checkpoints_repeats_only_what_came_after(
 def test_a_full_disk_while_writing_a_checkpoint_leaves_the_one_before(
     recipe: Recipe, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(recipe, checkpoint_every=3)
+    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=3))
     real_save, calls = torch.save, []
 
     def save(state: object, file: BinaryIO) -> None:

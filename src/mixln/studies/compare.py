@@ -157,7 +157,7 @@ def plan_jobs(
                     model=replace(recipe.model, placement=placement),
                     optimizer=replace(recipe.optimizer, learning_rate=rate),
                 ).check()
-                digest = hashlib.sha256((json.dumps(own.to_dict(), sort_keys=True) + fingerprint).encode()).hexdigest()
+                digest = hashlib.sha256((json.dumps(own.identity(), sort_keys=True) + fingerprint).encode()).hexdigest()
                 slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
                 jobs.append(Job(own, folder / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
     return jobs

@@ -1,6 +1,13 @@
 """Training: the recipe, the loop, and what they need."""
 
-from mixln.training.config import ModelConfig, OptimizerConfig, Recipe, model_config
+from mixln.training.config import (
+    ExecutionConfig,
+    FaultConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    model_config,
+)
 from mixln.training.loop import (
     MODEL_FOLDER,
     TrainedModel,
@@ -15,6 +22,8 @@ from mixln.training.schedule import learning_rate
 
 __all__ = [
     "MODEL_FOLDER",
+    "ExecutionConfig",
+    "FaultConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Recipe",

@@ -79,8 +79,59 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class FaultConfig:
+    """What to do when a step goes wrong: stop the run, skip the step, or roll back to the last checkpoint and skip it.
+
+    Attributes:
+        on_non_finite: when the loss or the gradient norm is infinite or not a number.
+        on_gradient_spike: when the gradient norm is above `gradient_spike_factor` times its running median; ignore: not
+            looked for.
+        gradient_spike_factor: see above.
+        gradient_spike_window: the number of steps that the running median is over; no spike is seen before so many.
+        max_faults: stop the run after so many faults whatever the policy.
+    """
+
+    on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
+    on_gradient_spike: Literal["ignore", "stop", "skip", "roll_back"] = "ignore"
+    gradient_spike_factor: float = 10.0
+    gradient_spike_window: int = 50
+    max_faults: int = 20
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How a run is carried out. None of it changes what is computed, beyond rounding; so it may change on resuming.
+
+    Attributes:
+        strategy: how the processes that torchrun starts share the work. ddp: each holds the whole model; fsdp: each
+            holds a part of every weight, its gradient and its optimiser state (FSDP2).
+        tensor_parallel_size: so many neighbouring processes split every matrix among them; must divide their number.
+        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
+        compile: whether to compile the model; auto: if the run is long enough to earn the time back. Decided once: a
+            resumed run goes on as it began.
+        checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
+        keep_last: how many of the latest checkpoints to keep, at least 1; with 2, a damaged one can be fallen back from.
+        keep_every: keep also every checkpoint whose step is a multiple of this; null: none.
+        asynchronous_checkpoints: write checkpoints while training goes on.
+        layer_metrics_every: steps between measurements of every layer; null: 20 times a run; 0: never.
+        trackers: where metrics go beside metrics.jsonl.
+    """
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    tensor_parallel_size: int = 1
+    activation_checkpointing: bool = False
+    compile: Literal["auto", "always", "never"] = "auto"
+    checkpoint_every: int | None = None
+    keep_last: int = 2
+    keep_every: int | None = None
+    asynchronous_checkpoints: bool = True
+    layer_metrics_every: int | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a training run computes. The defaults are the recipe `nano`.
+    """Everything that decides what a training run computes, and how. The defaults are the recipe `nano`.
 
     Attributes:
         model: the model.
@@ -95,7 +146,8 @@ class Recipe:
         precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where the hardware has it.
         evaluate_every: steps between validations; the last step is always validated. null: 4 times a run.
         evaluation_batch_size: sequences per batch of validation; has no influence on the result.
-        checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
+        faults: what to do when a step goes wrong.
+        execution: how the run is carried out; the one part that may change when an interrupted run is taken up.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -109,7 +161,8 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluate_every: int | None = None
     evaluation_batch_size: int = 16
-    checkpoint_every: int | None = None
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     @property
     def last_step(self) -> int:
@@ -127,9 +180,24 @@ class Recipe:
         given = self.optimizer.warmup_steps
         return max(1, self.steps // 10) if given is None else given
 
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints, the default resolved."""
+        return self.execution.checkpoint_every or max(1, self.last_step // 20)
+
+    @property
+    def layer_metrics_every(self) -> int:
+        """Steps between measurements of every layer, the default resolved; 0: never."""
+        given = self.execution.layer_metrics_every
+        return max(1, self.last_step // 20) if given is None else given
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested dictionaries of plain values."""
         return asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides what is computed: `to_dict` without `execution`."""
+        return {name: value for name, value in self.to_dict().items() if name != "execution"}
 
     def check(self) -> Recipe:
         """Return the recipe if its numbers make sense together.
@@ -142,16 +210,19 @@ class Recipe:
             "batch_size": self.batch_size,
             "evaluation_batch_size": self.evaluation_batch_size,
             "micro_batch_size": self.micro_batch_size or self.batch_size,
-            "evaluate_every": 1 if self.evaluate_every is None else self.evaluate_every,
-            "checkpoint_every": 1 if self.checkpoint_every is None else self.checkpoint_every,
-            "stop_step": 1 if self.stop_step is None else self.stop_step,
+            "evaluate_every": _one_if_none(self.evaluate_every),
+            "faults.gradient_spike_factor": self.faults.gradient_spike_factor,
+            "faults.gradient_spike_window": self.faults.gradient_spike_window,
+            "execution.checkpoint_every": _one_if_none(self.execution.checkpoint_every),
+            "execution.keep_last": self.execution.keep_last,
+            "execution.keep_every": _one_if_none(self.execution.keep_every),
+            "execution.tensor_parallel_size": self.execution.tensor_parallel_size,
+            "stop_step": _one_if_none(self.stop_step),
             "model.hidden_size": self.model.hidden_size,
             "model.intermediate_size": self.model.intermediate_size,
             "model.num_hidden_layers": self.model.num_hidden_layers,
             "model.num_attention_heads": self.model.num_attention_heads,
-            "model.num_key_value_heads": 1
-            if self.model.num_key_value_heads is None
-            else self.model.num_key_value_heads,
+            "model.num_key_value_heads": _one_if_none(self.model.num_key_value_heads),
             "model.initializer_range": self.model.initializer_range,
             "model.rms_norm_eps": self.model.rms_norm_eps,
             "model.rope_theta": self.model.rope_theta,
@@ -171,6 +242,8 @@ class Recipe:
             "optimizer.final_learning_rate_fraction": self.optimizer.final_learning_rate_fraction,
             "optimizer.warmup_steps": self.warmup_steps,
             "seed": self.seed,
+            "faults.max_faults": self.faults.max_faults,
+            "execution.layer_metrics_every": self.execution.layer_metrics_every or 0,
         }
         for name, value in not_negative.items():
             if not value >= 0:
@@ -182,6 +255,10 @@ class Recipe:
         # the vocabulary is not known yet; everything else about the model is checked before any work is done
         model_config(self, vocab_size=257)
         return self
+
+
+def _one_if_none(value: int | None) -> int:
+    return 1 if value is None else value
 
 
 def model_config(

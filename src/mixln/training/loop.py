@@ -83,7 +83,7 @@ def _train(
     step, tokens = load_checkpoint(folder, model, optimizer)
     autocast_dtype = resolve_precision(recipe, device)
     evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
-    checkpoint_every = recipe.checkpoint_every or max(1, recipe.last_step // 20)
+    checkpoint_every = recipe.checkpoint_every
     validation: EvaluationLoss | None = None
     with MetricsLog(folder, resume_step=step) as metrics, deferred_interrupt() as interruption:
         tokens_here, seconds = 0, 0.0
@@ -228,7 +228,7 @@ def claimed_folder(folder: Path, recipe: Recipe, data_fingerprint: str) -> Itera
         InputError: the run in it is of another recipe or other data, another process is at it, or it cannot be written.
     """
     path = folder / RECIPE_FILE
-    wanted = {**recipe.to_dict(), "data_fingerprint": data_fingerprint}
+    wanted = {**recipe.identity(), "data_fingerprint": data_fingerprint}
     if not path.exists():
         if foreign := [name for name in (MODEL_FOLDER, CHECKPOINT_FILE, METRICS_FILE) if (folder / name).exists()]:
             raise InputError(
