@@ -1,11 +1,11 @@
 """The `mixln` command: each subcommand reads its arguments and makes one call into the package.
 
-Exit status: 0 success, 1 training diverged, 2 bad input (one message on standard error, no traceback), 130 interrupted.
+Exit status: 0 success, 1 training diverged, 2 bad input (one message on standard error, no traceback), 130 interrupted
+by Ctrl-C, 143 by SIGTERM; after either, a run has its checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shlex
@@ -17,22 +17,11 @@ import transformers
 from jsonargparse import ArgumentParser
 
 from mixln.commands import COMMANDS
-from mixln.errors import InputError
+from mixln.errors import MENDABLE_ERRORS, InputError
 from mixln.placement import PlacementError
-from mixln.training import TrainingDivergedError
+from mixln.training import TrainingDivergedError, TrainingInterrupted
 from mixln.training.recipes import find_recipe
 from mixln.version import __version__
-
-_MENDABLE = {
-    errno.ENOSPC: "make room on that disk, and run the same command again",
-    errno.EDQUOT: "make room in that quota, and run the same command again",
-    errno.EACCES: "choose a place that you may write to",
-    errno.EPERM: "choose a place that you may write to",
-    errno.EROFS: "choose a place that can be written",
-    errno.ENOTDIR: "choose a folder",
-    errno.ENAMETOOLONG: "choose a shorter path",
-}
-"""Errors of the operating system that the user can mend, and how."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,12 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnicodeDecodeError as error:
         return _fail(f"a file that should be text is not UTF-8 ({error}). Give a text file")
     except OSError as error:
-        mend = _MENDABLE.get(error.errno or 0, "see to it that this path is what the command takes it for")
+        mend = MENDABLE_ERRORS.get(error.errno or 0, "see to it that this path is what the command takes it for")
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}. To mend it, {mend}")
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower():
             raise
         return _fail("not enough memory. Choose a smaller model, batch_size or micro_batch_size")
+    except TrainingInterrupted as error:
+        return _fail(f"{error}. Run the same command again to go on", status=128 + error.signal_number)
     except KeyboardInterrupt:
         return _fail("interrupted. Run the same command again to go on", status=130)
 

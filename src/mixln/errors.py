@@ -1,6 +1,20 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and which errors of the operating system are of that kind."""
 
 from __future__ import annotations
+
+import errno
+
+MENDABLE_ERRORS = {
+    errno.ENOSPC: "make room on that disk, and run the same command again",
+    errno.EDQUOT: "make room in that quota, and run the same command again",
+    errno.EACCES: "choose a place that you may write to",
+    errno.EPERM: "choose a place that you may write to",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOTDIR: "choose a folder",
+    errno.EEXIST: "choose a folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+"""Errors of the operating system that the user can mend, and how."""
 
 
 class InputError(ValueError):

@@ -15,9 +15,21 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
-from mixln.data import DataConfig, DocumentEncoder, PreparedData, TokenStore, cache, prepare_data, train_tokenizer
+from mixln.data import (
+    DataConfig,
+    DocumentEncoder,
+    PreparedData,
+    TokenStore,
+    cache,
+    load_tokenizer,
+    open_corpus,
+    prepare_data,
+    train_tokenizer,
+)
 from mixln.data.splitting import digest
+from mixln.data.tokenizer import tokenizer_hash
 from mixln.errors import InputError
+from mixln.version import __version__
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then", "some", "more"]
 WriteJsonl = Callable[..., Path]
@@ -179,7 +191,8 @@ def test_a_given_tokenizer_is_used(config: DataConfig, tmp_path: Path) -> None:
     train_tokenizer(["entirely other text"], 270).save_pretrained(tmp_path / "tokenizer")
     data = prepare_data(replace(config, tokenizer=str(tmp_path / "tokenizer")), tmp_path / "cache")
     assert len(data.tokenizer) == 270
-    assert not (data.train.store.folder.parent / "tokenizer.json").exists()
+    kept = load_tokenizer(str(data.folder / "tokenizer"))
+    assert kept.backend_tokenizer.to_str() == data.tokenizer.backend_tokenizer.to_str()
     assert set(decode(data, data.train.store)) <= set(make_documents(200))
 
 
@@ -222,7 +235,7 @@ def test_a_preparation_cut_short_leaves_nothing_that_counts(
         context.setattr(DocumentEncoder, "encode", fail)
         with pytest.raises(kind):
             prepare_data(config, tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache" / "data").iterdir()] in ([], [".lock"])
+    assert {path.suffix for path in (tmp_path / "cache" / "data").iterdir()} <= {".lock", ".pieces"}
     data = prepare_data(config, tmp_path / "cache")
     assert len(decode(data, data.train.store)) > 100
 
@@ -243,7 +256,7 @@ def test_a_damaged_cache_is_prepared_anew(damage: str, config: DataConfig, tmp_p
     data = prepare_data(config, tmp_path / "cache")
     tokens = np.asarray(data.train.store.tokens).tolist()
     folder = data.train.store.folder.parent
-    file = folder / "train" / "tokens.bin"
+    file = folder / "train" / "tokens-00000.bin"
     content = file.read_bytes()
     match damage:
         case "cut":
@@ -289,7 +302,7 @@ def test_who_waits_says_so_and_uses_what_the_other_built(tmp_path: Path) -> None
     started, finish = threading.Event(), threading.Event()
     lines: list[str] = []
 
-    def build(folder: Path) -> dict[str, object]:
+    def build(folder: Path, _: Path) -> dict[str, object]:
         started.set()
         finish.wait(10)
         (folder / "a").write_text("a", encoding="utf-8")
@@ -299,16 +312,21 @@ def test_who_waits_says_so_and_uses_what_the_other_built(tmp_path: Path) -> None
         lines.append(line)
         finish.set()
 
-    def never(_: Path) -> NoReturn:
+    def never(*_: Path) -> NoReturn:
         raise AssertionError("built twice")
 
+    def accept(_: object) -> None:
+        return
+
+    final = tmp_path / "key"
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(cache.cached_folder, tmp_path, "key", build, report)
+        first = pool.submit(cache.finished_folder, final, build, report, accept=accept)
         assert started.wait(10)
-        second = cache.cached_folder(tmp_path, "key", never, report)
+        second = cache.finished_folder(final, never, report, accept=accept)
         assert second == first.result()
     assert len(lines) == 1
     assert "waiting for it" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
@@ -318,7 +336,7 @@ def test_a_full_or_read_only_disk_is_an_input_error(
     def fail(*_: object) -> NoReturn:
         raise OSError(code, "cannot write")
 
-    monkeypatch.setattr("mixln.data.store.TokenStoreWriter.append", fail)
+    monkeypatch.setattr("mixln.data.store.TokenStoreWriter.extend", fail)
     with pytest.raises(InputError, match=r"cannot store prepared data in .*cache.*: cannot write; free some space"):
         prepare_data(config, tmp_path / "cache")
 
@@ -351,9 +369,19 @@ def test_the_manifest_says_what_it_holds(config: DataConfig, tmp_path: Path) -> 
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["settings"]["vocab_size"] == 300
     assert manifest["statistics"]["train"]["tokens"] == data.statistics.train.tokens
+    assert manifest["fingerprint"] == data.fingerprint
+    assert manifest["mixln"] == __version__
+    assert manifest["source"] == {"name": config.corpus, "fingerprint": open_corpus(config.corpus).fingerprint()}
+    assert manifest["validation_source"] is None
+    assert manifest["tokenizer"] == {
+        "name": None, "sha256": tokenizer_hash(data.tokenizer), "eos_token_id": 0, "size": 300
+    }  # fmt: skip
+    for split, store in (("train", data.train.store), ("validation", data.validation.store)):
+        assert manifest["shards"][split] == [{"file": f"{split}/tokens-00000.bin", "tokens": len(store)}]
     assert set(manifest["files"]) == {
-        "tokenizer.json",
-        *(f"{split}/{name}" for split in ("train", "validation") for name in ("tokens.bin", "document_ends.npy")),
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        *(f"{split}/{name}" for split in ("train", "validation") for name in ("tokens-00000.bin", "document_ends.npy")),
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -102,7 +103,17 @@ def test_characters_covered_by_tokens(tokenizer: PreTrainedTokenizerFast) -> Non
     text = "hello world zq"
     (ids,) = encoder.encode([text])
     for count in range(len(ids) + 2):
-        assert encoder.characters(text, count) == len(tokenizer.decode(ids[:count]))
+        assert encoder.decoded_characters(ids[:count]) == len(tokenizer.decode(ids[:count]))
+    assert encoder.decoded_characters(ids) == len(text)
+
+
+def test_an_encoder_survives_pickling_with_its_settings(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = DocumentEncoder(tokenizer)
+    copy = pickle.loads(pickle.dumps(encoder))
+    text = "a <|endoftext|> b"
+    assert copy.encode([text])[0].tolist() == encoder.encode([text])[0].tolist()
+    assert encoder.eos_token_id not in copy.encode([text])[0]
+    assert (copy.eos_token_id, copy.vocab_size) == (encoder.eos_token_id, encoder.vocab_size)
 
 
 def test_a_saved_tokenizer_loads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from mixln.commands import compare, convert, generate, train
+from mixln.commands import compare, convert, data, estimate, generate, train
 from mixln.commands.arguments import Command
 
-COMMANDS: list[Command] = [compare.COMMAND, train.COMMAND, generate.COMMAND, convert.COMMAND]
+COMMANDS: list[Command] = [
+    compare.COMMAND,
+    train.COMMAND,
+    estimate.COMMAND,
+    data.COMMAND,
+    generate.COMMAND,
+    convert.COMMAND,
+]
 """In the order of `mixln --help`."""
 
 __all__ = ["COMMANDS", "Command"]

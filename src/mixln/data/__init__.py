@@ -2,7 +2,7 @@
 
 `prepare_data(DataConfig(...))` does all of it; the parts below it can be used alone:
 
-    corpus (documents) -> tokenizer (ids) -> TokenStore (tokens.bin) -> PackedDataset (rows) -> Batch
+    corpus (documents) -> tokenizer (ids) -> TokenStore (shards) -> PackedDataset (rows) -> Batch
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from mixln.data.packing import (
     training_batch,
     training_rows,
 )
+from mixln.data.prefetch import Prefetcher
 from mixln.data.prepare import PreparedData, prepare_data
-from mixln.data.shards import SplitStatistics
+from mixln.data.split_writer import SplitStatistics
 from mixln.data.store import TokenStore, TokenStoreWriter
 from mixln.data.tokenizer import DocumentEncoder, load_tokenizer, train_tokenizer
 
@@ -32,6 +33,7 @@ __all__ = [
     "DataStatistics",
     "DocumentEncoder",
     "PackedDataset",
+    "Prefetcher",
     "PreparedData",
     "SplitStatistics",
     "TokenStore",

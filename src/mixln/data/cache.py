@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mixln.errors import InputError
+from mixln.errors import MENDABLE_ERRORS, InputError
 
 MANIFEST_FILE = "manifest.json"
 
-_MENDABLE = frozenset({
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
-})  # fmt: skip
 _BLOCK = 1 << 20
 _MAX_BLOCKS = 64
 
 Report = Callable[[str], None]
+Accept = Callable[[dict[str, Any] | None], None]
 
 
 def checksum(path: Path) -> str:
@@ -67,45 +65,49 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def cached_folder(
-    parent: Path, key: str, build: Callable[[Path], dict[str, Any]], report: Report
-) -> tuple[Path, dict[str, Any]]:
-    """The folder `parent/key`, built if it is not there.
+Build = Callable[[Path, Path], dict[str, Any]]
 
-    `build(folder)` fills an empty temporary sibling and returns the manifest's entries; checksums of all files are
-    added, and the folder is renamed to its name in one step, so what a killed or failing build leaves is never taken
-    for complete (the next build removes it). A damaged folder is built anew. One process builds at a time; others wait
-    and use its result. A complete folder is only read, so the cache may be on a read-only disk.
+
+def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept) -> dict[str, Any]:
+    """Build the folder `final`, if it is not there.
+
+    `build(folder, work)` fills an empty temporary sibling of `final` and returns the manifest's entries; checksums of
+    all files are added, and the folder is renamed to its name in one step, so what a killed or failing build leaves is
+    never taken for complete (the next build removes it). `work` is a sibling too, `NAME.pieces`, for what the build
+    wants to find again if it is interrupted; it is removed when the folder is complete. A damaged folder is built
+    anew. One process builds at a time; others wait and use its result. A complete folder is only read, so it may be on
+    a read-only disk.
+
+    Args:
+        final: The folder.
+        build: See above.
+        report: Called with lines of progress.
+        accept: Called with the manifest of a folder that is there (None: it is damaged); raises InputError if it is
+            not to be used (or not to be replaced).
 
     Returns:
-        The folder and its manifest.
+        The manifest.
 
     Raises:
-        InputError: The disk is full, or `parent` cannot be written to or read.
+        InputError: The disk is full, or the place cannot be written to or read.
     """
-    final = parent / key
+    parent = final.parent
     with _disk_errors(parent):
-        try:
-            manifest = read_manifest(final)
-        except ValueError:
-            manifest = None  # said below, by the one process that mends it
+        manifest = _found(final, accept, report, mend=False)
         if manifest is not None:
-            return final, manifest
+            return manifest
         parent.mkdir(parents=True, exist_ok=True)
-        with _lock(parent / f"{key}.lock", report):
-            try:
-                manifest = read_manifest(final)
-            except ValueError as error:
-                report(f"prepared data in {final} is damaged ({error}); preparing it anew")
-                shutil.rmtree(final)
+        with _lock(parent / f"{final.name}.lock", report):
+            manifest = _found(final, accept, report, mend=True)
             if manifest is not None:  # another process has built it while we waited
-                return final, manifest
-            for stale in parent.glob(f"{key}.tmp-*"):  # of a killed build: the lock is ours, so nobody works there
-                shutil.rmtree(stale)
-            temporary = parent / f"{key}.tmp-{os.getpid()}"
+                return manifest
+            for stale in parent.glob(f"{glob.escape(final.name)}.tmp-*"):
+                shutil.rmtree(stale)  # of a killed build: the lock is ours, so nobody works there
+            work = parent / f"{final.name}.pieces"
+            temporary = parent / f"{final.name}.tmp-{os.getpid()}"
             temporary.mkdir()
             try:
-                manifest = build(temporary)
+                manifest = build(temporary, work)
                 manifest["files"] = {
                     file.relative_to(temporary).as_posix(): checksum(file)
                     for file in sorted(temporary.rglob("*"))
@@ -117,7 +119,25 @@ def cached_folder(
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-    return final, manifest
+            shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _found(final: Path, accept: Accept, report: Report, *, mend: bool) -> dict[str, Any] | None:
+    """The manifest of a folder that is complete; with `mend`, a damaged one is removed."""
+    if final.is_dir() and not any(final.iterdir()):
+        return None  # an empty folder is as good as none
+    try:
+        manifest = read_manifest(final)
+    except ValueError as error:
+        accept(None)
+        if mend:
+            report(f"prepared data in {final} is damaged ({error}); preparing it anew")
+            shutil.rmtree(final)
+        return None
+    if manifest is not None:
+        accept(manifest)
+    return manifest
 
 
 @contextmanager
@@ -131,6 +151,8 @@ def _lock(path: Path, report: Report) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            path.unlink()  # while it is ours: who waits for it notices, and takes a new one
         lock.release()
 
 
@@ -139,9 +161,9 @@ def _disk_errors(parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in MENDABLE_ERRORS:
             raise
         raise InputError(
             f"cannot store prepared data in {error.filename or parent}: {error.strerror}; free some space or choose "
-            "another folder as cache_dir"
+            "another folder (--cache, --out); the same command then goes on from the pieces that are finished"
         ) from error

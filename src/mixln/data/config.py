@@ -13,8 +13,8 @@ class DataConfig:
 
     Attributes:
         corpus: `python` (this Python's standard library: no download), the path of a file or folder (.txt, .md,
-            .jsonl, .json, also .gz, and .parquet), `c4`, or `hf:NAME[@REVISION][:CONFIG[:SPLIT]]` for a Hugging Face
-            dataset.
+            .jsonl, .json, also .gz, and .parquet), `c4`, `hf:NAME[@REVISION][:CONFIG[:SPLIT]]` for a Hugging Face
+            dataset, or a folder written by `mixln data prepare --out`.
         validation_corpus: As `corpus`; training documents equal to one of its documents are dropped. Null: documents
             are split off the corpus by a hash of their content.
         validation_fraction: Share of the documents split off, between 0 and 1.

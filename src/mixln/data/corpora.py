@@ -41,6 +41,11 @@ def open_corpus(source: str, *, text_field: str = "text") -> Corpus:
     raise InputError(_missing(source, path))
 
 
+def is_path(source: str) -> bool:
+    """True if `open_corpus` takes the source for a path."""
+    return source not in ("python", "c4") and not source.startswith(("c4:", "hf:"))
+
+
 def _missing(source: str, path: Path) -> str:
     try:
         neighbours = [str(path.parent / entry.name) for entry in path.parent.iterdir()]

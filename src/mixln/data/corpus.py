@@ -5,14 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterator
+from typing import Any
 
 from mixln.errors import InputError
+
+Part = Any
+"""A piece of a corpus that can be read by itself: whatever its corpus makes of it, but picklable."""
 
 
 class Corpus(ABC):
     """A source of documents that is read lazily, and that counts what it could not use.
 
-    `documents()` may be called again; each call starts from the beginning and resets the counts.
+    `documents()` may be called again; each call starts from the beginning and resets the counts. It is the same as
+    `read` of every one of `parts()`, in order; parts can be read by several processes.
 
     Attributes:
         name: What the user called the corpus; for messages.
@@ -33,8 +38,22 @@ class Corpus(ABC):
         """A key of the content: equal fingerprints mean equal documents in equal order."""
 
     @abstractmethod
-    def _read(self) -> Iterator[tuple[str, str]]:
+    def parts(self) -> list[Part]:
+        """What can be read independently, in order; resets the counts."""
+
+    @abstractmethod
+    def _read(self, part: Part) -> Iterator[tuple[str, str]]:
         """Yield (text, place); what cannot be read goes through `_skip`."""
+
+    def read(self, part: Part) -> Generator[str, None, None]:
+        """Yield the usable documents of one part, and count the others."""
+        for text, place in self._read(part):
+            if not text or text.isspace():
+                self._skip("empty document", place)
+            elif not _is_unicode(text):
+                self._skip("lone surrogate (not Unicode text)", place)
+            else:
+                yield text
 
     def documents(self) -> Generator[str, None, None]:
         """Yield the usable documents: not empty, and encodable as UTF-8 (so without lone surrogates).
@@ -42,19 +61,18 @@ class Corpus(ABC):
         Raises:
             InputError: The end was reached without a single usable document.
         """
-        self.skipped.clear()
-        self.examples.clear()
         usable = 0
-        for text, place in self._read():
-            if not text or text.isspace():
-                self._skip("empty document", place)
-            elif not _is_unicode(text):
-                self._skip("lone surrogate (not Unicode text)", place)
-            else:
+        for part in self.parts():
+            for text in self.read(part):
                 usable += 1
                 yield text
         if usable == 0:
-            raise InputError(f"no usable document in {self.name!r}: {self.describe_skipped() or 'nothing is there'}")
+            raise InputError(nothing_usable(self.name, self.skipped, self.examples))
+
+    def reset_counts(self) -> None:
+        """Forget what was skipped."""
+        self.skipped.clear()
+        self.examples.clear()
 
     def describe_skipped(self) -> str:
         """The counts in one line, most frequent first; empty if nothing was skipped."""
@@ -69,6 +87,11 @@ class Corpus(ABC):
 def describe_skipped(skipped: Counter[str], examples: dict[str, str]) -> str:
     """`3 x bad JSON (first: a.jsonl:7), ...`, most frequent first; empty if nothing was skipped."""
     return ", ".join(f"{count:,} x {reason} (first: {examples[reason]})" for reason, count in skipped.most_common())
+
+
+def nothing_usable(name: str, skipped: Counter[str], examples: dict[str, str]) -> str:
+    """The message for a corpus without a single usable document."""
+    return f"no usable document in {name!r}: {describe_skipped(skipped, examples) or 'nothing is there'}"
 
 
 def _is_unicode(text: str) -> bool:

@@ -15,7 +15,7 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixln.data.corpus import Corpus
+from mixln.data.corpus import Corpus, Part
 from mixln.errors import InputError
 
 TEXT_SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
@@ -23,6 +23,7 @@ JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 PARQUET_SUFFIXES = (".parquet",)
 SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
 
+_PART_BYTES = 32_000_000
 _CORRUPT_GZIP = "corrupt gzip data (the rest of the file is lost)"
 
 
@@ -88,8 +89,24 @@ class FileCorpus(Corpus):
                 else:
                     yield file, relative
 
-    def _read(self) -> Iterator[tuple[str, str]]:
+    def parts(self) -> list[Part]:
+        """Files, in order; small ones that follow each other go together."""
+        self.reset_counts()
+        parts: list[list[tuple[Path, str]]] = [[]]
+        size = 0
         for file, relative in self._files():
+            if size >= _PART_BYTES:
+                parts.append([])
+                size = 0
+            parts[-1].append((file, relative))
+            try:
+                size += file.stat().st_size
+            except OSError:  # counted when it is read
+                continue
+        return parts
+
+    def _read(self, part: Part) -> Iterator[tuple[str, str]]:
+        for file, relative in cast("list[tuple[Path, str]]", part):
             name = file.name.lower()
             try:
                 if name.endswith(PARQUET_SUFFIXES):

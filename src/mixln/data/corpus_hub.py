@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import datasets
 from datasets.exceptions import DatasetsError
 
-from mixln.data.corpus import Corpus
+from mixln.data.corpus import Corpus, Part
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
 
@@ -46,6 +48,8 @@ class HubCorpus(Corpus):
         self.split = split or "train"
         self.revision = revision or None
         self.text_field = text_field
+        self._dataset: Iterable[dict[str, object]] | None = None
+        self._rows = 0
         revised = f"{self.dataset}@{revision}" if revision else self.dataset
         super().__init__(f"hf:{revised}:{self.config or ''}:{self.split}")
 
@@ -54,30 +58,64 @@ class HubCorpus(Corpus):
         key = ("hub", self.dataset, self.config, self.split, self.revision, self.text_field)
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
-    def _read(self) -> Iterator[tuple[str, str]]:
-        count = 0
-        try:
-            rows: datasets.IterableDataset = datasets.load_dataset(
-                self.dataset, self.config, split=self.split, revision=self.revision, streaming=True
-            )
+    def parts(self) -> list[Part]:
+        """The dataset's data files (`num_shards` of `datasets`); asks the hub which there are."""
+        self.reset_counts()
+        with self._hub_errors():
+            self._dataset = self._load()
+        return [(index, self._num_shards) for index in range(self._num_shards)]
+
+    def _read(self, part: Part) -> Iterator[tuple[str, str]]:
+        index, num_shards = cast("tuple[int, int]", part)
+        self._rows = 0
+        with self._hub_errors():
+            if self._dataset is None:  # in another process than `parts`
+                self._dataset = self._load()
+            if self._num_shards != num_shards:
+                raise InputError(
+                    f"{self.name} had {num_shards} data files and now has {self._num_shards}: it has changed on the "
+                    "hub while it was read; name a revision, as in hf:NAME@REVISION"
+                )
+            rows: Iterable[dict[str, object]] = self._dataset
+            if num_shards > 1:
+                rows = cast("datasets.IterableDataset", self._dataset).shard(num_shards, index, contiguous=True)
             for row in rows:
-                count += 1
+                self._rows += 1
                 text = row.get(self.text_field)
-                if count == 1 and self.text_field not in row:
+                if self._rows == 1 and self.text_field not in row:
                     # Otherwise a stream of terabytes would be read in vain.
                     raise InputError(
                         f"{self.name}: no column {self.text_field!r}; set text_field to one of: {', '.join(row)}"
                     )
+                place = f"row {self._rows}" if num_shards == 1 else f"data file {index}, row {self._rows}"
                 if isinstance(text, str):
-                    yield text, f"row {count}"
+                    yield text, place
                 else:
-                    self._skip(f"field {self.text_field!r} is not a string", f"row {count}")
+                    self._skip(f"field {self.text_field!r} is not a string", place)
+
+    def _load(self) -> Iterable[dict[str, object]]:
+        return cast(
+            "Iterable[dict[str, object]]",
+            datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, streaming=True),
+        )
+
+    @property
+    def _num_shards(self) -> int:
+        return int(getattr(self._dataset, "num_shards", 1))
+
+    @contextmanager
+    def _hub_errors(self) -> Iterator[None]:
+        try:
+            yield
         except InputError:
             raise
         except _ERRORS as error:
             where = f"dataset {self.dataset}, configuration {self.config or 'default'}, split {self.split}"
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"cannot read {where} from the Hugging Face hub (stopped after {count:,} rows): {reason}; check the "
-                "name and the network, or give the path of local files"
+                f"cannot read {where} from the Hugging Face hub (stopped after {self._rows:,} rows): {reason}; check "
+                "the name and the network, or give the path of local files"
             ) from error
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_dataset": None}  # each process opens its own

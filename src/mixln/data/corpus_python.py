@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from mixln.data.corpus import Corpus
+from mixln.data.corpus import Corpus, Part
 
 VERSION = 1
 """Part of the fingerprint; raised when the choice of documents below changes."""
@@ -62,7 +62,13 @@ class PythonCorpus(Corpus):
                 digest.update(b"unreadable")
         return digest.hexdigest()
 
-    def _read(self) -> Iterator[tuple[str, str]]:
+    def parts(self) -> list[Part]:
+        """All of it is one part."""
+        self.reset_counts()
+        return [None]
+
+    def _read(self, part: Part) -> Iterator[tuple[str, str]]:
+        del part
         yield from _topics()
         for name in _C_MODULES:
             try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixln.data.order import permute
 from mixln.data.store import TokenStore
 
 IGNORE_INDEX = -100
@@ -95,54 +95,46 @@ class PackedDataset:
         Raises:
             IndexError: A row is not in 0 .. len(self) - 1.
         """
+        numbers = np.asarray(rows, dtype=np.int64)
+        if len(outside := numbers[(numbers < 0) | (numbers >= len(self))]):
+            raise IndexError(f"row {outside[0]} of a dataset of {len(self)} rows")
         length = self.sequence_length
-        input_ids = np.full((len(rows), length), self.store.eos_token_id, dtype=np.int64)
-        targets = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-        position_ids = np.empty((len(rows), length), dtype=np.int64)
-        for index, row in enumerate(rows):
-            self._fill(int(row), input_ids[index], targets[index], position_ids[index])
+        starts = numbers * length
+        filled = np.minimum(length, len(self.store) - 1 - starts)  # less than `length` in the last row alone
+        windows = self.store.windows(starts, length + 1)
+        slots = np.arange(length)
+        padding = slots >= filled[:, None]
+        input_ids = windows[:, :-1].astype(np.int64)
+        targets = windows[:, 1:].astype(np.int64)
+        first = np.zeros((len(numbers), length + 1), dtype=np.int64)  # slot where the slot's document begins
+        if not self.cross_documents:
+            row, border = self._borders(starts, filled)
+            targets[row, border - 1] = IGNORE_INDEX
+            first[row, border] = border
+        # Padding is a document of its own, so that no token attends to it nor it to them. `filled` is no input of
+        # a row's text but its last target, hence the first free slot.
+        first[np.arange(len(numbers)), filled] = filled
+        position_ids = slots - np.maximum.accumulate(first, axis=1)[:, :length]
+        input_ids[padding] = self.store.eos_token_id
+        targets[padding] = IGNORE_INDEX
         return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(position_ids))
 
-    def _fill(self, row: int, input_ids: np.ndarray, targets: np.ndarray, position_ids: np.ndarray) -> None:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a dataset of {len(self)} rows")
-        length = self.sequence_length
-        start = row * length
-        tokens = self.store.tokens[start : start + length + 1]
-        filled = len(tokens) - 1
-        input_ids[:filled] = tokens[:-1]
-        targets[:filled] = tokens[1:]
-        slots = np.arange(length)
-        position_ids[:] = slots
-        if not self.cross_documents:
-            # A document's end is the index of the next one's first token; here, of those in this row's targets.
-            ends = self.store.document_ends
-            first, last = np.searchsorted(ends, [start, start + filled], side="right")
-            borders = np.asarray(ends[first:last]) - start
-            targets[borders - 1] = IGNORE_INDEX
-            starts = np.zeros(length + 1, dtype=np.int64)
-            starts[borders] = borders
-            position_ids -= np.maximum.accumulate(starts)[:length]
-        # Padding is a document of its own, so that no token attends to it nor it to them. `filled` is no input of
-        # this row's text but the last target, hence the first free slot.
-        position_ids[filled:] = slots[: length - filled]
-
-
-@lru_cache(maxsize=4)
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    # numpy promises that a bit generator's raw stream never changes; of `Generator.permutation` it does not, and a
-    # resumed run must see the order that it started with.
-    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
-    order = np.argsort(keys, kind="stable")
-    order.flags.writeable = False
-    return order
+    def _borders(self, starts: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which targets are first tokens of documents, as (index of the row, index of the token within it)."""
+        # A document's end is the index of the next one's first token.
+        first, last = np.searchsorted(self.store.document_ends, [starts, starts + filled], side="right")
+        counts = last - first
+        row = np.repeat(np.arange(len(starts)), counts)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return row, self.store.document_ends[first[row] + within] - starts[row]
 
 
 def training_rows(num_rows: int, step: int, batch_size: int, seed: int) -> np.ndarray:
     """The rows of one training step: entries step*batch_size + (0 .. batch_size-1) of an endless sequence of epochs.
 
-    Each epoch is a permutation of all rows seeded by (seed, epoch). A pure function of its arguments: resuming needs
-    the step and nothing else, and a process of a group may take its own slice of the rows.
+    Each epoch is a permutation of all rows given by (seed, epoch), computed on the fly (`mixln.data.order`): time and
+    memory do not depend on the number of rows. A pure function of its arguments: resuming needs the step and nothing
+    else, and a process of a group may take its own slice of the rows.
 
     Args:
         num_rows: Rows of the dataset, at least 1.
@@ -162,9 +154,9 @@ def training_rows(num_rows: int, step: int, batch_size: int, seed: int) -> np.nd
     filled = 0
     while filled < batch_size:
         epoch, offset = divmod(step * batch_size + filled, num_rows)
-        part = _permutation(num_rows, seed, epoch)[offset : offset + batch_size - filled]
-        rows[filled : filled + len(part)] = part
-        filled += len(part)
+        count = min(batch_size - filled, num_rows - offset)
+        rows[filled : filled + count] = permute(np.arange(offset, offset + count), num_rows, seed, epoch)
+        filled += count
     return rows
 
 

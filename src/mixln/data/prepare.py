@@ -8,25 +8,27 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mixln.data.build import (
     FORMAT_VERSION,
-    TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
     TRAIN_FOLDER,
     VALIDATION_FOLDER,
     DataStatistics,
+    Sources,
     build_stores,
 )
-from mixln.data.cache import Report, cached_folder
+from mixln.data.cache import Report, finished_folder
 from mixln.data.config import DataConfig
 from mixln.data.corpora import open_corpus
-from mixln.data.corpus import Corpus, describe_skipped
+from mixln.data.corpus import describe_skipped
 from mixln.data.packing import PackedDataset
+from mixln.data.prepared_folder import find_prepared_folder, open_prepared_folder
 from mixln.data.store import TokenStore
-from mixln.data.tokenizer import load_tokenizer, wrap_tokenizer
+from mixln.data.tokenizer import load_tokenizer, tokenizer_hash
 from mixln.errors import InputError
 
 
@@ -49,18 +51,37 @@ class PreparedData:
     statistics: DataStatistics
     fingerprint: str
 
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lie."""
+        return self.train.store.folder.parent
 
-def prepare_data(config: DataConfig, cache_dir: Path | None = None, report: Report | None = None) -> PreparedData:
+
+def prepare_data(
+    config: DataConfig,
+    cache_dir: Path | None = None,
+    report: Report | None = None,
+    *,
+    workers: int = 1,
+    out: Path | None = None,
+) -> PreparedData:
     """Split, tokenise and pack a corpus, or find it done already.
 
     Tokens are cached in `cache_dir/data/FINGERPRINT`, where FINGERPRINT is a hash of the corpus's content and of every
     setting that changes tokens; a cached corpus is only hashed. Documents are read lazily, twice if a tokenizer is
-    trained; memory does not grow with the corpus.
+    trained; memory does not grow with the corpus. Finished pieces are kept until all is done, so that after a kill the
+    same call goes on where it was.
+
+    A corpus that is a folder written with `out` (or a folder of the cache) is opened as it is, with its own tokenizer.
 
     Args:
         config: What to prepare.
         cache_dir: Default `~/.cache/mixln`.
         report: Called with one line at a time of progress and of what was left out.
+        workers: Processes that tokenise; the result does not depend on it. With 1, this process does it, on the
+            threads of the tokenizers library. A script that asks for more needs the guard
+            `if __name__ == "__main__":` (see `multiprocessing`).
+        out: Write to this folder, which must be empty, new, or hold the same data already, rather than to the cache.
 
     Raises:
         InputError: A setting, corpus or tokenizer cannot be used, the disk cannot be written to, or the data do not
@@ -68,6 +89,30 @@ def prepare_data(config: DataConfig, cache_dir: Path | None = None, report: Repo
     """
     say: Report = report or (lambda _: None)
     config.check()
+    if workers < 1:
+        raise InputError(f"the number of workers must be at least 1, got {workers}")
+    prepared = find_prepared_folder(config.corpus)
+    if prepared is not None:
+        if out is not None:
+            raise InputError(f"corpus {config.corpus!r} is prepared already; copy that folder, or train with it")
+        return _pack(config, prepared, open_prepared_folder(prepared, config), None, say)
+    sources = _open(config)
+    final = out.expanduser().absolute() if out else _cache(cache_dir) / sources.fingerprint
+    accept = partial(_accept, final, sources.fingerprint) if out else (lambda _: None)
+    manifest = finished_folder(final, partial(build_stores, sources, workers, say), say, accept=accept)
+    return _pack(config, final, manifest, sources.tokenizer, say)
+
+
+def _cache(cache_dir: Path | None) -> Path:
+    return (cache_dir or Path.home() / ".cache" / "mixln") / "data"
+
+
+def _open(config: DataConfig) -> Sources:
+    if config.validation_corpus and find_prepared_folder(config.validation_corpus):
+        raise InputError(
+            f"validation_corpus {config.validation_corpus!r} is prepared data, which have both splits; give that "
+            "folder as the corpus, or documents as the validation_corpus"
+        )
     corpus = open_corpus(config.corpus, text_field=config.text_field)
     validation_corpus = (
         open_corpus(config.validation_corpus, text_field=config.text_field) if config.validation_corpus else None
@@ -75,44 +120,45 @@ def prepare_data(config: DataConfig, cache_dir: Path | None = None, report: Repo
     if corpus.unbounded and config.max_tokens is None:
         raise InputError(f"corpus {corpus.name!r} is streamed from the hub without end in sight; set max_tokens")
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-    fingerprint = _fingerprint(config, corpus, validation_corpus, tokenizer)
-    folder, manifest = cached_folder(
-        (cache_dir or Path.home() / ".cache" / "mixln") / "data",
-        fingerprint,
-        partial(build_stores, config, corpus, validation_corpus, tokenizer, say),
-        say,
+    corpus_fingerprint = corpus.fingerprint()
+    validation_fingerprint = validation_corpus.fingerprint() if validation_corpus else None
+    key = {
+        "format": FORMAT_VERSION,
+        "corpus": corpus_fingerprint,
+        "validation": validation_fingerprint or config.validation_fraction,
+        "tokenizer": (
+            tokenizer_hash(tokenizer) if tokenizer else [config.vocab_size, config.tokenizer_training_characters]
+        ),
+        "max_tokens": config.max_tokens,
+        "max_validation_tokens": config.max_validation_tokens,
+    }
+    fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return Sources(
+        config, corpus, validation_corpus, tokenizer, corpus_fingerprint, validation_fingerprint, fingerprint
     )
+
+
+def _accept(folder: Path, fingerprint: str, manifest: dict[str, Any] | None) -> None:
+    """Refuse an output folder that holds anything but the data asked for."""
+    if manifest is None:
+        raise InputError(f"{folder} holds something else, or damaged prepared data; delete it or choose another folder")
+    found = manifest.get("fingerprint", "unknown")
+    if found != fingerprint:
+        raise InputError(
+            f"{folder} holds other prepared data (fingerprint {found}, not {fingerprint}); delete it or choose another "
+            "folder"
+        )
+
+
+def _pack(
+    config: DataConfig, folder: Path, manifest: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None, say: Report
+) -> PreparedData:
     statistics = DataStatistics.from_manifest(manifest)
     if statistics.skipped:
         say(f"skipped {describe_skipped(Counter(statistics.skipped), statistics.examples)}")
     if statistics.duplicates_removed:
         say(f"dropped {statistics.duplicates_removed:,} training documents that are validation documents too")
-    if tokenizer is None:
-        tokenizer = wrap_tokenizer(Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
-    return _pack(config, folder, tokenizer, statistics, fingerprint)
-
-
-def _fingerprint(
-    config: DataConfig, corpus: Corpus, validation_corpus: Corpus | None, tokenizer: PreTrainedTokenizerFast | None
-) -> str:
-    key = {
-        "format": FORMAT_VERSION,
-        "corpus": corpus.fingerprint(),
-        "validation": validation_corpus.fingerprint() if validation_corpus else config.validation_fraction,
-        "tokenizer": (
-            [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id]
-            if tokenizer
-            else [config.vocab_size, config.tokenizer_training_characters]
-        ),
-        "max_tokens": config.max_tokens,
-        "max_validation_tokens": config.max_validation_tokens,
-    }
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-
-
-def _pack(
-    config: DataConfig, folder: Path, tokenizer: PreTrainedTokenizerFast, statistics: DataStatistics, fingerprint: str
-) -> PreparedData:
+    tokenizer = tokenizer or load_tokenizer(str(folder / TOKENIZER_FOLDER))
     assert isinstance(tokenizer.eos_token_id, int)
     train = PackedDataset(
         TokenStore(folder / TRAIN_FOLDER, tokenizer.eos_token_id),
@@ -139,4 +185,4 @@ def _pack(
             f"{statistics.validation.tokens:,} tokens in {statistics.validation.documents:,} documents, none of them "
             "to predict; use a larger corpus or a greater max_validation_tokens"
         )
-    return PreparedData(tokenizer, train, validation, statistics, fingerprint)
+    return PreparedData(tokenizer, train, validation, statistics, manifest["fingerprint"])

@@ -1,84 +1,149 @@
-"""Token ids of many documents in flat files, written as a stream and read by memory mapping."""
+"""Token ids of many documents in files of bounded size, written as a stream and read by memory mapping."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mixln.errors import InputError
 
-TOKENS_FILE = "tokens.bin"
+SHARD_TOKENS = 100_000_000
+"""Tokens in every shard but the last: 200 or 400 MB."""
+
 DOCUMENT_ENDS_FILE = "document_ends.npy"
+
+
+def shard_file(number: int) -> str:
+    """The name of a shard's file, from 0."""
+    return f"tokens-{number:05d}.bin"
 
 
 class TokenStore:
     """The tokens of one split, memory-mapped: nothing is read before it is used.
 
-    On disk: `tokens.bin`, flat little-endian uint16 or uint32, every document followed by the end-of-text token;
+    On disk: `tokens-00000.bin`, `tokens-00001.bin`, ..., which are one flat sequence of little-endian uint16 or uint32,
+    cut into equal parts (the last may be shorter), with every document followed by the end-of-text token;
     `document_ends.npy`, int64: entry d is the number of tokens up to the end of document d.
 
     Attributes:
-        tokens: Shape (tokens,), uint16 or uint32.
+        shards: The files' tokens, each uint16 or uint32.
         document_ends: Shape (documents,), increasing; the last entry is the number of tokens.
         eos_token_id: The end-of-text token.
 
     Raises:
-        InputError: The two files do not fit together.
+        InputError: The files do not fit together.
     """
 
     def __init__(self, folder: Path, eos_token_id: int) -> None:
         self.folder = folder
         self.eos_token_id = eos_token_id
         self.document_ends: np.ndarray[Any, np.dtype[np.int64]] = np.load(folder / DOCUMENT_ENDS_FILE, mmap_mode="r")
-        count = int(self.document_ends[-1]) if len(self.document_ends) else 0
-        size = (folder / TOKENS_FILE).stat().st_size
-        dtype = {2 * count: np.dtype("<u2"), 4 * count: np.dtype("<u4")}.get(size)
-        if dtype is None:
+        self._count = int(self.document_ends[-1]) if len(self.document_ends) else 0
+        files = sorted(folder.glob("tokens-*.bin"))
+        sizes = [file.stat().st_size for file in files]
+        dtype = {2 * self._count: np.dtype("<u2"), 4 * self._count: np.dtype("<u4")}.get(sum(sizes))
+        is_whole = [file.name for file in files] == [shard_file(number) for number in range(len(files))]
+        if dtype is None or not files or not is_whole or any(size != sizes[0] for size in sizes[:-1]):
             raise InputError(
-                f"{folder} is damaged: {size} bytes cannot be {count} tokens; delete it to prepare it anew"
+                f"{folder} is damaged: files of {', '.join(map(str, sizes)) or 'no'} bytes cannot be {self._count} "
+                "tokens; delete it to prepare it anew"
             )
-        self.tokens: np.ndarray[Any, np.dtype[np.unsignedinteger]] = (
-            # An empty file cannot be mapped.
-            np.memmap(folder / TOKENS_FILE, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+        self._shard_tokens = max(1, sizes[0] // dtype.itemsize)
+        # A plain array over each map: numpy's memmap class makes every slice slow. An empty file cannot be mapped.
+        self.shards: list[np.ndarray[Any, np.dtype[np.unsignedinteger]]] = (
+            [np.asarray(np.memmap(file, dtype=dtype, mode="r")) for file in files]
+            if self._count
+            else [np.empty(0, dtype)]
         )
 
     def __len__(self) -> int:
         """Number of tokens."""
-        return len(self.tokens)
+        return self._count
+
+    @property
+    def tokens(self) -> np.ndarray[Any, np.dtype[np.unsignedinteger]]:
+        """All tokens, shape (tokens,); copied into memory unless they are one shard."""
+        return self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The `length` tokens from each start on, wherever shards begin and end.
+
+        Returns:
+            Shape (starts, length), uint16 or uint32; end-of-text tokens where the store has ended.
+        """
+        result = np.full((len(starts), length), self.eos_token_id, dtype=self.shards[0].dtype)
+        for row, start in zip(result, starts.tolist(), strict=True):
+            number, offset = divmod(start, self._shard_tokens)
+            filled = 0
+            while filled < length and number < len(self.shards):
+                part = self.shards[number][offset : offset + length - filled]
+                row[filled : filled + len(part)] = part
+                filled += len(part)
+                number, offset = number + 1, 0
+        return result
 
 
 class TokenStoreWriter:
-    """Writes a `TokenStore` document by document, in constant memory; a context manager.
+    """Writes a `TokenStore` as a stream, in constant memory; a context manager.
 
     Args:
         folder: Created if need be.
         vocab_size: One more than the largest id; decides on two or four bytes a token.
+        shard_tokens: Tokens in every shard but the last; default `SHARD_TOKENS`.
 
     Attributes:
         num_tokens: Tokens written so far.
         num_documents: Documents written so far.
     """
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.num_tokens = 0
         self.num_documents = 0
-        self._dtype = np.dtype("<u2" if vocab_size <= np.iinfo(np.uint16).max else "<u4")
-        self._tokens = (folder / TOKENS_FILE).open("wb")
+        self._folder = folder
+        self._dtype = token_dtype(vocab_size)
+        self._shard_tokens = shard_tokens or SHARD_TOKENS
+        self._shards = 0
+        self._tokens = self._next_shard()
         self._ends = (folder / DOCUMENT_ENDS_FILE).open("wb")
         self._write_header()
 
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Tokens in each shard so far."""
+        full = [self._shard_tokens] * (self._shards - 1)
+        return [*full, self.num_tokens - sum(full)]
+
     def append(self, tokens: np.ndarray) -> None:
         """Add one document: shape (n,), n > 0, ids below `vocab_size`, its end-of-text token included."""
+        self.extend(tokens, np.array([len(tokens)]))
+
+    def extend(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Add documents.
+
+        Args:
+            tokens: Shape (n,), ids below `vocab_size`: the documents one after another, each with its end-of-text
+                token.
+            lengths: Tokens of each document, none of them 0, n in all.
+        """
         assert tokens.ndim == 1
-        assert len(tokens) > 0
-        self._tokens.write(tokens.astype(self._dtype).tobytes())
-        self.num_tokens += len(tokens)
-        self.num_documents += 1
-        self._ends.write(np.int64(self.num_tokens).astype("<i8").tobytes())
+        assert len(tokens) == lengths.sum()
+        assert (lengths > 0).all()
+        ends = self.num_tokens + np.cumsum(lengths)
+        while len(tokens):
+            room = self._shards * self._shard_tokens - self.num_tokens
+            if room == 0:
+                self._tokens.close()
+                self._tokens = self._next_shard()
+                continue
+            self._tokens.write(tokens[:room].astype(self._dtype).tobytes())
+            self.num_tokens += len(tokens[:room])
+            tokens = tokens[room:]
+        self.num_documents += len(lengths)
+        self._ends.write(ends.astype("<i8").tobytes())
 
     def close(self) -> None:
         """Complete the files; until then they do not form a store."""
@@ -101,7 +166,16 @@ class TokenStoreWriter:
             self._tokens.close()
             self._ends.close()
 
+    def _next_shard(self) -> IO[bytes]:
+        self._shards += 1
+        return (self._folder / shard_file(self._shards - 1)).open("wb")
+
     def _write_header(self) -> None:
         # numpy pads the header so that the first dimension may grow in place, which is what lets us stream.
         header = {"descr": "<i8", "fortran_order": False, "shape": (self.num_documents,)}
         np.lib.format.write_array_header_1_0(self._ends, header)
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """Two bytes a token while they do, else four."""
+    return np.dtype("<u2" if vocab_size <= np.iinfo(np.uint16).max else "<u4")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -120,19 +122,33 @@ class DocumentEncoder:
         self.eos_token_id = tokenizer.eos_token_id
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         # A copy: these settings would surprise whoever uses the tokenizer for prompts.
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._use(tokenizer.backend_tokenizer.to_str())
+
+    def _use(self, definition: str) -> None:
+        self._backend = Tokenizer.from_str(definition)
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
+
+    def __getstate__(self) -> tuple[int, int, str]:
+        # The backend pickles itself, but without the settings above.
+        return self.eos_token_id, self.vocab_size, self._backend.to_str()
+
+    def __setstate__(self, state: tuple[int, int, str]) -> None:
+        self.eos_token_id, self.vocab_size, definition = state
+        self._use(definition)
 
     def encode(self, documents: Sequence[str]) -> list[np.ndarray]:
         """One array of ids (int64) for each document."""
         encodings = self._backend.encode_batch_fast(list(documents), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
-    def characters(self, document: str, tokens: int) -> int:
-        """How many characters the first `tokens` tokens of the document cover."""
-        if tokens == 0:
-            return 0
-        offsets = self._backend.encode(document, add_special_tokens=False).offsets
-        return len(document) if tokens >= len(offsets) else offsets[tokens - 1][1]
+    def decoded_characters(self, ids: np.ndarray) -> int:
+        """How many characters the ids stand for."""
+        return len(self._backend.decode(ids.tolist(), skip_special_tokens=False))
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 over the whole definition of the tokenizer and its end-of-text token."""
+    definition = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id])
+    return hashlib.sha256(definition.encode()).hexdigest()

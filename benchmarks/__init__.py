@@ -1,0 +1,1 @@
+"""Speed and memory of training, measured side by side with other trainers. See benchmarks/README.md."""

@@ -1,0 +1,61 @@
+"""What is compared. Each contender is a function that trains a model by the settings and tells the meter of each step.
+
+They are imported in their own processes only, so that none carries the libraries of another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.meter import Meter
+from benchmarks.settings import Settings
+from mixln.data import PreparedData
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contender knows of its run that the meter does not.
+
+    Attributes:
+        loss: of the last step, in nats per predicted token.
+        parameters: of the model, the input embedding included.
+    """
+
+    loss: float
+    parameters: int
+
+
+Contender = Callable[[Settings, PreparedData, Meter], Outcome]
+
+MIXLN = "mixln"
+MATRIX_PEAK = "matrix-peak"
+COMPILED_TRAINER = "trainer-packed-compiled"
+
+_FUNCTIONS = {
+    MIXLN: ("engine", "run"),
+    "trainer-padded": ("hugging_face_trainer", "run_padded"),
+    "trainer-packed": ("hugging_face_trainer", "run_packed"),
+    COMPILED_TRAINER: ("hugging_face_trainer", "run_packed_compiled"),
+    "trainer-crossing": ("hugging_face_trainer", "run_crossing"),
+    "litgpt": ("litgpt_loop", "run"),
+    "litgpt-eager": ("litgpt_loop", "run_eager"),
+}
+
+DEFAULT_CONTENDERS = (MIXLN, "trainer-padded", "trainer-packed", "litgpt")
+
+
+def list_contenders() -> list[str]:
+    """Return the names of all contenders."""
+    return list(_FUNCTIONS)
+
+
+def find_contender(name: str) -> Contender:
+    """Import a contender.
+
+    Raises:
+        ImportError: a library that it needs is not installed.
+    """
+    module, function = _FUNCTIONS[name]
+    return getattr(importlib.import_module(f"benchmarks.contenders.{module}"), function)

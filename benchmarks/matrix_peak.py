@@ -1,0 +1,53 @@
+"""The machine's own peak: bfloat16 matrix multiplication, and nothing else."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from benchmarks.settings import SEQUENCE_LENGTH, VOCABULARY, Settings
+
+_SQUARES = (1024, 2048, 4096)
+_SECONDS = 0.5
+"""For each shape, repeated for at least so long; the best repetition counts."""
+
+
+def matrix_peak(settings: Settings, device: torch.device) -> dict[str, float]:
+    """Return the floating-point operations per second of the best of each shape, 2 * m * k * n for (m, k) x (k, n).
+
+    The shapes are large squares, and those of the model: (tokens, d) x (d, intermediate), the way back, and the head.
+    """
+    model = settings.recipe().model
+    tokens = settings.micro_batch_size * SEQUENCE_LENGTH
+    shapes = [(side, side, side) for side in _SQUARES]
+    shapes += [
+        (tokens, model.hidden_size, model.intermediate_size),
+        (tokens, model.intermediate_size, model.hidden_size),
+        (tokens, model.hidden_size, VOCABULARY[settings.size]),
+    ]
+    return {f"{m} x {k} x {n}": _best(m, k, n, device) for m, k, n in shapes}
+
+
+def _best(m: int, k: int, n: int, device: torch.device) -> float:
+    left = torch.randn(m, k, device=device, dtype=torch.bfloat16)
+    right = torch.randn(k, n, device=device, dtype=torch.bfloat16)
+    product = torch.empty(m, n, device=device, dtype=torch.bfloat16)
+    torch.mm(left, right, out=product)
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < _SECONDS:
+        best = min(best, _once(left, right, product))
+    return 2 * m * k * n / best
+
+
+def _once(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor) -> float:
+    _wait(left.device)
+    before = time.perf_counter()
+    torch.mm(left, right, out=product)
+    _wait(left.device)
+    return time.perf_counter() - before
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,114 @@
+"""What all measurements of one run have in common, in a form that travels to their processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from mixln.data import DataConfig
+from mixln.training import Recipe
+from mixln.training.recipes import find_recipe
+
+SEQUENCE_LENGTH = 256
+VOCABULARY = {"nano": 4096, "71m": 32_000}
+"""Tokens in the vocabulary of each size of model."""
+
+DEFAULT_MICRO_BATCH_SIZE = {"nano": 8, "71m": 16}
+DEFAULT_STEPS = {"nano": 20, "71m": 6}
+
+_MOST_TOKENS = 2_000_000  # of the documents: far more than a measurement sees, and little to prepare
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One measurement: a model, its data and the number of steps.
+
+    Attributes:
+        size: recipe that the model and the optimiser are taken from.
+        documents: corpus, as `mixln.data.DataConfig.corpus`.
+        tokenizer: folder of the tokenizer that all contenders share.
+        micro_batch_size: rows of 256 tokens in one forward and backward pass.
+        accumulation: micro-batches in one optimiser step.
+        warm_up_steps: optimiser steps before the measured ones.
+        steps: measured optimiser steps.
+        threads: of PyTorch on the processor.
+        cache: folder for tokenised data; None: the library's own.
+        placement: scheme of mixln's engine.
+        num_layers: blocks; None: the recipe's.
+        seed: of initial weights and of the order of the data.
+    """
+
+    size: str
+    documents: str
+    tokenizer: str
+    micro_batch_size: int
+    accumulation: int
+    warm_up_steps: int
+    steps: int
+    threads: int
+    cache: str | None = None
+    placement: str = "pre"
+    num_layers: int | None = None
+    seed: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps, those of the warm-up included."""
+        return self.warm_up_steps + self.steps
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one optimiser step."""
+        return self.micro_batch_size * self.accumulation
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The folder for tokenised data; None: the library's own."""
+        return None if self.cache is None else Path(self.cache)
+
+    def data_config(self) -> DataConfig:
+        """Return the settings of data preparation."""
+        return DataConfig(
+            corpus=self.documents,
+            tokenizer=self.tokenizer,
+            sequence_length=SEQUENCE_LENGTH,
+            max_tokens=_MOST_TOKENS,
+        )
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of this measurement; its schedule is that of the whole training run."""
+        recipe = read_recipe(self.size)
+        model = replace(
+            recipe.model, placement=self.placement, num_hidden_layers=self.num_layers or recipe.model.num_hidden_layers
+        )
+        return replace(
+            recipe,
+            model=model,
+            data=self.data_config(),
+            steps=max(recipe.steps, self.total_steps),
+            stop_step=self.total_steps,
+            batch_size=self.rows_per_step,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            precision="bfloat16",
+        ).check()
+
+    def to_json(self) -> str:
+        """Return the settings as text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return a shipped recipe."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=True)
+    values = parser.instantiate(parser.parse_string(find_recipe(name).read_text(encoding="utf-8")))
+    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
