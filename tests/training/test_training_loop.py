@@ -6,9 +6,9 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import torch
@@ -19,7 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mixln.data import PreparedData, training_batch
 from mixln.errors import InputError
 from mixln.training import ExecutionConfig, Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
-from mixln.training.loop import accumulate_gradients, build_optimizer, resolve_precision
+from mixln.training.build import build_optimizer
+from mixln.training.checkpoint import DamagedCheckpointWarning, checkpoint_step, list_checkpoints
+from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.precision import resolve_precision
+from mixln.training.run import accumulate_gradients
 from mixln.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
@@ -116,39 +120,84 @@ def test_a_kill_between_checkpoints_repeats_only_what_came_after(
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == list(range(1, 13))
 
 
+def interrupt_after(last: int) -> Callable[[int, float, float], None]:
+    def interrupt(step: int, *_: float) -> None:
+        if step == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return interrupt
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_full_disk_while_writing_a_checkpoint_leaves_the_one_before(
-    recipe: Recipe, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
 ) -> None:
-    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=3))
-    real_save, calls = torch.save, []
+    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=3, asynchronous_checkpoints=asynchronous))
+    real_fsync, written = os.fsync, []
 
-    def save(state: object, file: BinaryIO) -> None:
-        calls.append(state)
-        if len(calls) == 2:
+    def fsync(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if ".step_00000006" in path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real_save(state, file)
+        written.append(path)
+        real_fsync(descriptor)
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
         train(recipe, data, tmp_path)
     monkeypatch.undo()
-    assert not list(tmp_path.glob("*.tmp"))
+    assert any(".step_00000003" in path for path in written)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
     steps: list[int] = []
     train(recipe, data, tmp_path, lambda step, *_: steps.append(step))
     assert steps[0] == 4
 
 
-def test_a_damaged_checkpoint_is_named(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    def interrupt(step: int, *_: float) -> None:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    recipe: Recipe, data: PreparedData, tmp_path: Path, damage: str
+) -> None:
+    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=3))
+    whole = weights(train(recipe, data, tmp_path / "whole").model)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path, interrupt)
-    checkpoint = tmp_path / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged"):
+        train(recipe, data, tmp_path / "cut", interrupt_after(7))
+    older, newest = list_checkpoints(tmp_path / "cut")
+    assert (older.name, newest.name) == ("step_00000006", "step_00000007")
+    (part,) = newest.glob("*.distcp")
+    content = bytearray(part.read_bytes())
+    if damage == "cut":
+        part.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        part.write_bytes(content)
+    else:
+        part.unlink()
+    steps: list[int] = []
+    with pytest.warns(DamagedCheckpointWarning, match=r"step_00000007 is damaged"):
+        resumed = train(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
+    assert steps[0] == 7
+    assert_same_weights(whole, weights(resumed.model))
+
+
+def test_damaged_checkpoints_and_no_other_are_an_error(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path, interrupt_after(1))
+    (checkpoint,) = list_checkpoints(tmp_path)
+    (checkpoint / "progress.json").write_text("{}")
+    with (
+        pytest.warns(DamagedCheckpointWarning),
+        pytest.raises(InputError, match=r"progress\.json has changed.*no whole one.*start this run over"),
+    ):
         train(recipe, data, tmp_path)
+
+
+def test_the_last_checkpoints_are_kept_and_every_nth(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
+    recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=1, keep_last=2, keep_every=4))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path, interrupt_after(11))
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 8, 10, 11]
+    train(recipe, data, tmp_path)
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 8]
 
 
 def test_a_folder_holds_one_recipe(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
@@ -217,7 +266,8 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe: Recipe, dat
     losses: list[float] = []
     for size in (None, 1, 3):
         model = build_model(recipe, data.tokenizer).double()
-        losses.append(accumulate_gradients(model, batch, size, CPU, None))
+        objective = CausalLanguageModelObjective(model)
+        losses.append(float(accumulate_gradients(objective, batch, size, None, batch.num_predicted_tokens)))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for other in (1, 2):
         assert losses[other] == pytest.approx(losses[0], rel=1e-6)

@@ -33,6 +33,7 @@ from mixln.training import (
     TrainedModel,
     TrainingDivergedError,
     build_model,
+    default_device,
     read_metrics,
     resolve_precision,
     train,
@@ -157,7 +158,8 @@ def plan_jobs(
                     model=replace(recipe.model, placement=placement),
                     optimizer=replace(recipe.optimizer, learning_rate=rate),
                 ).check()
-                digest = hashlib.sha256((json.dumps(own.identity(), sort_keys=True) + fingerprint).encode()).hexdigest()
+                key = {name: value for name, value in own.to_dict().items() if name != "execution"}
+                digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
                 slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
                 jobs.append(Job(own, folder / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
     return jobs
@@ -181,7 +183,7 @@ def read_result(job: Job) -> RunResult | None:
 def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None) -> RunResult:
     """Train one model and measure it, before training and after."""
     recipe = job.recipe
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     fresh = build_model(recipe, data.tokenizer, device)
     assert isinstance(fresh.config, PlacedConfig)
     first_rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed)
@@ -249,7 +251,7 @@ def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
 def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> dict[str, str]:
     """Return what all runs share, as label and text, in the order to print it."""
     model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     stds = sorted({run.embedding_std for run in runs})
     parameters = sorted({run.num_parameters for run in runs})
     return {

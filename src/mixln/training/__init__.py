@@ -1,5 +1,6 @@
 """Training: the recipe, the loop, and what they need."""
 
+from mixln.training.build import build_model
 from mixln.training.config import (
     ExecutionConfig,
     FaultConfig,
@@ -8,16 +9,13 @@ from mixln.training.config import (
     Recipe,
     model_config,
 )
-from mixln.training.loop import (
-    MODEL_FOLDER,
-    TrainedModel,
-    TrainingDivergedError,
-    build_model,
-    differences,
-    resolve_precision,
-    train,
-)
+from mixln.training.distributed import default_device
+from mixln.training.faults import TrainingDivergedError
+from mixln.training.interrupt import TrainingInterrupted
+from mixln.training.loop import TrainedModel, TrainingWarning, train
 from mixln.training.metrics import read_metrics
+from mixln.training.precision import resolve_precision
+from mixln.training.run_folder import MODEL_FOLDER, differences
 from mixln.training.schedule import learning_rate
 
 __all__ = [
@@ -29,7 +27,10 @@ __all__ = [
     "Recipe",
     "TrainedModel",
     "TrainingDivergedError",
+    "TrainingInterrupted",
+    "TrainingWarning",
     "build_model",
+    "default_device",
     "differences",
     "learning_rate",
     "model_config",

@@ -110,7 +110,7 @@ class ExecutionConfig:
         compile: whether to compile the model; auto: if the run is long enough to earn the time back. Decided once: a
             resumed run goes on as it began.
         checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
-        keep_last: how many of the latest checkpoints to keep, at least 1; with 2, a damaged one can be fallen back from.
+        keep_last: how many of the latest checkpoints to keep, at least 1; with 2, a damaged one does not end the run.
         keep_every: keep also every checkpoint whose step is a multiple of this; null: none.
         asynchronous_checkpoints: write checkpoints while training goes on.
         layer_metrics_every: steps between measurements of every layer; null: 20 times a run; 0: never.
@@ -147,7 +147,7 @@ class Recipe:
         evaluate_every: steps between validations; the last step is always validated. null: 4 times a run.
         evaluation_batch_size: sequences per batch of validation; has no influence on the result.
         faults: what to do when a step goes wrong.
-        execution: how the run is carried out; the one part that may change when an interrupted run is taken up.
+        execution: how the run is carried out. Faults and execution may change when an interrupted run is taken up.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -196,8 +196,8 @@ class Recipe:
         return asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides what is computed: `to_dict` without `execution`."""
-        return {name: value for name, value in self.to_dict().items() if name != "execution"}
+        """Return what may not change when an interrupted run is taken up: `to_dict` without execution and faults."""
+        return {name: value for name, value in self.to_dict().items() if name not in ("execution", "faults")}
 
     def check(self) -> Recipe:
         """Return the recipe if its numbers make sense together.

@@ -1,0 +1,245 @@
+"""The processes of a run, and how they share a model: DDP, FSDP2, tensor parallelism, on PyTorch's own engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from mixln.errors import InputError
+from mixln.training.compilation import compiled_modules
+from mixln.training.config import ExecutionConfig, Recipe
+from mixln.training.objective import CausalLanguageModelObjective
+
+
+def default_device() -> torch.device:
+    """Return this process's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run as one of them sees them.
+
+    Attributes:
+        device: this process's.
+        mesh: (data, tensor): processes along `data` see different rows, those along `tensor` hold different parts of
+            the same matrices. None: this process is alone.
+    """
+
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return 0 if self.mesh is None else dist.get_rank()
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return 1 if self.mesh is None else self.mesh.size()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Number of the share of each batch's rows that this process takes, from 0."""
+        return 0 if self.mesh is None else self.mesh["data"].get_local_rank()
+
+    @property
+    def data_count(self) -> int:
+        """Number of shares that each batch's rows are divided into."""
+        return 1 if self.mesh is None else self.mesh["data"].size()
+
+    def own_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return this process's share of some rows: every `data_count`-th, beginning with number `data_rank`."""
+        return rows[self.data_rank :: self.data_count]
+
+    def sum_over_data(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over the shares of the data; in place; on the CPU or on the device."""
+        if self.mesh is not None and self.data_count > 1:
+            dist.all_reduce(tensor, group=self.mesh["data"].get_group())
+        return tensor
+
+    def largest(self, number: int) -> int:
+        """Return the largest of a number that each process gives."""
+        if self.mesh is None:
+            return number
+        tensor = torch.tensor(number)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def from_main(self, thing: Any) -> Any:
+        """Return what the main process gives, on every process; it must be picklable."""
+        if self.mesh is None:
+            return thing
+        things = [thing]
+        dist.broadcast_object_list(things, src=0)
+        return things[0]
+
+    def wait_for_all(self) -> None:
+        """Return once every process has come here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+
+@contextmanager
+def started_processes(execution: ExecutionConfig) -> Iterator[Processes]:
+    """Join the processes that torchrun (or any launcher that sets its variables) has started, if it has.
+
+    Raises:
+        InputError: the number of processes is not a multiple of `tensor_parallel_size`.
+    """
+    device = default_device()
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    tensor_parallel_size = execution.tensor_parallel_size
+    if count % tensor_parallel_size != 0:
+        raise InputError(
+            f"execution.tensor_parallel_size ({tensor_parallel_size}) does not divide the {count} processes. Start "
+            "another number with torchrun --nproc-per-node, or change it"
+        )
+    if tensor_parallel_size > 1 and execution.strategy != "fsdp":
+        raise InputError("execution.tensor_parallel_size goes with execution.strategy fsdp, not with ddp")
+    if "RANK" not in os.environ:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    own_group = not dist.is_initialized()
+    if own_group:
+        # with gloo beside nccl, what is on the CPU (flags, checkpoints) never makes the GPU wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        shape = (count // tensor_parallel_size, tensor_parallel_size)
+        yield Processes(device, init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor")))
+    finally:
+        if own_group:
+            dist.destroy_process_group()
+
+
+def share_out(
+    objective: CausalLanguageModelObjective,
+    processes: Processes,
+    execution: ExecutionConfig,
+    autocast_dtype: torch.dtype | None,
+) -> nn.Module:
+    """Distribute a model that is still on the meta device, and return the module to call.
+
+    With fsdp each block is a unit of its own and the rest another. Weights, gradients and optimiser state are float32
+    shards; blocks are gathered in the autocast dtype, and gradients reduced in float32.
+    """
+    model, mesh = objective.model, processes.mesh
+    if execution.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if mesh is None:
+        return objective
+    if execution.tensor_parallel_size > 1:
+        parallelize_module(model.base_model, mesh["tensor"], tensor_parallel_plan(model))
+    if execution.strategy == "fsdp":
+        # inputs keep their dtype: the residual stream stays float32, as under autocast on one process
+        policy = MixedPrecisionPolicy(param_dtype=autocast_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in compiled_modules(model):
+            if block.__class__.__name__ in (model._no_split_modules or ()):
+                fully_shard(block, mesh=mesh["data"], mp_policy=policy)
+        fully_shard(objective, mesh=mesh["data"])
+    return objective
+
+
+def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, ParallelStyle]:
+    """Return transformers' own plan of an architecture in PyTorch's terms.
+
+    Raises:
+        InputError: there is none, or it asks for something that is not translated here.
+    """
+    styles: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+    plan: dict[str, str] = getattr(model.config, "base_model_tp_plan", None) or {}
+    if not plan or not set(plan.values()) <= set(styles):
+        raise InputError(
+            f"{type(model).__name__} has no plan for tensor parallelism: set execution.tensor_parallel_size to 1"
+        )
+    return {name: styles[style]() for name, style in plan.items()}
+
+
+def replicate(objective: nn.Module, processes: Processes, execution: ExecutionConfig) -> nn.Module:
+    """Wrap a materialised model for DDP, if that is the strategy; else return it."""
+    if processes.mesh is None or execution.strategy != "ddp":
+        return objective
+    return DistributedDataParallel(
+        objective,
+        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        process_group=processes.mesh["data"].get_group(),
+        gradient_as_bucket_view=True,
+    )
+
+
+@contextmanager
+def gradient_exchange(module: nn.Module, *, wanted: bool) -> Iterator[None]:
+    """Within the block, a backward exchanges gradients between processes only if `wanted`: once a step is enough."""
+    outside: AbstractContextManager[object] = nullcontext()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(wanted)
+    elif isinstance(module, DistributedDataParallel) and not wanted:
+        outside = module.no_sync()
+    with outside:
+        yield
+
+
+@contextmanager
+def gathered_weights(module: nn.Module) -> Iterator[None]:
+    """Within the block, the model inside an objective can be called by itself, whose root holds some of its weights."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    try:
+        yield
+    finally:
+        release_gathered_weights(module)
+
+
+def release_gathered_weights(module: nn.Module) -> None:
+    """Free what a forward without backward has left gathered, so that `parameters()` are the optimiser's again."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def total_gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the L2 norm of all gradients together, sharded or not; a scalar of the device."""
+    by_mesh: dict[DeviceMesh | None, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_mesh.setdefault(mesh_of(parameter), []).append(parameter.grad)
+    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in by_mesh.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(whole))
+
+
+def mesh_of(tensor: Tensor) -> DeviceMesh | None:
+    """Return the mesh that a tensor is distributed over, or None."""
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
+def check_batch(recipe: Recipe, processes: Processes) -> None:
+    """Raise InputError if the rows of a batch cannot be divided evenly."""
+    if recipe.batch_size % processes.data_count != 0:
+        raise InputError(
+            f"batch_size ({recipe.batch_size}) is not a multiple of the {processes.data_count} processes that share it"
+        )

@@ -1,0 +1,119 @@
+"""What training minimises, as one module: tokens in, summed loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PreTrainedModel
+
+from mixln.data import Batch
+from mixln.training.linear_cross_entropy import LogitsLoss, linear_cross_entropy, logits_loss
+
+AttentionKind = Literal["sdpa", "eager", "flex_attention"]
+"""Names of transformers' attention implementations."""
+
+_LONGEST_EXPLICIT_SEQUENCE = 512
+"""Up to here a compiled explicit softmax is faster on a CPU than the fused kernel, whose backward is slow."""
+
+
+class CausalLanguageModelObjective(nn.Module):
+    """Next-token loss of packed documents.
+
+    The loss stands inside a module because sharded weights (FSDP2) are whole only while the root module's forward
+    runs, and the loss reads the head's weight without calling the head.
+
+    Args:
+        model: a causal language model of transformers' form.
+        attention: how attention is computed; all kinds compute the same.
+
+    Attributes:
+        model: the same model.
+        loss: computes a chunk's loss; to be replaced by a compiled one.
+    """
+
+    def __init__(self, model: PreTrainedModel, attention: AttentionKind = "sdpa") -> None:
+        super().__init__()
+        self.model = model
+        self.attention: AttentionKind = "sdpa"
+        self.loss: LogitsLoss = logits_loss
+        self.use_attention(attention)
+
+    def use_attention(self, attention: AttentionKind) -> None:
+        """Change how attention is computed."""
+        self.attention = attention
+        self.model.set_attn_implementation(attention)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss summed over predicted tokens, in nats, a scalar; all arguments (batch, sequence), int64.
+
+        Attention stays within documents: those begin where `position_ids` are 0.
+        """
+        # made here once: transformers would look into the position ids, which on a GPU waits for the device
+        mask = document_mask(position_ids, self.attention, self._mask_dtype(input_ids.device))
+        decoder = self.model.get_decoder()
+        hidden_states = decoder(
+            input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return linear_cross_entropy(hidden_states.flatten(0, 1), head.weight, targets.flatten(), loss=self.loss)
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Return the summed loss of a batch."""
+        return self(batch.input_ids, batch.position_ids, batch.targets)
+
+    def _mask_dtype(self, device: torch.device) -> torch.dtype:
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+@contextmanager
+def attention_of(objective: CausalLanguageModelObjective, attention: AttentionKind) -> Iterator[None]:
+    """Within the block attention is computed in another way."""
+    before = objective.attention
+    objective.use_attention(attention)
+    try:
+        yield
+    finally:
+        objective.use_attention(before)
+
+
+def choose_attention(device: torch.device, sequence_length: int, *, compiled: bool) -> AttentionKind:
+    """Return the fastest attention for packed documents: measured on a CPU, by PyTorch's documentation on a GPU."""
+    if compiled and device.type == "cuda":
+        return "flex_attention"
+    if compiled and device.type == "cpu" and sequence_length <= _LONGEST_EXPLICIT_SEQUENCE:
+        return "eager"
+    return "sdpa"
+
+
+def document_mask(position_ids: Tensor, attention: AttentionKind, dtype: torch.dtype) -> Tensor | BlockMask:
+    """Return the mask that lets each token see itself and what comes before it in its own document.
+
+    Args:
+        position_ids: (batch, sequence), from 0 at each document's start.
+        attention: for which implementation.
+        dtype: of an additive mask.
+
+    Returns:
+        sdpa: bool (batch, 1, sequence, sequence), true where attention is allowed; eager: the same shape, to be added
+        to the scores; flex_attention: a block mask.
+    """
+    batch, length = position_ids.shape
+    document = (position_ids == 0).cumsum(-1)
+    if attention == "flex_attention":
+
+        def allowed_pair(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (document[row, query] == document[row, key])
+
+        return create_block_mask(allowed_pair, batch, None, length, length, device=position_ids.device)
+    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
+    allowed = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+    if attention == "sdpa":
+        return allowed
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=position_ids.device)
+    return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)

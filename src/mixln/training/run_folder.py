@@ -1,0 +1,106 @@
+"""The folder of a run: whose it is, and the finished model in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from mixln.errors import InputError
+from mixln.files import whole_folder, write_file
+from mixln.models import PlacedPreTrainedModel
+from mixln.training.checkpoint import CHECKPOINTS_FOLDER
+from mixln.training.config import Recipe
+from mixln.training.metrics import METRICS_FILE
+
+RECIPE_FILE = "recipe.json"
+MODEL_FOLDER = "model"
+
+
+@contextmanager
+def claimed_folder(folder: Path, recipe: Recipe, data_fingerprint: str) -> Iterator[None]:
+    """Hold a run's folder for this process alone, created if need be, after making sure that its run is this one.
+
+    Raises:
+        InputError: the run in it is of another recipe or other data, another process is at it, or it cannot be written.
+    """
+    path = folder / RECIPE_FILE
+    wanted = {**recipe.identity(), "data_fingerprint": data_fingerprint}
+    if not path.exists():
+        if foreign := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE) if (folder / name).exists()]:
+            raise InputError(
+                f"{folder} holds {foreign[0]}, but no {RECIPE_FILE} that says of which run. Choose another"
+            )
+        write_file(path, json.dumps({**recipe.to_dict(), "data_fingerprint": data_fingerprint}, indent=2) + "\n")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: value for name, value in found.items() if name in wanted or name not in recipe.to_dict()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a valid recipe. Delete {folder} to start this run over") from error
+    if changes := list(differences(found, json.loads(json.dumps(wanted)))):
+        raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"another process is training in {folder}. Wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def differences(before: object, after: object, name: str = "") -> Iterator[str]:
+    """Yield a sentence for every value that differs between two nested dictionaries."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted({*before, *after}):
+            yield from differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+    elif before != after:
+        yield f"{name} was {before}, is {after}"
+
+
+def save_model(
+    model: PlacedPreTrainedModel, weights: dict[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Write a finished model whole or not at all: its folder is the mark of a finished run.
+
+    Args:
+        model: it may be sharded; only its config is read.
+        weights: all of them, unsharded.
+        tokenizer: saved beside it.
+        folder: to write.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        with whole_folder(folder) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            tokenizer.save_pretrained(temporary)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the model could not be saved in {folder} ({error}). Mend that, and run the same command again: it goes "
+            "on from the last checkpoint"
+        ) from error
+
+
+def load_model(folder: Path, device: torch.device) -> PlacedPreTrainedModel:
+    """Open a finished model, in evaluation mode.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
+    assert isinstance(model, PlacedPreTrainedModel)
+    torch.nn.Module.to(model, device)
+    return model.eval()
