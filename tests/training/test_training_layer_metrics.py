@@ -20,6 +20,7 @@ from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.data import Batch, PreparedData, training_batch
 from mixln.depth import record_block_inputs, variance_by_layer
 from mixln.training import Recipe, build_model
+from mixln.training.build import build_optimizer
 from mixln.training.layer_metrics import (
     blame,
     blame_activations,
@@ -27,7 +28,6 @@ from mixln.training.layer_metrics import (
     layer_gradient_norms,
     layer_update_ratios,
 )
-from mixln.training.loop import build_optimizer
 
 LAYERS = ["embedding", "layer_01", "layer_02", "layer_03", "layer_04", "final_norm", "head"]
 WORLD = 2
