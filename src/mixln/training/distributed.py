@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -221,15 +221,24 @@ def release_gathered_weights(module: nn.Module) -> None:
             part.reshard()
 
 
-def total_gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the L2 norm of all gradients together, sharded or not; a scalar of the device."""
-    by_mesh: dict[DeviceMesh | None, list[Tensor]] = {}
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients down together to the L2 norm `max_norm`, if they have a greater one; 0: leave them.
+
+    Returns:
+        Their norm before, sharded or not; a scalar of the device.
+    """
+    # PyTorch's functions take tensors that are distributed over one mesh
+    by_mesh: dict[DeviceMesh | None, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            by_mesh.setdefault(mesh_of(parameter), []).append(parameter.grad)
-    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in by_mesh.values()]
+            by_mesh.setdefault(mesh_of(parameter), []).append(parameter)
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]) for some in by_mesh.values()]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.linalg.vector_norm(torch.stack(whole))
+    norm = torch.linalg.vector_norm(torch.stack(whole))
+    if max_norm:
+        for some in by_mesh.values():
+            torch.nn.utils.clip_grads_with_norm_(some, max_norm, norm)
+    return norm
 
 
 def mesh_of(tensor: Tensor) -> DeviceMesh | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,19 @@ from torch import Tensor, nn
 
 from mixln.data import Batch, PreparedData, training_rows
 from mixln.depth import EvaluationLoss
+from mixln.errors import InputError
 from mixln.models import PlacedPreTrainedModel
 from mixln.training.build import build_objective, build_optimizer
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
 from mixln.training.config import Recipe
 from mixln.training.distributed import (
     Processes,
+    clip_gradients,
     gathered_weights,
     gradient_exchange,
-    total_gradient_norm,
 )
 from mixln.training.faults import Fault, FaultWatch
 from mixln.training.layer_metrics import (
-    blame,
     blame_activations,
     layer_activations,
     layer_gradient_norms,
@@ -124,7 +125,8 @@ class TrainingRun:
         )
         loss = self.processes.sum_over_data(loss)
         layers = layer_gradient_norms(self.model) if measured else {}
-        norm, largest_norm = self._clip(), self.watch.largest_norm
+        norm = clip_gradients(self.model.parameters(), recipe.optimizer.max_grad_norm)
+        largest_norm = self.watch.largest_norm
         rate = learning_rate(recipe, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -179,19 +181,38 @@ class TrainingRun:
         self.step, self.tokens = int(progress["step"]), int(progress["tokens"])
         self.watch.restore(progress["watch"], rolled_back=rolled_back)
 
+    def take_back(self, record: StepRecord, fault: Fault) -> None:
+        """Go back to before the last step, which went wrong: its update was left out, so only the counters change."""
+        self.step = fault.step - 1
+        self.tokens -= int(record.values["step_tokens"])
+        self.watch.forget()
+
     def explain(self, fault: Fault) -> str:
         """Return a sentence on a fault, with step, rows and the layer where it began, and note it in `faults.jsonl`.
 
         The step is computed again, without compilation, to find the layer.
+
+        Raises:
+            InputError: the disk is full.
         """
         rows = self._rows(fault.step - 1)
         where = self._find_layer(self.batch(fault.step - 1).to(self.processes.device))
         named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if len(rows) > _ROWS_NAMED else "")
         if self.processes.is_main:
             line = {"step": fault.step, "what": fault.what, "action": fault.action, "where": where}
-            with (self.folder / FAULTS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "rows": rows.tolist()}) + "\n")
+            self._note({**line, "rows": rows.tolist()})
         return f"{fault.what} in step {fault.step} (training rows {named}), first {where}"
+
+    def _note(self, line: dict[str, Any]) -> None:
+        path = self.folder / FAULTS_FILE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}. Make room, and run the same command again: it goes "
+                "on from the last checkpoint"
+            ) from error
 
     def _find_layer(self, batch: Batch) -> str:
         micro_batch_size = self.recipe.micro_batch_size
@@ -205,24 +226,16 @@ class TrainingRun:
         accumulate_gradients(
             self.module, batch, micro_batch_size, self.autocast_dtype, num_tokens, self.processes.data_count
         )
-        parameter = blame(self.model)
         norms = {name.split("/")[1]: float(norm) for name, norm in layer_gradient_norms(self.model).items()}
         self.optimizer.zero_grad()
-        if parameter is not None:
-            return f"seen in the gradient of {parameter}"
+        # the backward pass comes from the head, and spoils all that is below
+        if bad := [name for name, norm in norms.items() if not math.isfinite(norm)]:
+            return f"seen in the gradient of {bad[-1]}"
         largest = max(norms, key=lambda name: norms[name])
         return f"seen as a gradient of norm {norms[largest]:.4g} in {largest}, the largest"
 
     def _rows(self, step: int) -> Any:
         return training_rows(len(self.data.train), step, self.recipe.batch_size, self.recipe.seed)
-
-    def _clip(self) -> Tensor:
-        """Clip the gradients, if the recipe says so, and return their norm before."""
-        parameters = list(self.model.parameters())
-        norm = total_gradient_norm(parameters)
-        if self.recipe.optimizer.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.optimizer.max_grad_norm, norm)
-        return norm
 
 
 def accumulate_gradients(

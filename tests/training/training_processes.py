@@ -1,0 +1,68 @@
+"""Runs of several processes for the tests; a module of its own so that spawn finds what they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from mixln.data import prepare_data
+from mixln.training import Recipe, TrainingInterrupted, train
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run.
+
+    Attributes:
+        recipe: of the run.
+        folder: of the run.
+        interrupt_after: the main process, which alone reports steps, gets SIGTERM after this one; None: none does.
+    """
+
+    recipe: Recipe
+    folder: Path
+    interrupt_after: int | None = None
+
+
+def run_jobs(jobs: list[Job], cache: Path, processes: int = 2) -> None:
+    """Make runs one after the other, each on all of several processes; what an interrupt ends is no failure."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_run, args=(processes, port, jobs, cache), nprocs=processes)
+
+
+def _run(rank: int, count: int, port: int, jobs: list[Job], cache: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    distributed.init_process_group("gloo")
+    for job in jobs:
+        _run_job(job, cache)
+    distributed.destroy_process_group()
+
+
+def _run_job(job: Job, cache: Path) -> None:
+    def interrupt(step: int, *_: float) -> None:
+        if step == job.interrupt_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    data = prepare_data(job.recipe.data, cache)
+    if job.interrupt_after is None:
+        train(job.recipe, data, job.folder)
+    else:
+        with pytest.raises(TrainingInterrupted, match="SIGTERM"):
+            train(job.recipe, data, job.folder, interrupt)
