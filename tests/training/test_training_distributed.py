@@ -177,8 +177,6 @@ def test_processes_must_fit_the_recipe(recipe: Recipe, monkeypatch: pytest.Monke
     ):
         pass
 
-    class Three(Processes):
-        data_count = 3
-
+    three = type("Three", (Processes,), {"data_count": 3})(torch.device("cpu"))
     with pytest.raises(InputError, match=r"batch_size \(4\) is not a multiple of the 3 processes"):
-        check_batch(recipe, Three(torch.device("cpu")))
+        check_batch(recipe, three)

@@ -207,7 +207,7 @@ class Checkpoints:
                 if file.is_file()
             }
             (temporary / MANIFEST_FILE).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
-            _sync(temporary)
+            put_on_disk(temporary)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             temporary.replace(final)
             _sync_folder(final.parent)
@@ -330,8 +330,8 @@ def _disk_reason(error: BaseException) -> str | None:
     return os.strerror(errno.ENOSPC) if "PytorchStreamWriter" in text or "enforce fail" in text else None
 
 
-def _sync(folder: Path) -> None:
-    """Put on disk all files below a folder, and the folders."""
+def put_on_disk(folder: Path) -> None:
+    """Have the disk itself hold all files below a folder, and the folders: what is there survives a power cut."""
     for path in [*folder.rglob("*"), folder]:
         _sync_folder(path)
 

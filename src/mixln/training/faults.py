@@ -70,6 +70,10 @@ class FaultWatch:
         if not rolled_back:
             self.skipped_steps, self.num_faults = set(state["skipped_steps"]), int(state["num_faults"])
 
+    def forget(self) -> None:
+        """Take back the last fault, whose step is to count as not made."""
+        self.num_faults -= 1
+
     def _fault(self, step: int, what: str, value: float, policy: str) -> Fault:
         self.num_faults += 1
         action: Action = "roll_back" if policy == "roll_back" else "skip" if policy == "skip" else "stop"

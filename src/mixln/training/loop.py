@@ -8,6 +8,7 @@ import warnings
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -124,6 +125,7 @@ def _train(run: TrainingRun, checkpoints: Checkpoints, report_step: ReportStep |
         while run.step < recipe.last_step:
             if run.step + 1 in run.watch.skipped_steps:
                 run.step += 1
+                validation = None  # if there is one, it is of an earlier step
                 continue
             started, waited_before = time.perf_counter(), batches.waited_seconds
             record = run.make_step(batches.get(run.step))
@@ -166,7 +168,10 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
             continue
         explanation = run.explain(fault)
         if fault.action == "stop":
-            _stop(run, checkpoints, fault, explanation, later_steps=bool(unread))
+            if not unread:
+                run.take_back(record, fault)
+                _save_if_new(run, checkpoints)
+            _stop(run, checkpoints, fault, explanation)
         if run.processes.is_main:
             warnings.warn(f"{explanation}: {fault.action.replace('_', ' ')}", TrainingWarning, stacklevel=2)
         if fault.action == "roll_back":
@@ -187,11 +192,16 @@ def _open_log(run: TrainingRun, report_step: ReportStep | None) -> RunLog:
     return RunLog(metrics, report_step)
 
 
-def _stop(run: TrainingRun, checkpoints: Checkpoints, fault: Fault, explanation: str, *, later_steps: bool) -> None:
-    """Raise TrainingDivergedError; the state before the step is saved, unless later steps have been made already."""
-    if not later_steps:
-        run.step = fault.step - 1  # its update was left out, so this is still the state
+def _save_if_new(run: TrainingRun, checkpoints: Checkpoints) -> None:
+    """Save the state, unless the newest checkpoint is of this step already: it is not to be put at risk."""
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    if newest is None or int(newest.progress["step"]) != run.step:
         run.save(checkpoints)
+
+
+def _stop(run: TrainingRun, checkpoints: Checkpoints, fault: Fault, explanation: str) -> NoReturn:
+    """Raise TrainingDivergedError when what has been saved is complete."""
     checkpoints.wait()
     raise TrainingDivergedError(
         f"{explanation}, of {run.folder}. {_ADVICE}. Or run the same command with another policy in faults, to go on "
@@ -203,6 +213,7 @@ def _stop(run: TrainingRun, checkpoints: Checkpoints, fault: Fault, explanation:
 def _finish(run: TrainingRun, checkpoints: Checkpoints, validation: EvaluationLoss) -> TrainedModel:
     """Save the model, which ends the run."""
     processes, model = run.processes, run.model
+    assert isinstance(model, PlacedPreTrainedModel)
     checkpoints.wait()
     is_sharded = processes.mesh is not None and run.recipe.execution.strategy == "fsdp"
     # the whole of a sharded model comes together on the CPU of the main process only

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mixln.data import Batch, PreparedData, training_rows
 from mixln.depth import EvaluationLoss
@@ -101,11 +102,9 @@ class TrainingRun:
         self.tokens = 0
 
     @property
-    def model(self) -> PlacedPreTrainedModel:
+    def model(self) -> PreTrainedModel:
         """The model, without what is wrapped around it for training."""
-        model = self.objective.model
-        assert isinstance(model, PlacedPreTrainedModel)
-        return model
+        return self.objective.model
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step, from 0."""
@@ -172,6 +171,7 @@ class TrainingRun:
             InputError: it is of another model.
         """
         if saved is None:
+            assert isinstance(self.model, PlacedPreTrainedModel)
             self.model.initialize(self.recipe.seed)
             self.optimizer.state.clear()
             progress = {"step": 0, "tokens": 0, "watch": FaultWatch(self.recipe.faults).state()}

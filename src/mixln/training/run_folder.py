@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mixln.errors import InputError
 from mixln.files import whole_folder, write_file
 from mixln.models import PlacedPreTrainedModel
-from mixln.training.checkpoint import CHECKPOINTS_FOLDER
+from mixln.training.checkpoint import CHECKPOINTS_FOLDER, put_on_disk
 from mixln.training.config import Recipe
 from mixln.training.metrics import METRICS_FILE
 
@@ -52,6 +53,8 @@ def claimed_folder(folder: Path, recipe: Recipe, data_fingerprint: str) -> Itera
     except Timeout as error:
         raise InputError(f"another process is training in {folder}. Wait for it, or choose another folder") from error
     try:
+        for leftover in folder.glob(f".{MODEL_FOLDER}.*.tmp"):  # of a kill; whoever wrote it does not hold the lock
+            shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
         lock.release()
@@ -84,6 +87,7 @@ def save_model(
         with whole_folder(folder) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
+            put_on_disk(temporary)  # the checkpoints are removed next
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"the model could not be saved in {folder} ({error}). Mend that, and run the same command again: it goes "

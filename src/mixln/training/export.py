@@ -1,0 +1,94 @@
+"""A checkpoint of a run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mixln.errors import InputError
+from mixln.files import whole_folder
+from mixln.models import PlacedPreTrainedModel
+from mixln.placement import PlacementError
+from mixln.training.build import materialize
+from mixln.training.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    HUGGINGFACE_FOLDER,
+    checkpoint_step,
+    list_checkpoints,
+    load_weights,
+    newest_whole,
+)
+from mixln.training.run_folder import MODEL_FOLDER
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Path:
+    """Return the checkpoint that a user means.
+
+    Args:
+        path: a checkpoint, or the folder of a run.
+        step: which checkpoint of a run; None: the newest that is whole.
+
+    Raises:
+        InputError: there is no such checkpoint; the message lists those that there are.
+    """
+    if (path / HUGGINGFACE_FOLDER).is_dir():
+        if step is not None:
+            raise InputError(f"{path} is one checkpoint: give the folder of the run with --step, or leave --step out")
+        return path
+    if not (path / CHECKPOINTS_FOLDER).is_dir():
+        raise InputError(f"{path} is neither the folder of a run nor one in RUN/{CHECKPOINTS_FOLDER}. Give either")
+    found = list_checkpoints(path)
+    if not found:
+        model = path / MODEL_FOLDER
+        hint = f". The run is finished: {model} is its model" if model.exists() else " yet"
+        raise InputError(f"{path} has no checkpoint{hint}")
+    if step is None:
+        newest = newest_whole(path)
+        assert newest is not None
+        return newest.path
+    steps = {checkpoint_step(checkpoint): checkpoint for checkpoint in found}
+    if step not in steps:
+        raise InputError(f"{path} has no checkpoint of step {step}. There are: {', '.join(map(str, steps))}")
+    return steps[step]
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
+    """Write the model of a checkpoint, however many processes wrote it, as a Hugging Face folder with its tokenizer.
+
+    Args:
+        checkpoint: its folder.
+        out: the folder to write, whole or not at all; it must not exist, or be empty.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        InputError: the checkpoint is damaged, or none; `out` holds something, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already. Delete it, or choose another place")
+    source = checkpoint / HUGGINGFACE_FOLDER
+    if not source.is_dir():
+        raise InputError(f"{checkpoint} is no checkpoint: it has no {HUGGINGFACE_FOLDER}/")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, PlacementError, StrictDataclassError) as error:
+        raise InputError(f"{source} is damaged ({str(error).splitlines()[0]}). Export another checkpoint") from error
+    if not isinstance(model, PlacedPreTrainedModel):
+        raise InputError(f"{source} is of a {type(model).__name__}, which this library did not train")
+    materialize(model, seed=0, device="cpu")
+    load_weights(checkpoint, model)
+    try:
+        with whole_folder(out) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out} could not be written ({error}). Make room, or choose another place") from error
+    return model.eval()
