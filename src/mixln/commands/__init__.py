@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixln.commands import compare, convert, data, estimate, generate, train
+from mixln.commands import compare, convert, data, estimate, export, generate, train
 from mixln.commands.arguments import Command
 
 COMMANDS: list[Command] = [
@@ -10,6 +10,7 @@ COMMANDS: list[Command] = [
     train.COMMAND,
     estimate.COMMAND,
     data.COMMAND,
+    export.COMMAND,
     generate.COMMAND,
     convert.COMMAND,
 ]

@@ -1,0 +1,67 @@
+"""`mixln estimate` as its user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mixln.cli import main
+
+
+def test_tables_say_parameters_memory_time_cost_and_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--recipe", "71m", "--device", "h100", "--count", "8", "--price", "2.5"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "70,578,688",
+        "Memory per device",
+        "fsdp",
+        "tokens per second",
+        "cost",
+        "Assumptions:",
+        "--utilization",
+    ):
+        assert part in shown
+    assert "Does not fit" not in shown
+
+
+def test_json_is_the_same_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["estimate", "--recipe", "71m", "--device", "a100", "--count", "2", "--json"]
+    assert main([*arguments, "--execution.strategy", "fsdp", "--utilization", "0.5"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["parameters"]["total"] == 70_578_688
+    assert result["device"]["utilization"] == 0.5
+    assert [plan["label"] for plan in result["plans"] if plan["chosen"]] == ["fsdp"]
+
+
+def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--recipe", "7b", "--device", "a100", "--count", "8"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Does not fit" in shown
+    assert "set execution.strategy: fsdp" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--device h1000", "Did you mean 'h100'"),
+        ("--device h100 --count 0", "--count must be at least 1"),
+        ("--device h100 --count many", "Expected a <class 'int'>"),
+        ("--device h100 --count 3", "not a multiple of the 3 shares"),
+        ("--device h100 --utilization 2", "--utilization must be"),
+        ("--device h100 --price -1", "--price must be"),
+        ("--device h100 --count 2 --execution.tensor_parallel_size 4", "not a multiple of execution.tensor_parallel"),
+        ("--device h100 --model.placement pots", "Did you mean 'post'"),
+        ("--device h100 --model.num_attention_heads 5", "not a multiple of the number of attention heads"),
+        ("--recipe 72m", "Shipped: nano, 71m"),
+    ],
+)
+def test_bad_input_gets_one_message_and_status_2(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *arguments.split()]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.startswith("mixln: ")
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
