@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,9 +13,12 @@ from benchmarks.contenders import Outcome
 from benchmarks.documents import Counts
 from benchmarks.meter import Meter
 from benchmarks.settings import Settings
-from mixln.data import PreparedData, training_batch
-from mixln.training import Recipe, build_model, learning_rate, resolve_precision
-from mixln.training.loop import accumulate_gradients, build_optimizer
+from mixln.data import Prefetcher, PreparedData
+from mixln.training import Recipe
+from mixln.training.distributed import Processes
+from mixln.training.memory import keep_freed_memory
+from mixln.training.run import Settings as RunSettings
+from mixln.training.run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,16 @@ class EngineStep:
 
 def engine_steps(recipe: Recipe, data: PreparedData, device: torch.device) -> Iterator[EngineStep]:
     """Build the recipe's model and train it, as `mixln.training.train` does; yield after every step."""
-    model = build_model(recipe, data.tokenizer, device)
-    optimizer = build_optimizer(recipe, model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    autocast_dtype = resolve_precision(recipe, device)
-    max_norm = recipe.optimizer.max_grad_norm or math.inf
-    for step in range(recipe.last_step):
-        batch = training_batch(data.train, step, recipe.batch_size, recipe.seed)
-        loss = accumulate_gradients(model, batch, recipe.micro_batch_size, device, autocast_dtype)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step + 1)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield EngineStep(loss, Counts(batch.num_predicted_tokens, batch.input_ids.numel()), parameters)
+    keep_freed_memory()
+    processes = Processes(device)
+    settings = RunSettings(compiled=recipe.execution.compile != "never", threads=torch.get_num_threads())
+    run = TrainingRun(recipe, data, Path(), processes, settings)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    with Prefetcher(run.batch, device) as batches:
+        for step in range(recipe.last_step):
+            batch = batches.get(step)
+            loss = float(run.make_step(batch).loss)
+            yield EngineStep(loss, Counts(batch.num_predicted_tokens, batch.input_ids.numel()), parameters)
 
 
 def run(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:

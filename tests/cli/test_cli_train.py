@@ -29,7 +29,7 @@ SHAPE = [
     *("--data.vocab_size", "400", "--data.sequence_length", "64", "--data.validation_fraction", "0.2"),
     *("--data.max_validation_tokens", "1000", "--batch_size", "4"),
 ]
-LONG = ["--steps", "200", "--execution.checkpoint_every", "1000"]
+LONG = ["--steps", "120", "--execution.checkpoint_every", "1000"]
 SHORT = ["--steps", "12", "--execution.checkpoint_every", "5"]
 
 
@@ -106,7 +106,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     stopped_after = losses(tmp_path)[-1][0]
     newest = newest_whole(tmp_path)
     assert newest is not None
-    assert newest.progress["step"] == stopped_after < 200
+    assert newest.progress["step"] == stopped_after < 120
     assert main([*command, *LONG, "--out", str(tmp_path)]) == 0
     assert_same_run(tmp_path, whole)
 
@@ -127,8 +127,8 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_a_changed_execution
     command: list[str], whole_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
-    full = ["--steps", "12", "--execution.checkpoint_every", "2"]
-    limited_file_size(9_000, [*command, *full, *out])  # leaves a run that has begun
+    full = ["--steps", "12", "--execution.checkpoint_every", "4"]
+    assert limited_file_size(150_000, [*command, *full, *out]) == 2  # leaves a run that has begun
     capsys.readouterr()
     for change, difference in {
         "--seed 3": "seed was 0, is 3",
@@ -165,6 +165,10 @@ def test_a_checkpoint_that_the_system_refuses_is_one_message(
 ) -> None:
     arguments = [*command, *SHORT, "--execution.asynchronous_checkpoints", asynchronous, "--out", str(tmp_path)]
     assert limited_file_size(300_000, arguments) == 2
+    assert_one_message(capsys.readouterr().err, r"step_00000005 could not be written \(File too large\).*make room")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    # the tokenizer is another library's file, which says it in another way
+    assert limited_file_size(10_000, arguments) == 2
     assert_one_message(capsys.readouterr().err, r"step_00000005 could not be written \(File too large\).*make room")
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert main(arguments) == 0
@@ -205,9 +209,14 @@ def enlarge(disk: Path) -> None:
     ("what", "size", "expected", "checkpoints"),
     [
         ("metrics", 0, "cannot write .*metrics.jsonl: No space left on device. Make room, and run the same", 2),
-        ("checkpoint", 1500, r"step_00000010 could not be written \(No space left on device\).*one before it", 1),
-        ("checkpoint, synchronous", 1500, r"step_00000010 could not be written \(No space left on device\)", 1),
-        ("model", 1100, r"the model could not be saved in .*model \(.*No space left.*\). Mend that", 1),
+        (
+            "checkpoint",
+            1500,
+            r"step_00000010 could not be written \(No space left on device\).*before it are intact",
+            1,
+        ),
+        ("checkpoint, synchronous", 1700, r"step_00000010 could not be written \(No space left on device\)", 1),
+        ("model", 1400, r"the model could not be saved in .*model \(.*No space left.*\). Mend that", 1),
     ],
 )
 def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_intact(
@@ -221,10 +230,10 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_intact(
     expected: str,
     checkpoints: int,
 ) -> None:
-    arguments = [*command, *SHORT, "--execution.trackers", "[]"]
+    arguments = [*command, *SHORT]  # TensorBoard's files are on the same disk
     if what == "model":  # one checkpoint, and no room beside it
         arguments += ["--execution.checkpoint_every", "8"]
-    if what.endswith("synchronous"):
+    if what in ("checkpoint, synchronous", "metrics"):
         arguments += ["--execution.asynchronous_checkpoints", "false"]
     with small_disk(tmp_path / "disk", size or 3000) as disk:
         if what == "metrics":

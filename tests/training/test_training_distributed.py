@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,9 +155,11 @@ def test_torchrun_restarts_a_lost_worker_and_the_run_goes_on(
     script.write_text(f"import sys\nsys.path[:0] = [{str(here)!r}, {str(here.parent / 'support')!r}]\n{_DIES_ONCE}")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    # without this, torchrun (2.14) keeps the addresses of the dead workers for the new ones to find
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
         [*launcher, str(script), str(corpus), str(cache), str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=400, check=False,
+        capture_output=True, text=True, timeout=400, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run.died").exists()

@@ -30,7 +30,7 @@ from mixln.training import (
     train,
 )
 from mixln.training import run as run_module
-from mixln.training.build import build_optimizer
+from mixln.training.build import build_objective, build_optimizer
 from mixln.training.checkpoint import checkpoint_step, list_checkpoints, load_weights
 from mixln.training.objective import CausalLanguageModelObjective
 
@@ -78,10 +78,9 @@ Poison = Callable[..., None]
 def poison_runs(recipe: Recipe, data: PreparedData, kind: Kind, steps: tuple[int, ...]) -> Callable[..., Any]:
     """Return a `build_objective` whose models go wrong on the batches of certain steps."""
     batches = [training_batch(data.train, step - 1, recipe.batch_size, recipe.seed).input_ids for step in steps]
-    real = run_module.build_objective
 
     def build(*args: Any, **kwargs: Any) -> Any:
-        objective, module = real(*args, **kwargs)
+        objective, module = build_objective(*args, **kwargs)
         spoil(objective.model, kind, batches)
         return objective, module
 
@@ -285,7 +284,7 @@ def test_no_spike_is_seen_before_the_window_is_full_or_when_not_looked_for(
 
 
 @pytest.mark.parametrize("policy", ["skip", "roll_back"])
-@pytest.mark.parametrize("cut_after", [7, 9, 11])
+@pytest.mark.parametrize("cut_after", [7, 10])
 def test_an_interruption_around_a_fault_changes_nothing(
     recipe: Recipe,
     data: PreparedData,

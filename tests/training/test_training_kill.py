@@ -27,7 +27,14 @@ from safetensors.torch import load_file
 from test_training_faults import poison_runs
 
 from mixln.data import PreparedData, prepare_data
-from mixln.training import ExecutionConfig, FaultConfig, Recipe, TrainingDivergedError, train
+from mixln.training import (
+    ExecutionConfig,
+    FaultConfig,
+    Recipe,
+    TrainingDivergedError,
+    TrainingInterrupted,
+    train,
+)
 from mixln.training import metrics as metrics_module
 from mixln.training import run as run_module
 from mixln.training.checkpoint import list_checkpoints
@@ -81,13 +88,13 @@ def cut_line(number: int) -> None:
     real = metrics_module.MetricsLog._append
     written = 0
 
-    def append(log: metrics_module.MetricsLog, line: str) -> None:
+    def append(self: metrics_module.MetricsLog, line: str) -> None:
         nonlocal written
         written += 1
         if written == number:
-            log._file.write(line.encode()[: len(line) // 2])
+            self._file.write(line.encode()[: len(line) // 2])
             die()
-        real(log, line)
+        real(self, line)
 
     metrics_module.MetricsLog._append = append
 
@@ -97,7 +104,7 @@ def child(recipe: Recipe, cache: Path, folder: Path, kill: Kill, bad_steps: tupl
     torch.set_num_threads(1)
     data = prepare_data(recipe.data, cache)
     if bad_steps:
-        run_module.build_objective = poison_runs(recipe, data, "loss", bad_steps)
+        vars(run_module)["build_objective"] = poison_runs(recipe, data, "loss", bad_steps)
     if kill.event is not None:
         watch_events(kill, folder)
     if kill.half_line is not None:
@@ -270,6 +277,46 @@ def test_kills_around_faults_change_nothing(
     monkeypatch.setattr(run_module, "build_objective", poison_runs(recipe, data, "loss", (5, 8)))
     with pytest.raises(TrainingDivergedError, match="step 5"):
         train(replace(recipe, faults=FaultConfig()), data, tmp_path / "stopped")
+
+
+def test_a_second_interrupt_ends_the_run_at_once_and_it_goes_on_from_the_last_checkpoint(
+    recipe: Recipe, data: PreparedData, whole: Path, tmp_path: Path
+) -> None:
+    recipe = killable(recipe, asynchronous=True)
+
+    def interrupt(step: int, *_: float) -> None:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal has waited")
+
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(recipe, data, tmp_path, interrupt)
+    assert stopped.value.signal_number == signal.SIGINT
+    assert list_checkpoints(tmp_path)[-1].name == "step_00000006"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(recipe, data, tmp_path)
+    assert_same_outcome(tmp_path, whole)
+
+
+def test_checkpoints_and_the_model_are_on_the_disk_itself_before_they_get_their_names(
+    recipe: Recipe, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave an empty model, and no checkpoint any more."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    train(killable(recipe, asynchronous=False), data, tmp_path)
+    temporary = f".model.{os.getpid()}.tmp"
+    assert {f"{temporary}/{path.name}" for path in (tmp_path / "model").iterdir()} | {temporary} <= set(flushed)
+    assert {f"checkpoints/.step_00000003.tmp/{name}" for name in ("__0_0.distcp", ".metadata", "manifest.json")} <= set(
+        flushed
+    )
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ KINDS: list[AttentionKind] = ["sdpa", "eager"]
 def test_the_chunked_loss_is_cross_entropy_of_the_logits(
     dtype: torch.dtype, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_cross_entropy_module, "_CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", chunk_logits)
     generator = torch.Generator().manual_seed(0)
     hidden_states = torch.randn(23, 16, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(50, 16, generator=generator, dtype=dtype).requires_grad_()

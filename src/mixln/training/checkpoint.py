@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,9 @@ HUGGINGFACE_FOLDER = "huggingface"
 
 # a run of one process is no mistake; the remark comes from a background thread, where no context can hold it back
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How tokenizers, whose error is a bare `Exception`, and safetensors tell of an error of the system."""
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -307,27 +311,31 @@ def _first_line(error: BaseException) -> str:
 def _disk_errors(final: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, CheckpointException) as error:
-        reason = _disk_reason(error)
+    except (Exception, CheckpointException) as error:  # torch's is no Exception
+        reason = disk_reason(error)
         if reason is None:
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(
-            f"the checkpoint {final} could not be written ({reason}). The one before it is intact: make room, and run "
-            "the same command again to go on from it"
+            f"the checkpoint {final} could not be written ({reason}). Those before it are intact: make room, and run "
+            "the same command again to go on from the newest"
         ) from error
 
 
-def _disk_reason(error: BaseException) -> str | None:
-    """Return the system's reason if an error is the disk's, else None."""
+def disk_reason(error: BaseException) -> str | None:
+    """Return the system's reason if an error is that a file cannot be written, whichever library says it; else None."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, CheckpointException):
-        reasons = (_disk_reason(failure[0]) for failure in error.failures.values())
+        reasons = (disk_reason(failure[0]) for failure in error.failures.values())
         return next((reason for reason in reasons if reason is not None), None)
-    # torch reports a full disk as RuntimeError from its zip writer
-    text = str(error)
-    return os.strerror(errno.ENOSPC) if "PytorchStreamWriter" in text or "enforce fail" in text else None
+    if number := _RUST_ERROR.search(str(error)):
+        return os.strerror(int(number[1]))
+    if "PytorchStreamWriter" not in str(error) and "enforce fail" not in str(error):
+        return None
+    # torch's zip writer stumbles over what was not written, after the system has said why
+    before = error.__cause__ or error.__context__
+    return (before and disk_reason(before)) or os.strerror(errno.ENOSPC)
 
 
 def put_on_disk(folder: Path) -> None:

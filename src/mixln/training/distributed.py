@@ -127,13 +127,25 @@ def started_processes(execution: ExecutionConfig) -> Iterator[Processes]:
     own_group = not dist.is_initialized()
     if own_group:
         # with gloo beside nccl, what is on the CPU (flags, checkpoints) never makes the GPU wait
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         shape = (count // tensor_parallel_size, tensor_parallel_size)
         yield Processes(device, init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor")))
     finally:
         if own_group:
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    try:
+        dist.init_process_group(backend)
+    except RuntimeError as error:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            raise
+        raise InputError(
+            "the restarted processes do not find each other: torchrun hands them the addresses of those that were lost. "
+            "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+        ) from error
 
 
 def share_out(
@@ -191,16 +203,14 @@ def replicate(objective: nn.Module, processes: Processes, execution: ExecutionCo
     )
 
 
-@contextmanager
-def gradient_exchange(module: nn.Module, *, wanted: bool) -> Iterator[None]:
-    """Within the block, a backward exchanges gradients between processes only if `wanted`: once a step is enough."""
-    outside: AbstractContextManager[object] = nullcontext()
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(wanted)
-    elif isinstance(module, DistributedDataParallel) and not wanted:
-        outside = module.no_sync()
-    with outside:
-        yield
+def gradient_exchange(module: nn.Module, *, wanted: bool) -> AbstractContextManager[object]:
+    """Return a context in which a backward of DDP exchanges gradients only if `wanted`: once a step is enough.
+
+    FSDP exchanges them every time: to wait, each process would have to hold the whole gradient.
+    """
+    if isinstance(module, DistributedDataParallel) and not wanted:
+        return module.no_sync()
+    return nullcontext()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mixln.errors import InputError
@@ -18,6 +17,7 @@ from mixln.training.checkpoint import (
     CHECKPOINTS_FOLDER,
     HUGGINGFACE_FOLDER,
     checkpoint_step,
+    disk_reason,
     list_checkpoints,
     load_weights,
     newest_whole,
@@ -89,6 +89,9 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
         with whole_folder(out) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{out} could not be written ({error}). Make room, or choose another place") from error
+    except Exception as error:
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        raise InputError(f"{out} could not be written ({reason}). Make room, or choose another place") from error
     return model.eval()

@@ -10,24 +10,24 @@ from torch import Tensor
 
 IGNORED_TARGET = -100
 
-LogitsLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps (logits, targets) of some tokens to (summed loss, its gradient by the logits)."""
+LogitsLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps (logits, targets) of some tokens to their summed loss, and overwrites the logits with its gradient by them."""
 
-_CHUNK_LOGITS = 2**25
-"""Logits held at once; 64 MiB in bfloat16. Fewer make matrices too flat to multiply fast."""
+CHUNK_LOGITS = 2**26
+"""Logits held at once; 128 MiB in bfloat16. Fewer make matrices too flat to multiply fast."""
 
 
-def logits_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum over tokens of -log softmax(logits)[target], in nats, and its gradient by the logits.
+def logits_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum over tokens of -log softmax(logits)[target], in nats, and put its gradient in the logits' place.
 
     Softmax and sum are at least float32. A token with target -100 counts nothing.
 
     Args:
-        logits: (tokens, vocabulary), any floating dtype.
+        logits: (tokens, vocabulary), any floating dtype; overwritten by softmax(logits) - one_hot(targets).
         targets: (tokens,), int64.
 
     Returns:
-        A scalar, float32 (float64 for float64 logits); and the gradient, of the shape and dtype of the logits.
+        A scalar, float32 (float64 for float64 logits).
     """
     exact = logits if logits.dtype == torch.float64 else logits.float()
     predicted = targets != IGNORED_TARGET
@@ -36,8 +36,8 @@ def logits_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     losses = (log_sum - exact.gather(-1, index)).squeeze(-1)
     # a comparison rather than a scatter: it fuses with the exponential
     one_hot = torch.arange(logits.shape[-1], device=logits.device)[None, :] == index
-    gradient = ((exact - log_sum).exp() - one_hot.to(exact.dtype)) * predicted[:, None]
-    return (losses * predicted).sum(), gradient.to(logits.dtype)
+    logits.copy_(((exact - log_sum).exp() - one_hot.to(exact.dtype)) * predicted[:, None])
+    return (losses * predicted).sum()
 
 
 def linear_cross_entropy(
@@ -66,20 +66,25 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
-        if not needs_gradient:
-            low, low_weight = hidden_states.to(dtype), weight.to(dtype)
-            parts = [loss(low[part] @ low_weight.T, targets[part])[0] for part in _chunks(low, low_weight)]
-            return torch.stack(parts).sum()
-        result: Tensor = _LinearCrossEntropy.apply(hidden_states, weight, targets, dtype, loss)  # pyright: ignore[reportAssignmentType]
-        return result
+        if needs_gradient:
+            result: Tensor = _LinearCrossEntropy.apply(hidden_states, weight, targets, dtype, loss)  # pyright: ignore[reportAssignmentType]
+            return result
+        with torch.no_grad():
+            chunks = _chunks(hidden_states.to(dtype), weight.to(dtype), targets)
+            return torch.stack([loss(logits, chunk_targets) for logits, chunk_targets, _ in chunks]).sum()
 
 
-def _chunks(hidden_states: Tensor, weight: Tensor) -> Iterator[slice]:
-    tokens = hidden_states.shape[0]
-    largest = max(1, _CHUNK_LOGITS // weight.shape[0])
-    count = -(-tokens // largest)
-    size = -(-tokens // count) if count else 1  # equal sizes, so that a compiled loss is compiled once
-    return (slice(start, start + size) for start in range(0, tokens, size))
+def _chunks(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yield (logits, targets, which tokens) of one chunk after the other; all logits in the same memory."""
+    tokens, vocabulary = hidden_states.shape[0], weight.shape[0]
+    count = max(1, -(-tokens // max(1, CHUNK_LOGITS // vocabulary)))
+    size = -(-tokens // count)  # equal sizes, so that a compiled loss is compiled once
+    memory = hidden_states.new_empty(size, vocabulary)
+    for start in range(0, tokens, size):
+        part = slice(start, min(start + size, tokens))
+        logits = memory[: part.stop - part.start]
+        torch.mm(hidden_states[part], weight.T, out=logits)
+        yield logits, targets[part], part
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -89,17 +94,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         low, low_weight = hidden_states.to(dtype), weight.to(dtype)
         hidden_gradient = torch.empty_like(low)
-        weight_gradient = torch.zeros_like(weight)
-        total = torch.zeros((), device=weight.device, dtype=torch.promote_types(dtype, torch.float32))
-        for part in _chunks(low, low_weight):
-            tokens = low[part]
-            part_loss, gradient = loss(tokens @ low_weight.T, targets[part])
-            total += part_loss
+        weight_gradient: Tensor | None = None
+        losses: list[Tensor] = []
+        for logits, chunk_targets, part in _chunks(low, low_weight, targets):
+            losses.append(loss(logits, chunk_targets))
+            gradient = logits  # that is what it holds now
             torch.mm(gradient, low_weight, out=hidden_gradient[part])
-            weight_gradient += gradient.T @ tokens
+            product = gradient.T @ low[part]
+            weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.hidden_dtype = hidden_states.dtype
-        return total
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:

@@ -23,6 +23,7 @@ from mixln.training.config import Recipe
 from mixln.training.distributed import Processes, check_batch, default_device, started_processes
 from mixln.training.faults import Fault, TrainingDivergedError
 from mixln.training.interrupt import TrainingInterrupted, deferred_interrupt
+from mixln.training.memory import keep_freed_memory
 from mixln.training.metrics import MetricsLog, read_metrics
 from mixln.training.objective import CausalLanguageModelObjective
 from mixln.training.run import Settings, StepRecord, TrainingRun
@@ -82,6 +83,7 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     """
     recipe.check()
     check_trackers(recipe.execution.trackers)
+    keep_freed_memory()
     with started_processes(recipe.execution) as processes, ExitStack() as claim:
         check_batch(recipe, processes)
         if processes.is_main:

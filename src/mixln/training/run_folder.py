@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from mixln.errors import InputError
 from mixln.files import whole_folder, write_file
 from mixln.models import PlacedPreTrainedModel
-from mixln.training.checkpoint import CHECKPOINTS_FOLDER, put_on_disk
+from mixln.training.checkpoint import CHECKPOINTS_FOLDER, disk_reason, put_on_disk
 from mixln.training.config import Recipe
 from mixln.training.metrics import METRICS_FILE
 
@@ -88,9 +88,12 @@ def save_model(
             model.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
             put_on_disk(temporary)  # the checkpoints are removed next
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        reason = disk_reason(error)
+        if reason is None:
+            raise
         raise InputError(
-            f"the model could not be saved in {folder} ({error}). Mend that, and run the same command again: it goes "
+            f"the model could not be saved in {folder} ({reason}). Mend that, and run the same command again: it goes "
             "on from the last checkpoint"
         ) from error
 

@@ -12,7 +12,7 @@ from mixln.training.estimate.shape import ModelShape
 from mixln.training.estimate.traffic import FLOAT32
 
 # the one number of the loss head's that its memory depends on
-from mixln.training.linear_cross_entropy import _CHUNK_LOGITS as CHUNK_LOGITS
+from mixln.training.linear_cross_entropy import CHUNK_LOGITS as CHUNK_LOGITS
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def memory_use(
     accumulates = micro_batch.count > 1
 
     weights = FLOAT32 * held / shards
-    gradients = _gradients(plan, held, accumulates)
+    gradients = _gradients(plan, held / shards, accumulates)
     copies = _copies(shape, parameters, plan, low)
     activations = tokens * _activations(shape, plan, low, explicit_attention)
     loss_head = _loss_head(shape, tokens, low)
@@ -150,7 +150,7 @@ def memory_use(
 
 
 def _gradients(plan: ShardingPlan, held: float, accumulates: bool) -> float:
-    """Gradients before the last backward: DDP's buckets stay; all sum whole gradients until the last micro-batch."""
+    """Gradients before the last backward: DDP's buckets stay, and several micro-batches are summed up."""
     if plan.strategy == "ddp" and plan.devices > 1:
         return FLOAT32 * held
     return FLOAT32 * held if accumulates else 0.0
@@ -213,8 +213,8 @@ def _block_activations(shape: ModelShape, block: BlockPlan, low: int, split: int
 def _loss_head(shape: ModelShape, tokens: int, low: int) -> float:
     """Chunked linear cross-entropy: 2^k logits at a time, never all of them.
 
-    Logits of a chunk and their gradient; the hidden states in low precision and their gradient; the head weight's
+    Logits of a chunk, which their gradient takes the place of; the hidden states in low precision and their gradient; the head weight's
     gradient in float32, and a chunk's share of it in low precision.
     """
     chunk = min(tokens * shape.vocabulary, max(CHUNK_LOGITS, shape.vocabulary))
-    return 2 * low * chunk + 2 * low * tokens * shape.hidden + (FLOAT32 + low) * shape.head_parameters
+    return low * chunk + 2 * low * tokens * shape.hidden + (FLOAT32 + low) * shape.head_parameters

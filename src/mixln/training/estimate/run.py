@@ -345,8 +345,6 @@ class _Estimator:
         )
         if not self.compiled:
             yield "execution.compile is never: uncompiled blocks keep and move more than is counted here"
-        if self.recipe.execution.strategy == "fsdp" and self.micro_batch(self.own_plan).count > 1:
-            yield "FSDP sums whole gradients on each device until a step's last micro-batch: one micro-batch saves them"
         yield f"{1 - USABLE_MEMORY:.0%} of the memory is left to the driver, communication and fragmentation"
         yield (
             f"vocabulary of {self.shape.vocabulary:,} tokens; all token slots count; validation, checkpoints, data "
