@@ -257,18 +257,18 @@ def test_a_stop_in_the_first_step_saves_the_initial_weights(
 def test_too_many_faults_stop_the_run_and_more_of_them_allowed_it_goes_on(
     recipe: Recipe, data: PreparedData, tmp_path: Path, poison: Poison, policy: Literal["skip", "roll_back"]
 ) -> None:
-    poison("loss", 4, 7, 10)
+    poison("loss", 4, 7, 11)
     for _ in range(2):  # the same again stops in the same place
-        with pytest.raises(TrainingDivergedError, match=r"step 10 .*more than faults\.max_faults, 2, already"):
+        with pytest.raises(TrainingDivergedError, match=r"step 11 .*more than faults\.max_faults, 2, already"):
             train(faulty(recipe, "loss", policy, max_faults=2), data, tmp_path)
     trained = train(faulty(recipe, "loss", policy, max_faults=3), data, tmp_path)
-    kept = [step for step in range(1, 13) if step not in (4, 7, 10)]
+    kept = [step for step in range(1, 13) if step not in (4, 7, 11)]
     assert_same(trained.model, Reference(recipe, data).make(*kept).model)
     assert [(fault["step"], fault["action"]) for fault in recorded_faults(tmp_path)] == [
         (4, policy),
         (7, policy),
-        *[(10, "stop")] * 2,
-        (10, policy),
+        *[(11, "stop")] * 2,
+        (11, policy),
     ]
 
 

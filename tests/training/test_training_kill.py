@@ -104,7 +104,7 @@ def child(recipe: Recipe, cache: Path, folder: Path, kill: Kill, bad_steps: tupl
     torch.set_num_threads(1)
     data = prepare_data(recipe.data, cache)
     if bad_steps:
-        vars(run_module)["build_objective"] = poison_runs(recipe, data, "loss", bad_steps)
+        run_module.__dict__["build_objective"] = poison_runs(recipe, data, "loss", bad_steps)
     if kill.event is not None:
         watch_events(kill, folder)
     if kill.half_line is not None:
