@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from mixln import cli
 from mixln.cli import main
+from mixln.commands import COMMANDS
 
 TINY = [
     *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
@@ -206,7 +207,7 @@ def test_what_the_system_refuses_is_said_with_the_mend(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr(cli, "COMMANDS", [replace(command, run=refuse) for command in cli.COMMANDS])
+    monkeypatch.setattr(cli, "COMMANDS", [replace(command, run=refuse) for command in COMMANDS])
     assert main(["generate", "a", "b"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"mixln: /some/file: {os.strerror(number)}. To mend it, ")

@@ -143,8 +143,8 @@ def _join(backend: str) -> None:
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             raise
         raise InputError(
-            "the restarted processes do not find each other: torchrun hands them the addresses of those that were lost. "
-            "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
+            "the restarted processes do not find each other, since torchrun hands them the addresses of lost ones. Set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started"
         ) from error
 
 

@@ -213,8 +213,8 @@ def _block_activations(shape: ModelShape, block: BlockPlan, low: int, split: int
 def _loss_head(shape: ModelShape, tokens: int, low: int) -> float:
     """Chunked linear cross-entropy: 2^k logits at a time, never all of them.
 
-    Logits of a chunk, which their gradient takes the place of; the hidden states in low precision and their gradient; the head weight's
-    gradient in float32, and a chunk's share of it in low precision.
+    Logits of a chunk, whose place their gradient takes; the hidden states in low precision and their gradient; the
+    head weight's gradient in float32, and a chunk's share of it in low precision.
     """
     chunk = min(tokens * shape.vocabulary, max(CHUNK_LOGITS, shape.vocabulary))
     return low * chunk + 2 * low * tokens * shape.hidden + (FLOAT32 + low) * shape.head_parameters
