@@ -180,6 +180,8 @@ def test_training_batches_are_rows_of_the_dataset(tmp_path: Path) -> None:
     assert batch.input_ids.shape == batch.targets.shape == batch.position_ids.shape == (4, 10)
     moved = batch.to("meta")
     assert moved.targets.device.type == "meta"
+    # counted before it moved: nobody can read a meta tensor, and nobody shall have to wait for a GPU
+    assert moved.num_predicted_tokens == batch.num_predicted_tokens
 
 
 def test_impossible_orders_and_rows_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,18 +33,17 @@ class Batch:
     targets: Tensor
     position_ids: Tensor
 
-    @property
+    @cached_property
     def num_predicted_tokens(self) -> int:
         """Targets other than -100: what a summed loss is to be divided by."""
         return int((self.targets != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.position_ids.to(device, non_blocking=non_blocking),
-        )
+        """The same batch on another device; its tokens are counted before, where nobody has to wait for it."""
+        tensors = (self.input_ids, self.targets, self.position_ids)
+        moved = Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
+        moved.__dict__["num_predicted_tokens"] = self.num_predicted_tokens
+        return moved
 
 
 class PackedDataset:

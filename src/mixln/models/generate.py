@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from transformers import set_seed
 
+from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.models.load import load_causal_lm
 
@@ -50,7 +50,7 @@ def generate_text(
     prompt = text or tokenizer.bos_token or tokenizer.eos_token
     if not isinstance(prompt, str) or not prompt:
         raise InputError("the text is empty, and this tokenizer has no token to start from: give some text")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if tokenizer.eos_token_id is not None and prompt != tokenizer.eos_token and inputs.input_ids.shape[1] > 1:
         # T5's tokenizer ends every text with the end-of-text token, after which a model would start a new one

@@ -15,6 +15,7 @@ import torch
 
 from mixln.data import Batch, PreparedData, training_batch
 from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
+from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import write_file
 from mixln.models import PlacedConfig
@@ -33,7 +34,6 @@ from mixln.training import (
     TrainedModel,
     TrainingDivergedError,
     build_model,
-    default_device,
     read_metrics,
     resolve_precision,
     train,

@@ -9,7 +9,6 @@ from mixln.training.config import (
     Recipe,
     model_config,
 )
-from mixln.training.distributed import default_device
 from mixln.training.faults import TrainingDivergedError
 from mixln.training.interrupt import TrainingInterrupted
 from mixln.training.loop import TrainedModel, TrainingWarning, train
@@ -30,7 +29,6 @@ __all__ = [
     "TrainingInterrupted",
     "TrainingWarning",
     "build_model",
-    "default_device",
     "differences",
     "learning_rate",
     "model_config",

@@ -19,17 +19,11 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.training.compilation import compiled_modules
 from mixln.training.config import ExecutionConfig, Recipe
 from mixln.training.objective import CausalLanguageModelObjective
-
-
-def default_device() -> torch.device:
-    """Return this process's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @dataclass(frozen=True)

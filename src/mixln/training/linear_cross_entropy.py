@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED_TARGET = -100
+from mixln.depth.forward import IGNORED_TARGET
 
 LogitsLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps (logits, targets) of some tokens to their summed loss, and overwrites the logits with its gradient by them."""

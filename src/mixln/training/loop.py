@@ -15,12 +15,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from mixln.data import Prefetcher, PreparedData
 from mixln.depth import EvaluationLoss
+from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
 from mixln.training.compilation import decide_compilation, number_of_threads, undo_compilation
 from mixln.training.config import Recipe
-from mixln.training.distributed import Processes, check_batch, default_device, started_processes
+from mixln.training.distributed import Processes, check_batch, started_processes
 from mixln.training.faults import Fault, TrainingDivergedError
 from mixln.training.interrupt import TrainingInterrupted, deferred_interrupt
 from mixln.training.memory import keep_freed_memory

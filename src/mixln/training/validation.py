@@ -9,14 +9,12 @@ from torch import nn
 
 from mixln.data import Batch, PackedDataset
 from mixln.depth import EvaluationLoss
-from mixln.depth.forward import evaluation_mode
+from mixln.depth.forward import IGNORED_TARGET, evaluation_mode
 from mixln.training.compilation import uncompiled
 from mixln.training.config import Recipe
 from mixln.training.distributed import Processes, release_gathered_weights
 from mixln.training.objective import CausalLanguageModelObjective, attention_of
 from mixln.training.precision import autocast, resolve_precision
-
-IGNORED_TARGET = -100
 
 
 def validate(
