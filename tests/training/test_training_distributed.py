@@ -20,7 +20,8 @@ from mixln.training.checkpoint import list_checkpoints
 from mixln.training.distributed import Processes, check_batch, started_processes
 
 PLACEMENTS = ["pre", "mix", "lns", "deepnorm"]
-DDP, FSDP = ExecutionConfig(strategy="ddp"), ExecutionConfig(strategy="fsdp")
+DDP = ExecutionConfig(strategy="ddp", layer_metrics_every=10)
+FSDP = replace(DDP, strategy="fsdp")
 
 
 @pytest.fixture(scope="module")
