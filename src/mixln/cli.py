@@ -10,8 +10,10 @@ import io
 import os
 import shlex
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from typing import TextIO
 
 import transformers
 from jsonargparse import ArgumentParser
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.showwarning = _show_warning
     try:
         given = build_parser().parse_args(_with_recipe_files(arguments))
         command = next(command for command in COMMANDS if command.name == given.subcommand)
@@ -87,6 +90,20 @@ def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
             argument = f"--recipe={find_recipe(argument.removeprefix('--recipe='))}"
         resolved.append(argument)
     return resolved
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of this library as a message to its user; others as Python does."""
+    own = category.__module__.split(".")[0] == "mixln"
+    text = f"mixln: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, end="", file=file or sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:

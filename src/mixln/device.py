@@ -12,3 +12,8 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def is_main_process() -> bool:
+    """Return whether this process is alone, or the first of those that torchrun has started: the one that prints."""
+    return os.environ.get("RANK", "0") == "0"

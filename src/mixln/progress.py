@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mixln.device import is_main_process
+
 
 class TrainingProgress:
     """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
@@ -15,7 +17,7 @@ class TrainingProgress:
     def __init__(self, steps_per_run: int, num_runs: int = 1) -> None:
         self._steps = steps_per_run
         self._run = 0
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not is_main_process())
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

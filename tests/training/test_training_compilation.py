@@ -13,9 +13,10 @@ from mixln.data import PreparedData
 from mixln.errors import InputError
 from mixln.training import ExecutionConfig, Recipe, TrainingInterrupted, read_metrics, train
 from mixln.training import compilation as compilation_module
-from mixln.training.checkpoint import newest_whole
+from mixln.training.checkpoint import SavedCheckpoint, newest_whole
 from mixln.training.compilation import compiled_modules, decide_compilation, undo_compilation
 from mixln.training.distributed import Processes
+from mixln.training.loop import decide_settings
 from mixln.training.run import Settings, TrainingRun
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -42,7 +43,7 @@ def test_without_a_compiler_auto_goes_without_and_always_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(compilation_module, "can_compile", lambda _device: False)
     assert not decide_compilation(with_slots(recipe, 1_000_000), CPU)
-    with pytest.raises(InputError, match=r"compile is always.*install g\+\+"):
+    with pytest.raises(InputError, match=r"compile is always, and this machine lacks a C\+\+ compiler: install g\+\+"):
         decide_compilation(replace(recipe, execution=ALWAYS), CPU)
 
 
@@ -53,6 +54,22 @@ def test_what_is_compiled_are_the_blocks_and_the_final_norm(recipe: Recipe, data
     assert not any("_orig_mod" in name for name in run.model.state_dict())
     undo_compilation(run.objective)
     assert not any("forward" in vars(module) for module in run.model.modules())
+
+
+def test_a_compiled_run_cannot_go_on_without_a_compiler(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = SavedCheckpoint(tmp_path / "run" / "checkpoints" / "step_00000001", {"settings": {"compiled": True}})
+    saved.progress["settings"]["threads"] = 7
+    saved.progress["processes"] = 1
+    monkeypatch.setattr(compilation_module, "can_compile", lambda _device: True)
+    assert decide_settings(recipe, Processes(CPU), saved) == Settings(compiled=True, threads=7)
+    # with other processes each has another share of the machine
+    saved.progress["processes"] = 2
+    assert decide_settings(recipe, Processes(CPU), saved) == Settings(compiled=True, threads=1)
+    monkeypatch.setattr(compilation_module, "can_compile", lambda _device: False)
+    with pytest.raises(InputError, match=r"the run in .*run began with a compiled model, and this machine lacks"):
+        decide_settings(recipe, Processes(CPU), saved)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from training_processes import Job, run_jobs
 from mixln.data import PreparedData, prepare_data
 from mixln.errors import InputError
 from mixln.training import ExecutionConfig, Recipe, read_metrics, train
+from mixln.training.build import model_without_weights
 from mixln.training.checkpoint import list_checkpoints
-from mixln.training.distributed import Processes, check_batch, started_processes
+from mixln.training.distributed import Processes, check_batch, check_tensor_parallel_size, started_processes
 
 PLACEMENTS = ["pre", "mix", "lns", "deepnorm"]
 DDP = ExecutionConfig(strategy="ddp", layer_metrics_every=10)
@@ -184,3 +185,10 @@ def test_processes_must_fit_the_recipe(recipe: Recipe, monkeypatch: pytest.Monke
     three = type("Three", (Processes,), {"data_count": 3})(torch.device("cpu"))
     with pytest.raises(InputError, match=r"batch_size \(4\) is not a multiple of the 3 processes"):
         check_batch(recipe, three)
+
+
+def test_tensor_parallelism_splits_heads_evenly(recipe: Recipe, data: PreparedData) -> None:
+    model = model_without_weights(recipe, data.tokenizer)
+    check_tensor_parallel_size(model, 4)
+    with pytest.raises(InputError, match=r"\(3\) does not divide num_attention_heads \(4\)"):
+        check_tensor_parallel_size(model, 3)

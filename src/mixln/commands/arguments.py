@@ -72,7 +72,7 @@ def claim_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same run may have been here
     except OSError as error:
         raise InputError(f"--out {folder} cannot be written ({error.strerror}). Choose another folder") from error
 

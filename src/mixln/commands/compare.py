@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mixln.commands.arguments import Command, add_recipe, cache_folder, claim_output, command_parser, recipe_from
 from mixln.data import prepare_data
+from mixln.device import is_main_process
 from mixln.errors import InputError
 from mixln.placement import Placement
 from mixln.progress import TrainingProgress
@@ -89,6 +90,8 @@ def run(given: Namespace, command: str) -> int:
             command=command,
             report_run=report_run,
         )
+    if not is_main_process():
+        return 0
     page = write_report(result, out)
     console = Console()
     console.print(summary_table(result))

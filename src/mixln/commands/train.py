@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mixln.commands.arguments import Command, add_recipe, cache_folder, claim_output, command_parser, recipe_from
 from mixln.data import prepare_data
+from mixln.device import is_main_process
 from mixln.progress import TrainingProgress
 from mixln.training import MODEL_FOLDER, train
 
@@ -33,6 +34,8 @@ def run(given: Namespace, _command: str) -> int:
         data = prepare_data(recipe.data, cache_folder(given), progress.report)
         progress.start_run(0, recipe.model.placement)
         trained = train(recipe, data, out, progress.step)
+    if not is_main_process():
+        return 0
     validation = trained.validation
     print(f"validation loss {validation.mean:.4f}, perplexity {validation.perplexity:.2f}")
     print(f"model: {out / MODEL_FOLDER}")

@@ -35,9 +35,15 @@ def decide_compilation(recipe: Recipe, device: torch.device) -> bool:
     if wanted == "auto":
         slots = recipe.last_step * recipe.tokens_per_step
         return slots >= _TOKENS_WORTH_COMPILING.get(device.type, 0) and can_compile(device)
-    if not can_compile(device):
-        raise InputError("execution.compile is always, but there is no C++ compiler: install g++, or choose never")
+    require_compiler(device, "execution.compile is always")
     return True
+
+
+def require_compiler(device: torch.device, reason: str) -> None:
+    """Raise InputError, with the reason why a compiler is needed, if this machine has none."""
+    if not can_compile(device):
+        what = "a C++ compiler: install g++" if device.type == "cpu" else "Triton: install it"
+        raise InputError(f"{reason}, and this machine lacks {what}")
 
 
 def can_compile(device: torch.device) -> bool:

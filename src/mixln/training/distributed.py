@@ -159,6 +159,7 @@ def share_out(
     if mesh is None:
         return objective
     if execution.tensor_parallel_size > 1:
+        check_tensor_parallel_size(model, execution.tensor_parallel_size)
         parallelize_module(model.base_model, mesh["tensor"], tensor_parallel_plan(model))
     if execution.strategy == "fsdp":
         # inputs keep their dtype: the residual stream stays float32, as under autocast on one process
@@ -168,6 +169,16 @@ def share_out(
                 fully_shard(block, mesh=mesh["data"], mp_policy=policy)
         fully_shard(objective, mesh=mesh["data"])
     return objective
+
+
+def check_tensor_parallel_size(model: PreTrainedModel, tensor_parallel_size: int) -> None:
+    """Raise InputError if the processes that split a model's matrices cannot have equal parts."""
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = getattr(model.config, name, tensor_parallel_size)
+        if number % tensor_parallel_size != 0:
+            raise InputError(
+                f"execution.tensor_parallel_size ({tensor_parallel_size}) does not divide {name} ({number})"
+            )
 
 
 def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, ParallelStyle]:

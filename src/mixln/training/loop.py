@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
-from mixln.training.compilation import decide_compilation, number_of_threads, undo_compilation
+from mixln.training.compilation import decide_compilation, number_of_threads, require_compiler, undo_compilation
 from mixln.training.config import Recipe
 from mixln.training.distributed import Processes, check_batch, started_processes
 from mixln.training.faults import Fault, TrainingDivergedError
@@ -90,14 +90,14 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
         if processes.is_main:
             claim.enter_context(claimed_folder(folder, recipe, data.fingerprint))
         processes.wait_for_all()
-        if (folder / MODEL_FOLDER).exists():
+        if processes.from_main((folder / MODEL_FOLDER).exists()):
             return _finished_run(recipe, data, folder, processes)
         if processes.is_main:
             for warning in stability_warnings(recipe):
                 warnings.warn(warning, TrainingWarning, stacklevel=2)
         with closing(Checkpoints(folder, processes, recipe.execution, data.tokenizer)) as checkpoints:
             newest = checkpoints.newest()
-            settings = _decide_settings(recipe, processes, newest)
+            settings = decide_settings(recipe, processes, newest)
             with number_of_threads(settings.threads):
                 run = TrainingRun(recipe, data, folder, processes, settings)
                 if newest is not None:
@@ -106,10 +106,20 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
                 return _finish(run, checkpoints, validation or run.validate())
 
 
-def _decide_settings(recipe: Recipe, processes: Processes, newest: SavedCheckpoint | None) -> Settings:
-    if newest is not None:
-        return Settings(**newest.progress["settings"])
-    return Settings(decide_compilation(recipe, processes.device), torch.get_num_threads())
+def decide_settings(recipe: Recipe, processes: Processes, newest: SavedCheckpoint | None) -> Settings:
+    """Return what is decided once: by the recipe and this machine, or, for a run that goes on, by its checkpoint.
+
+    Raises:
+        InputError: the model is to be compiled, and this machine has no compiler.
+    """
+    fresh = Settings(decide_compilation(recipe, processes.device), torch.get_num_threads())
+    if newest is None:
+        return fresh
+    recorded = Settings(**newest.progress["settings"])
+    if recorded.compiled:
+        require_compiler(processes.device, f"the run in {newest.path.parent.parent} began with a compiled model")
+    # on another number of processes the sums are others anyway, and each has another share of the machine
+    return recorded if newest.progress["processes"] == processes.count else replace(recorded, threads=fresh.threads)
 
 
 def _train(run: TrainingRun, checkpoints: Checkpoints, report_step: ReportStep | None) -> EvaluationLoss | None:
