@@ -242,7 +242,7 @@ def test_ctrl_c_during_compare_leaves_what_the_same_command_goes_on_from(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        metrics = list(tmp_path.glob("runs/mix*/checkpoint.pt"))
+        metrics = list(tmp_path.glob("runs/mix*/checkpoints/step_*"))
         if metrics:
             break
         time.sleep(0.05)
