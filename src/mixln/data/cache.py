@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,16 @@ def checksum(path: Path) -> str:
             stream.seek(block * _BLOCK)
             result.update(stream.read(_BLOCK))
     return result.hexdigest()
+
+
+def write_manifest(folder: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a folder that is otherwise complete: the entries, and the checksums of all files."""
+    files = {
+        file.relative_to(folder).as_posix(): checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+    manifest = {**entries, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -107,14 +117,7 @@ def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept
             temporary = parent / f"{final.name}.tmp-{os.getpid()}"
             temporary.mkdir()
             try:
-                manifest = build(temporary, work)
-                manifest["files"] = {
-                    file.relative_to(temporary).as_posix(): checksum(file)
-                    for file in sorted(temporary.rglob("*"))
-                    if file.is_file()
-                }
-                text = json.dumps(manifest, indent=2) + "\n"
-                (temporary / MANIFEST_FILE).write_text(text, encoding="utf-8")
+                manifest = write_manifest(temporary, build(temporary, work))
                 temporary.replace(final)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)

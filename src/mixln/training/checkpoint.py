@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mixln.data.cache import MANIFEST_FILE, checksum, read_manifest
+from mixln.data.cache import read_manifest, write_manifest
 from mixln.errors import InputError
 from mixln.training.config import ExecutionConfig
 from mixln.training.distributed import Processes
@@ -205,12 +205,7 @@ class Checkpoints:
                 return
             # torch has seen to it that every process has written its part when the main one comes here
             (temporary / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
-            files = {
-                file.relative_to(temporary).as_posix(): checksum(file)
-                for file in sorted(temporary.rglob("*"))
-                if file.is_file()
-            }
-            (temporary / MANIFEST_FILE).write_text(json.dumps({"files": files}, indent=2), encoding="utf-8")
+            write_manifest(temporary, {})
             put_on_disk(temporary)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             temporary.replace(final)

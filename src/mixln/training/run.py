@@ -118,10 +118,7 @@ class TrainingRun:
         """
         recipe, step = self.recipe, self.step + 1
         measured = recipe.layer_metrics_every > 0 and step % recipe.layer_metrics_every == 0
-        num_tokens = int(self.processes.sum_over_data(torch.tensor(batch.num_predicted_tokens)))
-        loss = accumulate_gradients(
-            self.module, batch, recipe.micro_batch_size, self.autocast_dtype, num_tokens, self.processes.data_count
-        )
+        loss, num_tokens = self._accumulate(batch)
         loss = self.processes.sum_over_data(loss)
         layers = layer_gradient_norms(self.model) if measured else {}
         norm = clip_gradients(self.model.parameters(), recipe.optimizer.max_grad_norm)
@@ -215,17 +212,14 @@ class TrainingRun:
             ) from error
 
     def _find_layer(self, batch: Batch) -> str:
-        micro_batch_size = self.recipe.micro_batch_size
+        parts = cut(batch, self.recipe.micro_batch_size)
         with gathered_weights(self.module):
-            found = [blame_activations(self.model, part, self.autocast_dtype) for part in cut(batch, micro_batch_size)]
+            found = [blame_activations(self.model, part, self.autocast_dtype) for part in parts]
         activation = next((name for name in found if name is not None), None)
         # what one process has seen, all must know: they go on together
         if self.processes.largest(int(activation is not None)):
             return f"seen in the output of {activation or 'a layer, on the rows of another process'}"
-        num_tokens = int(self.processes.sum_over_data(torch.tensor(batch.num_predicted_tokens)))
-        accumulate_gradients(
-            self.module, batch, micro_batch_size, self.autocast_dtype, num_tokens, self.processes.data_count
-        )
+        self._accumulate(batch)
         norms = {name.split("/")[1]: float(norm) for name, norm in layer_gradient_norms(self.model).items()}
         self.optimizer.zero_grad()
         # the backward pass comes from the head, and spoils all that is below
@@ -233,6 +227,13 @@ class TrainingRun:
             return f"seen in the gradient of {bad[-1]}"
         largest = max(norms, key=lambda name: norms[name])
         return f"seen as a gradient of norm {norms[largest]:.4g} in {largest}, the largest"
+
+    def _accumulate(self, batch: Batch) -> tuple[Tensor, int]:
+        """Return this process's part of the loss, and the predicted tokens of all, having added to the gradients."""
+        num_tokens = int(self.processes.sum_over_data(torch.tensor(batch.num_predicted_tokens)))
+        micro_batch_size, data_count = self.recipe.micro_batch_size, self.processes.data_count
+        loss = accumulate_gradients(self.module, batch, micro_batch_size, self.autocast_dtype, num_tokens, data_count)
+        return loss, num_tokens
 
     def _rows(self, step: int) -> Any:
         return training_rows(len(self.data.train), step, self.recipe.batch_size, self.recipe.seed)

@@ -43,7 +43,7 @@ def stability_warnings(recipe: Recipe) -> list[str]:
     Raises:
         PlacementError, InputError: the recipe's model cannot be built.
     """
-    plan = model_config(recipe, _vocab_size(recipe)).stack_plan
+    plan = model_config(recipe, vocabulary_size(recipe)).stack_plan
     if not any(_is_post(block) for block in plan.blocks):
         return []
     size = num_parameters(recipe)
@@ -57,11 +57,12 @@ def num_parameters(recipe: Recipe) -> int:
     The vocabulary is that of `data.vocab_size`, or the published 32,000 for a named tokenizer.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(recipe, _vocab_size(recipe)))
+        model = AutoModelForCausalLM.from_config(model_config(recipe, vocabulary_size(recipe)))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _vocab_size(recipe: Recipe) -> int:
+def vocabulary_size(recipe: Recipe) -> int:
+    """Return the tokens of a recipe's vocabulary: `data.vocab_size`, or the published 32,000 for a named tokenizer."""
     return recipe.data.vocab_size if recipe.data.tokenizer is None else PUBLISHED_VOCABULARY
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mixln.models import PlacedConfig
 from mixln.placement import BlockPlan
 from mixln.training.config import Recipe, model_config
-from mixln.training.stability import PUBLISHED_VOCABULARY
+from mixln.training.stability import vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,6 @@ class ModelShape:
             blocks=config.stack_plan.blocks,
             tied=model.tie_word_embeddings,
         )
-
-
-def vocabulary_size(recipe: Recipe) -> int:
-    """Return the tokens of a recipe's vocabulary: `data.vocab_size`, or the published 32,000 for a named tokenizer."""
-    return recipe.data.vocab_size if recipe.data.tokenizer is None else PUBLISHED_VOCABULARY
 
 
 def recipe_config(recipe: Recipe) -> PlacedConfig:
