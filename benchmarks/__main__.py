@@ -15,7 +15,7 @@ from typing import NoReturn
 from rich.console import Console
 
 import mixln
-from benchmarks.contenders import COMPILED_TRAINER, DEFAULT_CONTENDERS, MATRIX_PEAK, MIXLN, list_contenders
+from benchmarks.contenders import BESIDE_PRE, COMPILED_TRAINER, DEFAULT_CONTENDERS, MATRIX_PEAK, MIXLN, list_contenders
 from benchmarks.documents import load_documents, make_tokenizer
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Measurement, Task, measure
@@ -111,8 +111,7 @@ def _scheme_plan(schemes: tuple[str, ...], settings: Settings) -> Plan:
     tasks: list[Task] = []
     for scheme in others:
         mixln.Placement.parse(scheme)
-        tasks.append(Task(SchemeReport.base_label(scheme), MIXLN, replace(settings, placement="pre")))
-        tasks.append(Task(scheme, MIXLN, replace(settings, placement=scheme)))
+        tasks.append(Task(scheme, BESIDE_PRE, replace(settings, placement=scheme)))
     return Plan(tasks, SchemeReport(others))
 
 

@@ -10,22 +10,22 @@ import numpy as np
 
 from benchmarks.contenders import MATRIX_PEAK
 from benchmarks.measure import Measurement
-from benchmarks.settings import SEQUENCE_LENGTH, VOCABULARY, Settings
+from benchmarks.settings import SEQUENCE_LENGTH, VOCABULARY, Settings, pre_comes_first
 
-_ROUNDS_FOR_BOOTSTRAP = 6
+_VALUES_FOR_BOOTSTRAP = 6
 _RESAMPLES = 10_000
-_BOOTSTRAP = "median, 95 % bootstrap interval over rounds"
-_RANGE = "median, minimum .. maximum over rounds"
+_BOOTSTRAP = "median, 95 % bootstrap interval"
+_RANGE = "median, minimum .. maximum"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median over rounds with an interval; `method` says which."""
+    """A median of `count` values with an interval; `method` says which."""
 
     median: float
     low: float
     high: float
-    rounds: int
+    count: int
     method: str
 
 
@@ -74,7 +74,7 @@ class Line:
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the median, with a bootstrap interval from 6 values on, and with minimum and maximum below."""
     low, high, method = min(values), max(values), _RANGE
-    if len(values) >= _ROUNDS_FOR_BOOTSTRAP:
+    if len(values) >= _VALUES_FOR_BOOTSTRAP:
         generator = np.random.default_rng(0)
         medians = np.median(generator.choice(np.asarray(values), (_RESAMPLES, len(values))), axis=1)
         low, high = (float(value) for value in np.quantile(medians, (0.025, 0.975)))
@@ -132,6 +132,19 @@ def paired_ratio(above: dict[int, float], below: dict[int, float]) -> Estimate |
     """Return the ratio within each round, over all rounds that have both; None if none has."""
     ratios = [above[number] / below[number] for number in above if number in below]
     return estimate(ratios) if ratios else None
+
+
+def step_pairs(measurements: Iterable[Measurement], label: str) -> list[tuple[float, float]]:
+    """Return (seconds of `pre`, seconds of the scheme) of every pair of steps that `run_beside_pre` measured."""
+    pairs: list[tuple[float, float]] = []
+    for one in measurements:
+        if one.label != label or one.status != "ok":
+            continue
+        seconds = one.values["step_seconds"]
+        for step in range(Settings(**one.settings).warm_up_steps, len(seconds) // 2):
+            first, second = seconds[2 * step : 2 * step + 2]
+            pairs.append((first, second) if pre_comes_first(step) else (second, first))
+    return pairs
 
 
 def fit_line(points: Sequence[tuple[float, float]]) -> Line:

@@ -20,6 +20,7 @@ from benchmarks.analysis import (
     matrix_peaks,
     paired_ratio,
     speeds,
+    step_pairs,
 )
 from benchmarks.contenders import MIXLN
 from benchmarks.measure import Measurement
@@ -159,42 +160,27 @@ class SchemeReport:
 
     schemes: tuple[str, ...]
 
-    @staticmethod
-    def base_label(scheme: str) -> str:
-        """The label of the `pre` that is measured right before a scheme."""
-        return f"pre beside {scheme}"
-
     def summary(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
-        """Return the ratios of step time and memory, scheme / pre."""
-        return {scheme: self._scheme(measurements, scheme) for scheme in self.schemes}
-
-    def _scheme(self, measurements: Sequence[Measurement], scheme: str) -> dict[str, Any]:
-        own, base = speeds(measurements, scheme), speeds(measurements, self.base_label(scheme))
-        if not own:
-            return {}
-        ratios = {
-            "step_seconds": estimate([one.step_seconds for one in own.values()]),
-            "step_time_ratio": paired_ratio(
-                {n: one.step_seconds for n, one in own.items()}, {n: one.step_seconds for n, one in base.items()}
-            ),
-            "memory_ratio": paired_ratio(
-                {n: float(one.peak_bytes) for n, one in own.items()},
-                {n: float(one.peak_bytes) for n, one in base.items()},
-            ),
-        }
-        return {name: _as_dict(value) for name, value in ratios.items()}
+        """Return the seconds of a step, and the ratio of step times within each pair of steps, scheme / pre."""
+        found: dict[str, Any] = {}
+        for scheme in self.schemes:
+            pairs = step_pairs(measurements, scheme)
+            found[scheme] = pairs and {
+                "step_seconds": asdict(estimate([own for _, own in pairs])),
+                "step_time_ratio": asdict(estimate([own / base for base, own in pairs])),
+            }
+        return found
 
     def tables(self, measurements: Sequence[Measurement]) -> list[Table]:
         """Return one table."""
-        found = self.summary(measurements)
-        table = Table(title="Cost of each scheme, as a multiple of pre", caption=_method(found, self.schemes))
-        table.add_column("scheme")
-        for column in ("seconds a step", "step time / pre", "peak memory / pre"):
-            table.add_column(column, justify="right")
-        for scheme, values in found.items():
+        table = Table(title="Cost of each scheme, as a multiple of pre")
+        for column in ("scheme", "seconds a step", "step time / pre"):
+            table.add_column(column, justify="right" if len(table.columns) else "left")
+        for scheme, values in self.summary(measurements).items():
             if values:
-                cells = [_text(values["step_seconds"], ".3f"), _text(values["step_time_ratio"], ".3f")]
-                table.add_row(scheme, *cells, _text(values["memory_ratio"], ".3f"))
+                ratio = values["step_time_ratio"]
+                table.caption = f"{ratio['method']}; {ratio['count']} pairs of steps"
+                table.add_row(scheme, _text(values["step_seconds"], ".3f"), _text(ratio, ".3f"))
             else:
                 table.add_row(scheme, _problem(measurements, scheme))
         return [table]
@@ -283,7 +269,7 @@ def _method(found: dict[str, Any], names: Sequence[str]) -> str:
     for name in names:
         for value in (found[name] or {}).values():
             if isinstance(value, dict):
-                return f"{value['method']}; {value['rounds']} rounds; ratios are taken within each round"
+                return f"{value['method']} over {value['count']} rounds; ratios are taken within each round"
     return "no measurement yet"
 
 

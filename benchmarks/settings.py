@@ -106,6 +106,11 @@ class Settings:
         return cls(**json.loads(text))
 
 
+def pre_comes_first(step: int) -> bool:
+    """Whose turn is first in a pair of steps: in turns, so that a drift of the machine's speed favours neither."""
+    return step % 2 == 0
+
+
 def read_recipe(name: str) -> Recipe:
     """Return a shipped recipe."""
     parser = ArgumentParser(exit_on_error=False)

@@ -30,11 +30,13 @@ class Outcome:
 Contender = Callable[[Settings, PreparedData, Meter], Outcome]
 
 MIXLN = "mixln"
+BESIDE_PRE = "mixln-beside-pre"
 MATRIX_PEAK = "matrix-peak"
 COMPILED_TRAINER = "trainer-packed-compiled"
 
 _FUNCTIONS = {
     MIXLN: ("engine", "run"),
+    BESIDE_PRE: ("engine", "run_beside_pre"),
     "trainer-padded": ("hugging_face_trainer", "run_padded"),
     "trainer-packed": ("hugging_face_trainer", "run_packed"),
     COMPILED_TRAINER: ("hugging_face_trainer", "run_packed_compiled"),
@@ -47,8 +49,8 @@ DEFAULT_CONTENDERS = (MIXLN, "trainer-padded", "trainer-packed", "litgpt")
 
 
 def list_contenders() -> list[str]:
-    """Return the names of all contenders."""
-    return list(_FUNCTIONS)
+    """Return the names of all contenders that train one model."""
+    return [name for name in _FUNCTIONS if name != BESIDE_PRE]
 
 
 def find_contender(name: str) -> Contender:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from benchmarks.contenders import Outcome
 from benchmarks.documents import Counts
 from benchmarks.meter import Meter
-from benchmarks.settings import Settings
+from benchmarks.settings import Settings, pre_comes_first
 from mixln.data import Prefetcher, PreparedData
 from mixln.training import Recipe
 from mixln.training.distributed import Processes
@@ -32,16 +32,19 @@ class EngineStep:
 
 def engine_steps(recipe: Recipe, data: PreparedData, device: torch.device) -> Iterator[EngineStep]:
     """Build the recipe's model and train it, as `mixln.training.train` does; yield after every step."""
-    keep_freed_memory()
-    processes = Processes(device)
-    settings = RunSettings(compiled=recipe.execution.compile != "never", threads=torch.get_num_threads())
-    run = TrainingRun(recipe, data, Path(), processes, settings)
+    run = _start(recipe, data, device)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     with Prefetcher(run.batch, device) as batches:
         for step in range(recipe.last_step):
             batch = batches.get(step)
             loss = float(run.make_step(batch).loss)
             yield EngineStep(loss, Counts(batch.num_predicted_tokens, batch.input_ids.numel()), parameters)
+
+
+def _start(recipe: Recipe, data: PreparedData, device: torch.device) -> TrainingRun:
+    keep_freed_memory()
+    settings = RunSettings(compiled=recipe.execution.compile != "never", threads=torch.get_num_threads())
+    return TrainingRun(recipe, data, Path(), Processes(device), settings)
 
 
 def run(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
@@ -53,3 +56,22 @@ def run(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
         meter.finish_step(step.counts)
         outcome = Outcome(step.loss, step.parameters)
     return outcome
+
+
+def run_beside_pre(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
+    """Train `pre` and `settings.placement` in turns, step by step on the same batches.
+
+    The meter gets the steps of both: `pre_comes_first` says whose is whose.
+    """
+    meter.begin()
+    runs = [
+        _start(replace(settings, placement=name).recipe(), data, meter.device) for name in ("pre", settings.placement)
+    ]
+    loss = math.nan
+    with Prefetcher(runs[0].batch, meter.device) as batches:
+        for step in range(settings.total_steps):
+            batch = batches.get(step)
+            for run in runs if pre_comes_first(step) else reversed(runs):
+                loss = float(run.make_step(batch).loss)
+                meter.finish_step(Counts(batch.num_predicted_tokens, batch.input_ids.numel()))
+    return Outcome(loss, sum(parameter.numel() for parameter in runs[1].model.parameters()))

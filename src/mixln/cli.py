@@ -18,7 +18,7 @@ from typing import TextIO
 import transformers
 from jsonargparse import ArgumentParser
 
-from mixln.commands import COMMANDS
+from mixln.commands import COMMANDS, add_commands, run_command
 from mixln.errors import MENDABLE_ERRORS, InputError
 from mixln.placement import PlacementError
 from mixln.training import TrainingDivergedError, TrainingInterrupted
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         given = build_parser().parse_args(_with_recipe_files(arguments))
-        command = next(command for command in COMMANDS if command.name == given.subcommand)
-        return command.run(given[given.subcommand], shlex.join(["mixln", *arguments]))
+        return run_command(COMMANDS, given, shlex.join(["mixln", *arguments]))
     except ArgumentError as error:
         # a message can quote a whole file that is no recipe
         reason = " ".join(str(error).split())[:300].rstrip(".")
@@ -74,9 +73,7 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--version", action="version", version=f"mixln {__version__}")
-    commands = parser.add_subcommands(required=True, dest="subcommand")
-    for command in COMMANDS:
-        commands.add_subcommand(command.name, command.parser(), help=command.summary)
+    add_commands(parser, COMMANDS)
     return parser
 
 

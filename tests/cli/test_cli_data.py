@@ -58,7 +58,7 @@ def test_a_folder_written_with_out_is_a_corpus_elsewhere(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("data", "data_command"),
+        ("data", "data.subcommand"),
         ("data prepar", "invalid choice: 'prepar'"),
         ("data prepare --workers 0", "workers must be at least 1, got 0"),
         ("data prepare --workers some", "Expected a <class 'int'>"),

@@ -313,7 +313,7 @@ BAD_EXPORTS = {
     "export {run}/checkpoints/step_00000004 {tmp}/out --step 4": "is one checkpoint",
     "export {run} {tmp}/full": "exists already",
     "export {run} {tmp}/full/file": "exists already",
-    "export {run} {tmp}/full/file/out": "could not be written",
+    "export {run} {tmp}/full/file/out": "could not be saved",
     "export {short} {tmp}/out": "is its model",
     "export {tmp}/damaged {tmp}/out": "has changed",
     "export {tmp}/damaged/checkpoints/step_00000004 {tmp}/out": "has changed",
@@ -345,5 +345,5 @@ def test_export_does_not_fill_a_disk_with_half_a_model(
     with_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert limited_file_size(100_000, ["export", str(with_checkpoints), str(tmp_path / "out")]) == 2
-    assert_one_message(capsys.readouterr().err, "could not be written .* Make room")
+    assert_one_message(capsys.readouterr().err, "could not be saved .* Make room")
     assert list(tmp_path.iterdir()) == []

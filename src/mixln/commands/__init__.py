@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from mixln.commands import compare, convert, data, estimate, export, generate, train
-from mixln.commands.arguments import Command
+from mixln.commands.arguments import Command, CommandGroup, add_commands, run_command
 
-COMMANDS: list[Command] = [
+COMMANDS: list[Command | CommandGroup] = [
     compare.COMMAND,
     train.COMMAND,
     estimate.COMMAND,
-    data.COMMAND,
+    data.COMMANDS,
     export.COMMAND,
     generate.COMMAND,
     convert.COMMAND,
 ]
 """In the order of `mixln --help`."""
 
-__all__ = ["COMMANDS", "Command"]
+__all__ = ["COMMANDS", "Command", "CommandGroup", "add_commands", "run_command"]

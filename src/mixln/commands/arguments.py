@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from jsonargparse import ArgumentParser, Namespace
 from mixln.errors import InputError
 from mixln.training import Recipe
 from mixln.training.recipes import list_recipes
+
+SUBCOMMAND = "subcommand"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,45 @@ class Command:
     summary: str
     parser: Callable[[], ArgumentParser]
     run: Callable[[Namespace, str], int]
+
+
+@dataclass(frozen=True)
+class CommandGroup:
+    """Subcommands of `mixln` under one name, as `mixln data prepare`.
+
+    Attributes:
+        name: what the user types first.
+        summary: one line for `mixln --help`.
+        commands: what can follow.
+    """
+
+    name: str
+    summary: str
+    commands: Sequence[Command]
+
+
+def add_commands(parser: ArgumentParser, commands: Sequence[Command | CommandGroup]) -> None:
+    """Let a parser take one of these commands; `run_command` runs it."""
+    subcommands = parser.add_subcommands(required=True, dest=SUBCOMMAND)
+    for command in commands:
+        if isinstance(command, Command):
+            subcommands.add_subcommand(command.name, command.parser(), help=command.summary)
+        else:
+            group = ArgumentParser(
+                description=f"{command.summary[0].upper()}{command.summary[1:]}.", exit_on_error=False
+            )
+            # jsonargparse takes subcommands only in a parser that is in its parent already
+            subcommands.add_subcommand(command.name, group, help=command.summary)
+            add_commands(group, command.commands)
+
+
+def run_command(commands: Sequence[Command | CommandGroup], given: Namespace, command_line: str) -> int:
+    """Run the command that was given, and return the exit status."""
+    command = next(command for command in commands if command.name == given[SUBCOMMAND])
+    given = given[command.name]
+    if isinstance(command, Command):
+        return command.run(given, command_line)
+    return run_command(command.commands, given, command_line)
 
 
 def command_parser(description: str, example: str) -> ArgumentParser:

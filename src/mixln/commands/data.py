@@ -5,41 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mixln.commands.arguments import Command, add_recipe, cache_folder, command_parser, recipe_from
+from mixln.commands.arguments import Command, CommandGroup, add_recipe, cache_folder, command_parser, recipe_from
 from mixln.data import prepare_data
 
 _EXAMPLE = "mixln data prepare --recipe 71m --workers 16 --out c4-71m"
 
 
-class _GroupParser(ArgumentParser):
-    """A parser with subcommands of its own.
-
-    jsonargparse wants them added after this parser has been added to its parent, which `mixln.cli` does; so they are
-    added when it is first used.
-    """
-
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:
-        """Parse as any parser does."""
-        if self._subparsers is None:
-            commands = self.add_subcommands(required=True, dest="data_command")
-            commands.add_subcommand(
-                "prepare", build_prepare_parser(), help="tokenise a corpus into memory-mapped shards"
-            )
-        return super().parse_args(*args, **options)
-
-
 def build_parser() -> ArgumentParser:
-    """Return the parser of `mixln data`."""
-    return _GroupParser(
-        description="Work on training data before training.", epilog=f"example: {_EXAMPLE}", exit_on_error=False
-    )
-
-
-def build_prepare_parser() -> ArgumentParser:
     """Return the parser of `mixln data prepare`."""
     parser = command_parser(
         "Tokenise a recipe's corpus ahead of training: into the cache, where `mixln train` and `mixln compare` with "
@@ -56,9 +31,8 @@ def build_prepare_parser() -> ArgumentParser:
 
 
 def run(given: Namespace, _command: str) -> int:
-    """Run `mixln data prepare`, the one subcommand."""
-    given = given[given.data_command]
-    config = recipe_from(given, build_prepare_parser()).data
+    """Run `mixln data prepare`."""
+    config = recipe_from(given, build_parser()).data
     out = None if given.out is None else Path(given.out)
     data = prepare_data(config, cache_folder(given), _report, workers=given.workers, out=out)
     for name, split in (("training", data.statistics.train), ("validation", data.statistics.validation)):
@@ -71,4 +45,8 @@ def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-COMMAND = Command("data", "tokenise a corpus into shards ahead of training", build_parser, run)
+COMMANDS = CommandGroup(
+    "data",
+    "work on training data before training",
+    [Command("prepare", "tokenise a corpus into memory-mapped shards", build_parser, run)],
+)

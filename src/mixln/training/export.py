@@ -9,7 +9,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mixln.errors import InputError
-from mixln.files import whole_folder
 from mixln.models import PlacedPreTrainedModel
 from mixln.placement import PlacementError
 from mixln.training.build import materialize
@@ -17,12 +16,11 @@ from mixln.training.checkpoint import (
     CHECKPOINTS_FOLDER,
     HUGGINGFACE_FOLDER,
     checkpoint_step,
-    disk_reason,
     list_checkpoints,
     load_weights,
     newest_whole,
 )
-from mixln.training.run_folder import MODEL_FOLDER
+from mixln.training.run_folder import MODEL_FOLDER, save_model
 
 
 def find_checkpoint(path: Path, step: int | None = None) -> Path:
@@ -85,13 +83,5 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
         raise InputError(f"{source} is of a {type(model).__name__}, which this library did not train")
     materialize(model, seed=0, device="cpu")
     load_weights(checkpoint, model)
-    try:
-        with whole_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-    except Exception as error:
-        reason = disk_reason(error)
-        if reason is None:
-            raise
-        raise InputError(f"{out} could not be written ({reason}). Make room, or choose another place") from error
+    save_model(model, tokenizer, out, mend="Make room, or choose another place")
     return model.eval()

@@ -1,4 +1,4 @@
-"""What every layer does in training: gradient norm, update ratio, activation RMS and variance; and who is not finite.
+"""What every layer does in training: gradient norm, update ratio, activation RMS and variance; what is not finite.
 
 A layer is a part of the model by depth: `embedding`, `layer_01` .. `layer_L`, `final_norm`, `head`. All measures are
 dictionaries such as `{"gradient_norm/layer_03": tensor}` of 0-dim float32 tensors on the model's device; none waits for
@@ -115,18 +115,6 @@ def layer_activations(
     return values
 
 
-def blame(model: nn.Module) -> str | None:
-    """Name the first parameter, in the order of depth, whose gradient is infinite or not a number; None: there is none.
-
-    Waits for the device. Every process gets the same answer, whichever of them holds the bad part of a gradient.
-    """
-    gradients = {name: p.grad for name, p in _named_parameters(model) if p.grad is not None}
-    counts = _sums(gradients.items(), _count_non_finite)
-    # parameters stand in the order of depth; one transfer to the host
-    bad = torch.stack(list(counts.values())).tolist() if counts else []
-    return next((name for name, count in zip(counts, bad, strict=True) if count > 0), None)
-
-
 @torch.no_grad()
 def blame_activations(model: nn.Module, batch: TokenBatch, autocast_dtype: torch.dtype | None) -> str | None:
     """Name the first module, in the order of execution, whose output is infinite or not a number; None: there is none.
@@ -222,24 +210,16 @@ def _square_sum(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(_local(tensor), dtype=torch.float32).square()
 
 
-def _count_non_finite(tensor: Tensor) -> Tensor:
-    return (~torch.isfinite(_local(tensor))).sum().float()
-
-
 def _mean_where(mask: Tensor, values: Tensor) -> Tensor:
     # not values[mask], whose size the host would have to wait for
     return torch.where(mask, values, 0.0).sum() / mask.sum()
-
-
-def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((_clean(name), parameter) for name, parameter in model.named_parameters())
 
 
 def _parameters_by_layer(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Every parameter with the name of its layer, which its own name and place tell: `...layers.<i>....` is a block,
     what comes before the blocks the embedding, what comes after them the final norm and the head.
     """
-    named = list(_named_parameters(model))
+    named = [(_clean(name), parameter) for name, parameter in model.named_parameters()]
     blocks = [match and int(match[1]) for match in (_BLOCK.search(name) for name, _ in named)]
     layer_names = _layer_names(1 + max((block for block in blocks if block is not None), default=0))
     found: list[tuple[str, nn.Parameter]] = []

@@ -233,7 +233,8 @@ def _finish(run: TrainingRun, checkpoints: Checkpoints, validation: EvaluationLo
     whole = StateDictOptions(full_state_dict=is_sharded, cpu_offload=is_sharded)
     weights = get_model_state_dict(model, options=whole)
     if processes.is_main:
-        save_model(model, weights, run.data.tokenizer, run.folder / MODEL_FOLDER)
+        mend = "Mend that, and run the same command again: it goes on from the last checkpoint"
+        save_model(model, run.data.tokenizer, run.folder / MODEL_FOLDER, weights=weights, mend=mend)
     processes.wait_for_all()
     checkpoints.remove_all_but_permanent()
     undo_compilation(run.objective)

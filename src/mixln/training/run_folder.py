@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from mixln.errors import InputError
 from mixln.files import whole_folder, write_file
@@ -70,15 +70,21 @@ def differences(before: object, after: object, name: str = "") -> Iterator[str]:
 
 
 def save_model(
-    model: PlacedPreTrainedModel, weights: dict[str, Any], tokenizer: PreTrainedTokenizerFast, folder: Path
+    model: PlacedPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    weights: dict[str, Any] | None = None,
+    mend: str,
 ) -> None:
-    """Write a finished model whole or not at all: its folder is the mark of a finished run.
+    """Write a model and its tokenizer as a Hugging Face folder, whole or not at all.
 
     Args:
-        model: it may be sharded; only its config is read.
-        weights: all of them, unsharded.
+        model: it may be sharded, if `weights` are given.
         tokenizer: saved beside it.
         folder: to write.
+        weights: all of them, unsharded; None: the model's own.
+        mend: what to do about a disk that does not take it, a sentence for the user.
 
     Raises:
         InputError: the folder cannot be written.
@@ -87,15 +93,12 @@ def save_model(
         with whole_folder(folder) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             tokenizer.save_pretrained(temporary)
-            put_on_disk(temporary)  # the checkpoints are removed next
+            put_on_disk(temporary)  # what it was made from may be removed next
     except Exception as error:
         reason = disk_reason(error)
         if reason is None:
             raise
-        raise InputError(
-            f"the model could not be saved in {folder} ({reason}). Mend that, and run the same command again: it goes "
-            "on from the last checkpoint"
-        ) from error
+        raise InputError(f"the model could not be saved in {folder} ({reason}). {mend}") from error
 
 
 def load_model(folder: Path, device: torch.device) -> PlacedPreTrainedModel:

@@ -90,13 +90,38 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-class WandbTracker:
+class _ForwardTracker:
+    """What wandb and trackio share: neither can take a step back, so a step that it has is not sent again.
+
+    Nothing is lost by that: a resumed run repeats such steps bit for bit.
+    """
+
+    _run: Any
+    _logged_step: int
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand the values of a new step to the package's own process or thread, which writes by itself."""
+        if step > self._logged_step:
+            self._run.log(dict(values), step=step)
+            self._logged_step = step
+
+    def rewind(self, step: int) -> None:
+        """Nothing: the steps between are not sent again."""
+
+    def flush(self) -> None:
+        """Nothing: the package writes by itself."""
+
+    def close(self) -> None:
+        """Wait until what was logged is written, as long as the package allows, and end the run."""
+        self._run.finish()
+
+
+class WandbTracker(_ForwardTracker):
     """A run on Weights & Biases (https://docs.wandb.ai), its files in `wandb/`; without network: `WANDB_MODE=offline`.
 
     A resumed run is the same run there (same id, `resume="allow"`). wandb keeps the first value of a step and accepts
-    none for a step before its last (rewinding needs a feature in private preview), so steps that it has are not sent
-    again: they have the same values anyway, since a resumed run repeats them bit for bit. Which it has, the server
-    says; offline, the run's own record.
+    none for a step before its last (rewinding needs a feature in private preview). Which steps it has, the server says;
+    offline, the run's own record.
 
     Raises:
         InputError: nobody is logged in, or wandb was told something that it cannot do.
@@ -123,28 +148,12 @@ class WandbTracker:
             ) from error
         self._logged_step = run.logged_step if self._run.offline else self._run.step - 1
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand the values to wandb's own process, which uploads them."""
-        if step > self._logged_step:
-            self._run.log(dict(values), step=step)
-            self._logged_step = step
 
-    def rewind(self, step: int) -> None:
-        """Nothing: wandb cannot take steps back, so they are not sent again."""
-
-    def flush(self) -> None:
-        """Nothing: wandb's process writes by itself, and outlives a kill of this one."""
-
-    def close(self) -> None:
-        """Wait for the upload, as long as wandb allows, and end the run."""
-        self._run.finish()
-
-
-class TrackioTracker:
+class TrackioTracker(_ForwardTracker):
     """A run in trackio (https://huggingface.co/docs/trackio), in `TRACKIO_DIR` or, by its own settings, on a Space.
 
-    trackio would store a step given twice as two points, so steps that it was given before are not given again: they
-    have the same values anyway. It writes twice a second: a kill may cost it the steps of the last half second.
+    It would store a step given twice as two points. It writes twice a second: a kill may cost it the steps of the last
+    half second.
     """
 
     package = "trackio"
@@ -155,22 +164,6 @@ class TrackioTracker:
             project=PROJECT, name=f"{run.name}-{run.run_id}", config=dict(run.config), resume="allow", embed=False
         )
         self._logged_step = run.logged_step
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand the values to trackio's thread."""
-        if step > self._logged_step:
-            self._run.log(dict(values), step=step)
-            self._logged_step = step
-
-    def rewind(self, step: int) -> None:
-        """Nothing: trackio cannot take steps back, so they are not given again."""
-
-    def flush(self) -> None:
-        """Nothing: trackio's thread writes by itself."""
-
-    def close(self) -> None:
-        """Write what is left, and end the run."""
-        self._run.finish()
 
 
 TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {

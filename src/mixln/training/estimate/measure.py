@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixln.training.estimate.devices import CPU, Device
 from mixln.training.estimate.shape import ModelShape
+from mixln.training.linear_cross_entropy import CHUNK_LOGITS
 
 _SECONDS = 0.1
 """For each shape, repeated for at least so long; the best repetition counts."""
@@ -64,7 +65,7 @@ def measure_cpu(shape: ModelShape, rows: int, dtype: torch.dtype) -> Device:
 
 def _matrix_rate(shape: ModelShape, tokens: int, dtype: torch.dtype) -> float:
     d, i, vocabulary, layers = shape.hidden, shape.intermediate, shape.vocabulary, shape.layers
-    head_tokens = max(1, min(tokens, 2**24 // vocabulary))
+    head_tokens = max(1, min(tokens, CHUNK_LOGITS // vocabulary))
     # (tokens, inputs, outputs) of a layer, and the number of its inputs times outputs in the model
     kinds = [
         ((tokens, d, shape.query_width), 2 * layers * d * (shape.query_width + shape.key_value_width)),
