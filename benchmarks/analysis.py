@@ -14,6 +14,9 @@ from benchmarks.settings import SEQUENCE_LENGTH, VOCABULARY, Settings, pre_comes
 
 _VALUES_FOR_BOOTSTRAP = 6
 _RESAMPLES = 10_000
+LEAST_BUSY = 0.75
+"""A measurement whose processor time is below this share of time * threads was disturbed: it does not count."""
+
 _BOOTSTRAP = "median, 95 % bootstrap interval"
 _RANGE = "median, minimum .. maximum"
 
@@ -117,9 +120,16 @@ def speed(measurement: Measurement) -> Speed:
 
 
 def speeds(measurements: Iterable[Measurement], label: str) -> dict[int, Speed]:
-    """Return round -> speed of everything that was measured under a label."""
-    found = (one for one in measurements if one.label == label and one.status == "ok")
-    return {one.round: speed(one) for one in found}
+    """Return round -> speed of what was measured under a label, without measurements that were disturbed."""
+    found = {one.round: speed(one) for one in measurements if one.label == label and one.status == "ok"}
+    return {number: one for number, one in found.items() if one.busy >= LEAST_BUSY}
+
+
+def count_disturbed(measurements: Iterable[Measurement], labels: Iterable[str]) -> int:
+    """Return how many measurements `speeds` leaves out."""
+    known = set(labels)
+    found = (one for one in measurements if one.label in known and one.status == "ok")
+    return sum(speed(one).busy < LEAST_BUSY for one in found)
 
 
 def matrix_peaks(measurements: Iterable[Measurement]) -> dict[int, float]:

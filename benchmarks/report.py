@@ -15,6 +15,7 @@ from benchmarks.analysis import (
     Estimate,
     Line,
     Speed,
+    count_disturbed,
     estimate,
     fit_line,
     matrix_peaks,
@@ -84,6 +85,7 @@ class ContenderReport:
     def tables(self, measurements: Sequence[Measurement]) -> list[Table]:
         """Return one table of speed and memory, and one of the share of the machine's peak."""
         found = self.summary(measurements)
+        found["disturbed"] = count_disturbed(measurements, self.contenders)
         return [_speed_table(found, self.contenders, measurements), _peak_table(found, self.contenders)]
 
 
@@ -269,7 +271,8 @@ def _method(found: dict[str, Any], names: Sequence[str]) -> str:
     for name in names:
         for value in (found[name] or {}).values():
             if isinstance(value, dict):
-                return f"{value['method']} over {value['count']} rounds; ratios are taken within each round"
+                disturbed = f"; {found['disturbed']} disturbed measurements left out" if found["disturbed"] else ""
+                return f"{value['method']} over {value['count']} rounds; ratios are taken within each round{disturbed}"
     return "no measurement yet"
 
 

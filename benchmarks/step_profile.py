@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from torch._inductor.config import cpp
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders.engine import engine_steps
@@ -89,6 +90,7 @@ def divide(operators: Iterable[Operator], vocabulary: int, tokens: int) -> dict[
 def profile_steps(settings: Settings) -> list[Operator]:
     """Train, and return the operators of the steps after the warm-up."""
     torch.set_num_threads(settings.threads)
+    cpp.enable_kernel_profile = True  # else all kernels of a compiled block are one operator
     steps = engine_steps(settings.recipe(), load_documents(settings), torch.device("cpu"))
     for _ in range(settings.warm_up_steps):
         next(steps)

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 from benchmarks.__main__ import main
-from benchmarks.analysis import estimate, fit_line, flops_per_token, paired_ratio, speed, step_pairs
+from benchmarks.analysis import (
+    count_disturbed,
+    estimate,
+    fit_line,
+    flops_per_token,
+    paired_ratio,
+    speed,
+    speeds,
+    step_pairs,
+)
 from benchmarks.documents import load_documents, make_tokenizer, packed_rows, padded_rows
 from benchmarks.measure import Measurement
 from benchmarks.report import SchemeReport
@@ -38,11 +47,11 @@ def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings
     )
 
 
-def measurement(settings: Settings, step_seconds: list[float], number: int = 0) -> Measurement:
+def measurement(settings: Settings, step_seconds: list[float], number: int = 0, busy: float = 0.9) -> Measurement:
     count = len(step_seconds)
     values = {
         "step_seconds": step_seconds,
-        "processor_seconds": [seconds / 2 for seconds in step_seconds],
+        "processor_seconds": [seconds * busy for seconds in step_seconds],
         "predicted": [900] * count,
         "slots": [1024] * count,
         "padding": [100] * count,
@@ -58,7 +67,13 @@ def test_speed_leaves_out_the_warm_up(settings: Settings) -> None:
     assert (found.step_seconds, found.first_step_seconds) == (2.0, 50.0)
     assert found.tokens_per_second == pytest.approx((900 + 300) / 2)
     assert found.slots_per_second == pytest.approx((1024 + 1024 / 3) / 2)
-    assert (found.busy, found.padding) == (0.5, pytest.approx(100 / 1024))
+    assert (found.busy, found.padding) == (pytest.approx(0.9), pytest.approx(100 / 1024))
+
+
+def test_disturbed_measurements_do_not_count(settings: Settings) -> None:
+    found = [measurement(settings, [9.0, 1.0, 1.0], 0), measurement(settings, [9.0, 5.0, 5.0], 1, busy=0.5)]
+    assert list(speeds(found, "lns")) == [0]
+    assert count_disturbed(found, ["lns"]) == 1
 
 
 def test_pairs_of_steps_are_told_apart_whoever_came_first(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from torch.utils._triton import has_triton
 
 from mixln.errors import InputError
 from mixln.training.config import Recipe
-from mixln.training.linear_cross_entropy import logits_loss
+from mixln.training.linear_cross_entropy import HeadKernels
 from mixln.training.objective import CausalLanguageModelObjective
 
 _TOKENS_WORTH_COMPILING = {"cpu": 200_000, "cuda": 50_000_000}
@@ -57,7 +57,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compile_objective(objective: CausalLanguageModelObjective) -> None:
-    """Compile each block, the final norm and the loss of a chunk, in place.
+    """Compile each block, the final norm and the kernels of the head, in place.
 
     By block and not as a whole: blocks of one kind share one graph, so the time does not grow with depth, and what FSDP
     and hooks do around a block stays outside. Parameter names stay as they are.
@@ -66,14 +66,14 @@ def compile_objective(objective: CausalLanguageModelObjective) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
     for module in compiled_modules(objective.model):
         module.forward = torch.compile(module.forward, dynamic=False, fullgraph=True)
-    objective.loss = torch.compile(logits_loss, dynamic=False, fullgraph=True)
+    objective.kernels = HeadKernels.compiled()
 
 
 def undo_compilation(objective: CausalLanguageModelObjective) -> None:
     """Take back `compile_objective`."""
     for module in compiled_modules(objective.model):
         module.__dict__.pop("forward", None)
-    objective.loss = logits_loss
+    objective.kernels = HeadKernels()
 
 
 def compiled_modules(model: nn.Module) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,8 +41,33 @@ def logits_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return (losses * predicted).sum()
 
 
+def transposed_copy(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the transpose of a matrix in another dtype, row by row in memory."""
+    return matrix.T.to(dtype).contiguous()
+
+
+def add_transposed(total: Tensor, product: Tensor) -> Tensor:
+    """Add the transpose of `product`, (columns, rows), to `total`, (rows, columns), in place."""
+    return total.add_(product.T.to(total.dtype))
+
+
+@dataclass(frozen=True)
+class HeadKernels:
+    """What the loss of the head does besides multiplying matrices; each may be a compiled function."""
+
+    loss: LogitsLoss = logits_loss
+    transposed_copy: Callable[[Tensor, torch.dtype], Tensor] = transposed_copy
+    add_transposed: Callable[[Tensor, Tensor], Tensor] = add_transposed
+
+    @classmethod
+    def compiled(cls) -> HeadKernels:
+        """Return compiled ones."""
+        functions = (logits_loss, transposed_copy, add_transposed)
+        return cls(*(torch.compile(function, dynamic=False, fullgraph=True) for function in functions))
+
+
 def linear_cross_entropy(
-    hidden_states: Tensor, weight: Tensor, targets: Tensor, *, loss: LogitsLoss = logits_loss
+    hidden_states: Tensor, weight: Tensor, targets: Tensor, *, kernels: HeadKernels | None = None
 ) -> Tensor:
     """Return the summed cross-entropy of `hidden_states @ weight.T` with `targets`, in nats.
 
@@ -57,51 +83,64 @@ def linear_cross_entropy(
         hidden_states: (tokens, hidden), the output of the final norm.
         weight: (vocabulary, hidden), the head's.
         targets: (tokens,), int64; -100: not predicted.
-        loss: `logits_loss`, or a compiled one.
+        kernels: compiled ones; None: uncompiled.
 
     Returns:
         A scalar, float32 (float64 for float64 input). Gradients flow to hidden states and weight, once.
     """
+    kernels = kernels or HeadKernels()
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):
         if needs_gradient:
-            result: Tensor = _LinearCrossEntropy.apply(hidden_states, weight, targets, dtype, loss)  # pyright: ignore[reportAssignmentType]
+            result: Tensor = _LinearCrossEntropy.apply(hidden_states, weight, targets, dtype, kernels)  # pyright: ignore[reportAssignmentType]
             return result
         with torch.no_grad():
-            chunks = _chunks(hidden_states.to(dtype), weight.to(dtype), targets)
-            return torch.stack([loss(logits, chunk_targets) for logits, chunk_targets, _ in chunks]).sum()
+            chunks = _chunks(hidden_states.to(dtype), weight.to(dtype).T, targets)
+            return torch.stack([kernels.loss(logits, chunk_targets) for logits, chunk_targets, _ in chunks]).sum()
 
 
-def _chunks(hidden_states: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Yield (logits, targets, which tokens) of one chunk after the other; all logits in the same memory."""
-    tokens, vocabulary = hidden_states.shape[0], weight.shape[0]
+def _chunks(hidden_states: Tensor, columns: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yield (logits, targets, which tokens) of one chunk after the other; all logits in the same memory.
+
+    Args:
+        hidden_states: (tokens, hidden).
+        columns: (hidden, vocabulary), the transpose of the head's weight.
+        targets: (tokens,).
+    """
+    tokens, vocabulary = hidden_states.shape[0], columns.shape[1]
     count = max(1, -(-tokens // max(1, CHUNK_LOGITS // vocabulary)))
     size = -(-tokens // count)  # equal sizes, so that a compiled loss is compiled once
     memory = hidden_states.new_empty(size, vocabulary)
     for start in range(0, tokens, size):
         part = slice(start, min(start + size, tokens))
         logits = memory[: part.stop - part.start]
-        torch.mm(hidden_states[part], weight.T, out=logits)
+        torch.mm(hidden_states[part], columns, out=logits)
         yield logits, targets[part], part
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, loss: LogitsLoss
+        ctx: Any, hidden_states: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, kernels: HeadKernels
     ) -> Tensor:
         low, low_weight = hidden_states.to(dtype), weight.to(dtype)
+        # oneDNN multiplies two bfloat16 matrices half as fast if one of them is a transposed view: small ones are
+        # transposed in memory first, so that the large one, the logits' gradient, can stay as it is
+        row_major = low.device.type == "cpu" and dtype == torch.bfloat16
+        columns = kernels.transposed_copy(weight, dtype) if row_major else low_weight.T
         hidden_gradient = torch.empty_like(low)
-        weight_gradient: Tensor | None = None
+        weight_gradient = torch.zeros_like(weight)
         losses: list[Tensor] = []
-        for logits, chunk_targets, part in _chunks(low, low_weight, targets):
-            losses.append(loss(logits, chunk_targets))
+        for logits, chunk_targets, part in _chunks(low, columns, targets):
+            losses.append(kernels.loss(logits, chunk_targets))
             gradient = logits  # that is what it holds now
             torch.mm(gradient, low_weight, out=hidden_gradient[part])
-            product = gradient.T @ low[part]
-            weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
+            if row_major:
+                kernels.add_transposed(weight_gradient, low[part].T.contiguous() @ gradient)
+            else:
+                weight_gradient.add_(gradient.T @ low[part])
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.hidden_dtype = hidden_states.dtype
         return torch.stack(losses).sum()

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from mixln.data import Batch
-from mixln.training.linear_cross_entropy import LogitsLoss, linear_cross_entropy, logits_loss
+from mixln.training.linear_cross_entropy import HeadKernels, linear_cross_entropy
 
 AttentionKind = Literal["sdpa", "eager", "flex_attention"]
 """Names of transformers' attention implementations."""
@@ -33,14 +33,14 @@ class CausalLanguageModelObjective(nn.Module):
 
     Attributes:
         model: the same model.
-        loss: computes a chunk's loss; to be replaced by a compiled one.
+        kernels: of the head; to be replaced by compiled ones.
     """
 
     def __init__(self, model: PreTrainedModel, attention: AttentionKind = "sdpa") -> None:
         super().__init__()
         self.model = model
         self.attention: AttentionKind = "sdpa"
-        self.loss: LogitsLoss = logits_loss
+        self.kernels = HeadKernels()
         self.use_attention(attention)
 
     def use_attention(self, attention: AttentionKind) -> None:
@@ -61,7 +61,7 @@ class CausalLanguageModelObjective(nn.Module):
         ).last_hidden_state
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
-        return linear_cross_entropy(hidden_states.flatten(0, 1), head.weight, targets.flatten(), loss=self.loss)
+        return linear_cross_entropy(hidden_states.flatten(0, 1), head.weight, targets.flatten(), kernels=self.kernels)
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the summed loss of a batch."""
