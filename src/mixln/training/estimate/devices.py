@@ -29,6 +29,7 @@ class Device:
         utilization: share of its peaks that a whole training step reaches (see `mixln.training.estimate.run`).
         utilization_reason: where that number comes from.
         price_per_hour: what one costs, in any currency; None: not known.
+        library_bytes: memory that is taken by no tensor, compiled code for example; 0: not known, left out.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Device:
     utilization: float
     utilization_reason: str
     price_per_hour: float | None = None
+    library_bytes: float = 0.0
 
 
 _A100 = "llm-foundry's published throughputs on A100 80 GB, 1.3B and 6.7B parameters (docs/estimate.md)"

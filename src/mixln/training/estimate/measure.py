@@ -31,6 +31,13 @@ ELEMENTWISE_SHARE = 0.33
 Calibrated on a profile of the 71M recipe alone (docs/estimate.md).
 """
 
+LIBRARY_BYTES = 134 * 2**20
+"""What is no tensor; calibrated on the 71M recipe alone (docs/estimate.md)."""
+
+_FEWEST_ELEMENTS = 2**20
+"""Of the tensors whose addition tells the bandwidth: smaller ones lie in the cache, and compiled kernels, which also
+compute, do not become faster by that."""
+
 _REASON = "calibrated on the 71M recipe on one machine with AMX (docs/estimate.md)"
 
 
@@ -39,7 +46,7 @@ def measure_cpu(shape: ModelShape, rows: int, dtype: torch.dtype) -> Device:
 
     The rate is the mean over the model's multiplications, each weighted by its operations (total operations / total
     time): narrow matrices are slower than large squares. The bandwidth is that of adding two tensors of the size of a
-    micro-batch's residual stream, as cached as that would be, times `ELEMENTWISE_SHARE`.
+    micro-batch's residual stream (or larger, so that they are not in the cache), times `ELEMENTWISE_SHARE`.
 
     Args:
         shape: sizes of the model.
@@ -56,10 +63,11 @@ def measure_cpu(shape: ModelShape, rows: int, dtype: torch.dtype) -> Device:
         bfloat16_tflops=rate / 1e12,
         float32_tflops=rate / 1e12,
         memory_gib=memory,
-        bandwidth=ELEMENTWISE_SHARE * _bandwidth(tokens * shape.hidden) / 1e9,
+        bandwidth=ELEMENTWISE_SHARE * _bandwidth(max(tokens * shape.hidden, _FEWEST_ELEMENTS)) / 1e9,
         interconnect=math.inf,
         utilization=CPU_UTILIZATION,
         utilization_reason=_REASON,
+        library_bytes=LIBRARY_BYTES,
     )
 
 

@@ -58,6 +58,7 @@ class MemoryUse:
         loss_head: the loss: a chunk of logits and its gradient, the gradients of hidden states and head weight.
         backward_extra: by how much the end of the backward, where activations are gone but all gradients are there, is
             above the sum of the others; mostly 0.
+        libraries: what is no tensor: PyTorch's own memory, compiled code.
     """
 
     weights: float
@@ -67,6 +68,7 @@ class MemoryUse:
     activations: float
     loss_head: float
     backward_extra: float = 0.0
+    libraries: float = 0.0
 
     @cached_property
     def total(self) -> float:
@@ -79,6 +81,7 @@ class MemoryUse:
             + self.activations
             + self.loss_head
             + self.backward_extra
+            + self.libraries
         )
 
 
@@ -110,6 +113,7 @@ def memory_use(
     *,
     low: int,
     explicit_attention: bool,
+    libraries: float = 0.0,
 ) -> MemoryUse:
     """Return the bytes that one device needs.
 
@@ -120,6 +124,7 @@ def memory_use(
         micro_batch: rows at a time, and how many times a step.
         low: bytes of a number in the dtype that matrices are multiplied in.
         explicit_attention: whether scores and probabilities are kept for the backward.
+        libraries: what is no tensor.
     """
     split = plan.tensor_parallel_size
     shards = plan.data_shares if plan.strategy == "fsdp" else 1
@@ -146,6 +151,7 @@ def memory_use(
         activations=activations,
         loss_head=loss_head,
         backward_extra=max(0.0, after_backward - before_backward),
+        libraries=libraries,
     )
 
 

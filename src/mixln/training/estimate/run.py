@@ -207,6 +207,7 @@ class _Estimator:
             self.micro_batch(plan, size),
             low=self.low,
             explicit_attention=self.explicit_attention,
+            libraries=self.device.library_bytes,
         )
 
     def fits(self, plan: ShardingPlan, size: int | None = None) -> bool:

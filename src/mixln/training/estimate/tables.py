@@ -50,7 +50,7 @@ def _blocks(parameters: ParameterCount) -> str:
 
 def _memory_table(estimate: Estimate) -> Table:
     title = f"Memory per device, GiB (usable: {estimate.usable_bytes / _GIB:.1f})"
-    names = ("weights", "gradients", "Adam", "copies", "activations", "loss head", "total")
+    names = ("weights", "gradients", "Adam", "copies", "activations", "loss head", "libraries", "total")
     table = _table(title, "plan", "rows", *names, "fits")
     for plan in estimate.plans:
         table.add_row(*_memory_row(plan), style="bold" if plan.chosen else None)
@@ -60,7 +60,15 @@ def _memory_table(estimate: Estimate) -> Table:
 
 def _memory_row(plan: PlanEstimate) -> list[str]:
     use = plan.memory
-    parts = (use.weights, use.gradients + use.backward_extra, use.optimizer, use.copies, use.activations, use.loss_head)
+    parts = (
+        use.weights,
+        use.gradients + use.backward_extra,
+        use.optimizer,
+        use.copies,
+        use.activations,
+        use.loss_head,
+        use.libraries,
+    )
     numbers = [f"{part / _GIB:.2f}" for part in (*parts, use.total)]
     return [plan.label + " *" * plan.chosen, str(plan.rows), *numbers, "yes" if plan.fits else "no"]
 
