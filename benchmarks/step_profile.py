@@ -72,9 +72,11 @@ def part_of(operator: Operator, vocabulary: int, tokens: int) -> str:
     if "adam" in name.lower():
         return "optimiser"
     if "fused" in name:
-        # the softmax is the only fused kernel of attention; the head's loss is not compiled with the blocks
+        if "logsumexp" in name:
+            return "loss of the head"
+        # the only fused kernel of attention
         return "softmax of attention" if "softmax" in name else "other compiled kernels (norms, gates, rotation, casts)"
-    return "everything else (loss, embedding, clipping, Python)"
+    return "everything else (embedding, clipping, Python)"
 
 
 def divide(operators: Iterable[Operator], vocabulary: int, tokens: int) -> dict[str, Part]:

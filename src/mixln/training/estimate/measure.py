@@ -22,7 +22,7 @@ _FEWEST = 3  # repetitions, however busy the machine is
 _MOST_TOKENS = 4096
 """Rows of the matrices at most: more do not make them faster."""
 
-CPU_UTILIZATION = 0.81
+CPU_UTILIZATION = 0.86
 """Share of the measured speeds that a step reaches; calibrated on the 71M recipe alone (docs/estimate.md)."""
 
 ELEMENTWISE_SHARE = 0.33
