@@ -81,16 +81,18 @@ def test_removal_equals_the_loss_of_a_model_without_the_layer(llama: LlamaForCau
     assert measured.abs().min() > 1e-4
 
 
-def test_removal_refuses_logits_that_are_not_those_of_the_head(rows: Batch) -> None:
+def test_removal_sees_what_a_model_does_to_its_logits(rows: Batch) -> None:
     def cap(_model: nn.Module, _args: object, output: CausalLMOutputWithPast) -> None:
         assert output.logits is not None
         output.logits.tanh_()
 
     model = build_llama()
     model.register_forward_hook(cap)
-    with pytest.raises(InputError, match="logits are not head"):
-        removal_loss_increase(model, [rows])
-    assert variance_by_layer(model, [rows]).isfinite().all()
+    measured = removal_loss_increase(model, [rows])
+    shorter = copy.deepcopy(model)
+    del shorter.model.layers[1]
+    shorter.config.num_hidden_layers = 3
+    assert measured[1].item() == pytest.approx(reference_loss(shorter, rows) - reference_loss(model, rows), abs=1e-9)
 
 
 def test_gradient_norms_are_those_of_the_loss_over_all_batches(llama: LlamaForCausalLM, rows: Batch) -> None:
@@ -151,7 +153,9 @@ def test_one_pass_gives_what_the_single_measures_give(llama: LlamaForCausalLM, r
     )
     assert torch.equal(measured.removal_loss_increase, removal_loss_increase(llama, batches))
     assert torch.equal(measured.variance, variance_by_layer(llama, batches))
-    assert measured.loss == evaluation_loss(llama, batches)
+    whole = evaluation_loss(llama, batches)
+    assert measured.loss.num_tokens == whole.num_tokens
+    assert measured.loss.total_loss == pytest.approx(whole.total_loss, rel=1e-12)
 
 
 @each_measure

@@ -1,41 +1,65 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from depth_reference import Batch, build_llama, reference_states
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaForCausalLM
 
-from mixln.depth import evaluation_mode, find_block_stack, measure_trained_depth, record_block_inputs, run_blocks_from
-from mixln.depth.stack import recording
+from mixln.depth import evaluation_mode, find_block_stack, measure_trained_depth, record_block_inputs, run_blocks
+from mixln.depth.stack import recording, run_tail
 from mixln.errors import InputError
 
 
-def test_finds_the_parts_of_a_llama(llama: LlamaForCausalLM) -> None:
+def test_finds_the_blocks_of_a_llama(llama: LlamaForCausalLM) -> None:
     stack = find_block_stack(llama)
-    assert stack.decoder is llama.model
+    assert stack.name == "model.layers"
     assert stack.layers is llama.model.layers
-    assert stack.final_norm is llama.model.norm
-    assert stack.head is llama.lm_head
 
 
-def test_a_model_without_final_norm_has_an_identity_there(rows: Batch) -> None:
+def test_a_model_without_final_norm_is_measured(rows: Batch) -> None:
     model = build_llama()
     model.model.add_module("norm", nn.Identity())
-    assert isinstance(find_block_stack(model).final_norm, nn.Identity)
     assert measure_trained_depth(model, [rows]).loss.num_tokens > 0
 
 
-@pytest.mark.parametrize("part", ["model", "headless", "linear", "no layers"])
-def test_a_model_of_another_shape_gets_an_error_that_says_what_was_looked_for(part: str) -> None:
-    llama = build_llama()
-    model: nn.Module = {"model": llama.model, "headless": llama, "linear": nn.Linear(2, 2), "no layers": llama}[part]
-    if part == "headless":
-        llama.add_module("lm_head", None)
-    if part == "no layers":
-        llama.model.layers = nn.ModuleList()
-    with pytest.raises(InputError, match=r"get_decoder\(\).*ModuleList called layers"):
-        find_block_stack(model)
+def two_towers() -> nn.Module:
+    return nn.ModuleDict(
+        {
+            "text": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)),
+            "image": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)),
+        }
+    )
+
+
+def test_what_cannot_be_told_is_an_error_that_names_the_candidates_and_the_option() -> None:
+    with pytest.raises(InputError, match=r"text \(3 x Linear\), image \(3 x Linear\).*--layers text"):
+        find_block_stack(two_towers())
+    assert find_block_stack(two_towers(), "image").name == "image"
+    with pytest.raises(InputError, match=r"no list of blocks"):
+        find_block_stack(nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"--layers sound: is not there.*text \(3 x Linear\)"):
+        find_block_stack(two_towers(), "sound")
+    with pytest.raises(InputError, match=r"--layers text.0: is a Linear"):
+        find_block_stack(two_towers(), "text.0")
+
+
+def test_blocks_that_do_not_feed_each_other_are_an_error(rows: Batch) -> None:
+    model = build_llama()
+
+    def add_one(
+        _block: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        return (args[0] + 1, *args[1:]), kwargs
+
+    # as if the model changed the stream between its blocks
+    forward = model.model.layers[2].forward
+    model.model.layers[2].register_forward_pre_hook(add_one, with_kwargs=True)
+    with pytest.raises(InputError, match=r"output of block 2 of model\.layers is not the input of block 3"):
+        record_block_inputs(model, rows)
+    assert model.model.layers[2].forward == forward
 
 
 def test_records_the_input_of_each_block_and_the_last_output_before_the_final_norm(
@@ -59,7 +83,7 @@ def test_blocks_run_again_give_what_they_gave(llama: LlamaForCausalLM, rows: Bat
     stack = find_block_stack(llama)
     with evaluation_mode(llama), torch.no_grad():
         for start in range(5):
-            again = run_blocks_from(stack, record.hidden_states[start], record.calls, range(start, 4))
+            again = run_blocks(stack, record.hidden_states[start], record, range(start, 4))
             assert torch.equal(again, record.hidden_states[-1])
 
 
@@ -92,13 +116,40 @@ def test_takes_other_block_names_tuple_outputs_and_keyword_inputs(rows: Batch) -
             return super().forward(chosen)
 
     chain = Chain([ByKeyword(Affine(4, 4)) for _ in range(3)])
-    parts = find_block_stack(gpt2)
-    stack = type(parts)(decoder=chain, layers=chain, final_norm=nn.Identity(), head=nn.Identity())
+    holder = nn.ModuleDict({"chain": chain})
+    stack = find_block_stack(holder)
     x = torch.randn(2, 5, 4)
     with recording(stack) as record:
         output = chain(x)
     assert torch.equal(record.hidden_states[-1], output)
-    assert torch.equal(run_blocks_from(stack, x, record.calls, range(3)), output)
+    assert torch.equal(run_blocks(stack, x, record, range(3)), output)
+
+
+def test_the_tail_of_a_model_is_its_own(rows: Batch) -> None:
+    """Caps on logits, norms and heads are not taken apart: the model is run with its blocks bypassed."""
+    config = Gemma2Config(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=2.0,
+        initializer_range=0.2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    stack = find_block_stack(model)
+    arguments = {"input_ids": rows.input_ids, "use_cache": False}
+    with torch.no_grad():
+        with recording(stack) as record:
+            logits = model(**arguments).logits
+        again = run_tail(stack, record.hidden_states[-1], record, arguments).logits
+        other = run_tail(stack, record.hidden_states[0], record, arguments).logits
+        after = model(**arguments).logits
+    assert torch.equal(again, logits)
+    assert not torch.allclose(other, logits)
+    assert torch.equal(after, logits)
 
 
 def test_hooks_are_removed_and_the_mode_comes_back_after_an_exception(rows: Batch) -> None:

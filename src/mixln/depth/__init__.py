@@ -18,7 +18,7 @@ from mixln.depth.stack import (
     BlockStack,
     find_block_stack,
     record_block_inputs,
-    run_blocks_from,
+    run_blocks,
 )
 from mixln.depth.variance import variance_by_layer
 
@@ -38,7 +38,7 @@ __all__ = [
     "measure_trained_depth",
     "record_block_inputs",
     "removal_loss_increase",
-    "run_blocks_from",
+    "run_blocks",
     "total_cross_entropy",
     "triangle",
     "variance_by_layer",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixln.depth.forward import TokenBatch, counted_positions
-from mixln.depth.stack import record_block_inputs
-from mixln.depth.sums import TokenMean, at_least_float32
+from mixln.depth.batches import ModelBatch
+from mixln.depth.forward import TokenBatch
+from mixln.depth.observation import observe
+from mixln.depth.similarity import Similarity
+from mixln.depth.sums import at_least_float32
 
 
 def angular_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -31,27 +33,8 @@ def angular_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return _unit_distance(_unit(x), _unit(y))
 
 
-def token_angular_distances(hidden_states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """d(l, n) of each token: entry (n-1, l-1) compares x_l and x_{l+n}.
-
-    Args:
-        hidden_states: x_1 .. x_{L+1}, each (batch, sequence, hidden).
-        mask: bool (batch, sequence), true for the positions to return.
-
-    Returns:
-        (L, L, tokens), nan where l + n > L + 1.
-    """
-    units = [_unit(x[mask.to(x.device)]) for x in hidden_states]
-    num_blocks = len(units) - 1
-    distances = units[0].new_full((num_blocks, num_blocks, len(units[0])), math.nan)
-    for n in range(1, num_blocks + 1):
-        for start in range(num_blocks + 1 - n):
-            distances[n - 1, start] = _unit_distance(units[start], units[start + n])
-    return distances
-
-
 def angular_distances(
-    model: nn.Module, batches: Iterable[TokenBatch], *, autocast_dtype: torch.dtype | None = None
+    model: nn.Module, batches: Iterable[TokenBatch | ModelBatch], *, autocast_dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Angular distance d(l, n) = arccos(cos(x_l, x_{l+n})) / pi between the inputs of blocks, averaged over tokens.
 
@@ -70,11 +53,9 @@ def angular_distances(
     Raises:
         InputError: no position with a target, or a model whose blocks are not found.
     """
-    mean = TokenMean()
-    for batch in batches:
-        record = record_block_inputs(model, batch, autocast_dtype=autocast_dtype)
-        mean.update(token_angular_distances(record.hidden_states, counted_positions(batch)))
-    return mean.result()
+    similarity = Similarity()
+    observe(model, batches, [similarity], autocast_dtype=autocast_dtype)
+    return similarity.angular_distance().value
 
 
 def triangle(matrix: torch.Tensor) -> list[list[float]]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from mixln.depth.forward import TokenBatch, autocast, batch_logits, counted_positions, evaluation_mode
+from mixln.depth.batches import ModelBatch, model_batches
+from mixln.depth.estimates import Estimates, with_interval
+from mixln.depth.forward import IGNORED_TARGET, TokenBatch, autocast, evaluation_mode, model_device
 from mixln.depth.loss import total_cross_entropy
 from mixln.depth.stack import find_block_stack
 from mixln.depth.sums import no_tokens_error, where_float64_is
+from mixln.errors import InputError
 
 
 def gradient_norm_by_layer(
-    model: nn.Module, batches: Iterable[TokenBatch], *, autocast_dtype: torch.dtype | None = None
+    model: nn.Module,
+    batches: Iterable[TokenBatch | ModelBatch],
+    *,
+    layers: str | None = None,
+    autocast_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """|| d loss / d theta_l ||_2 over all parameters theta_l of block l, loss = total loss / total predicted tokens.
 
@@ -30,6 +36,7 @@ def gradient_norm_by_layer(
     Args:
         model: a causal language model that `find_block_stack` knows.
         batches: (batch, sequence) tokens; read through once.
+        layers: the name of the list of blocks, where it cannot be told.
         autocast_dtype: autocast to this; None: the model's own precision.
 
     Returns:
@@ -38,26 +45,91 @@ def gradient_norm_by_layer(
     Raises:
         InputError: no position with a target, or a model whose blocks are not found.
     """
-    layers = find_block_stack(model).layers
-    parameters = [parameter for parameter in layers.parameters() if parameter.is_floating_point()]
+    blocks = find_block_stack(model, layers).layers
+    sums, num_tokens = _summed_gradients(model, blocks, model_batches(batches), autocast_dtype)
+    return torch.stack([_dot(layer, layer).sqrt() for layer in sums]) / num_tokens
+
+
+def gradient_norms(
+    model: nn.Module,
+    batches: Sequence[ModelBatch],
+    *,
+    layers: str | None = None,
+    autocast_dtype: torch.dtype | None = None,
+) -> Estimates:
+    """As `gradient_norm_by_layer`, with intervals over documents.
+
+    With g_i the gradient of document i's summed loss, n_i its predicted tokens, G = sum g_i / sum n_i: the interval is
+    that of || G ||, linearised: document i weighs G . (g_i - n_i G) / (|| G || sum n_i). The batches are gone through
+    twice: once for G, then document by document for the products.
+
+    Args:
+        model: as in `gradient_norm_by_layer`.
+        batches: with targets.
+        layers: the name of the list of blocks, where it cannot be told.
+        autocast_dtype: autocast to this; None: the model's own precision.
+
+    Raises:
+        InputError: no position with a target, or a model whose blocks are not found.
+    """
+    blocks = find_block_stack(model, layers).layers
+    sums, num_tokens = _summed_gradients(model, blocks, batches, autocast_dtype)
+    norms = torch.stack([_dot(layer, layer).sqrt() for layer in sums])
+    products: dict[int, torch.Tensor] = {}
+    counts: dict[int, int] = {}
+    for batch in batches:
+        for document in dict.fromkeys(batch.documents.tolist()):
+            part = batch.select(batch.documents == document)
+            tokens = int((_targets(part) != IGNORED_TARGET).sum())
+            if tokens == 0:
+                continue
+            gradients, _ = _summed_gradients(model, blocks, [part], autocast_dtype)
+            dots = torch.stack([_dot(one, other) for one, other in zip(sums, gradients, strict=True)])
+            products[document] = products.get(document, 0) + dots
+            counts[document] = counts.get(document, 0) + tokens
+    order = sorted(products)
+    projected = torch.stack([products[document] for document in order]) / norms
+    shares = torch.tensor([counts[document] for document in order], dtype=torch.float64)[:, None] / num_tokens
+    return with_interval(norms / num_tokens, (projected - shares * norms) / num_tokens)
+
+
+def _summed_gradients(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    batches: Iterable[ModelBatch],
+    autocast_dtype: torch.dtype | None,
+) -> tuple[list[list[torch.Tensor]], int]:
+    """For each layer the gradients of the summed loss, one for each parameter; and the predicted tokens."""
+    own = [[parameter for parameter in layer.parameters() if parameter.is_floating_point()] for layer in layers]
+    parameters = list(dict.fromkeys(parameter for layer in own for parameter in layer))
     totals = {p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters}
     num_tokens = 0
     with evaluation_mode(model), _all_requiring_grad(parameters), torch.enable_grad():
         for batch in batches:
+            targets = _targets(batch)
             with autocast(model, autocast_dtype):
-                loss = total_cross_entropy(batch_logits(model, batch), batch.targets)
+                logits = model(**batch.arguments_on(model_device(model))).logits
+                loss = total_cross_entropy(logits, targets)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 totals[parameter] += gradient
-            num_tokens += int(counted_positions(batch).sum())
+            num_tokens += int((targets != IGNORED_TARGET).sum())
     if num_tokens == 0:
         raise no_tokens_error()
-    norms = [_norm([totals[p] for p in layer.parameters() if p in totals]) for layer in layers]
-    return torch.tensor(norms, dtype=torch.float64) / num_tokens
+    return [[totals[parameter] for parameter in layer] for layer in own], num_tokens
 
 
-def _norm(tensors: list[torch.Tensor]) -> float:
-    return math.hypot(*(torch.linalg.vector_norm(where_float64_is(t), dtype=torch.float64).item() for t in tensors))
+def _targets(batch: ModelBatch) -> torch.Tensor:
+    if batch.targets is None:
+        raise InputError("gradient norms are of the loss of a language model: the batches have no targets")
+    return batch.targets
+
+
+def _dot(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
+    pairs = zip(one, other, strict=True)
+    return torch.stack(
+        [(where_float64_is(a).double() * where_float64_is(b).double()).sum().cpu() for a, b in pairs]
+    ).sum()
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mixln.depth.angular import token_angular_distances
-from mixln.depth.forward import TokenBatch, autocast, counted_positions, evaluation_mode
+from mixln.depth.forward import TokenBatch
+from mixln.depth.growth import StreamGrowth
+from mixln.depth.interventions import PerformanceDrop, removals
 from mixln.depth.loss import EvaluationLoss
-from mixln.depth.removal import RemovalLosses, recorded_loss
-from mixln.depth.stack import find_block_stack
-from mixln.depth.sums import TokenMean
-from mixln.depth.variance import token_variances
+from mixln.depth.observation import observe
+from mixln.depth.performance import LanguageModelLoss
+from mixln.depth.similarity import Similarity
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,19 @@ def measure_trained_depth(
     """Angular distance, removal loss increase, variance and loss: one forward pass per batch, shared by all four.
 
     Args:
-        model: a causal language model that `find_block_stack` knows.
+        model: a causal language model whose blocks `find_block_stack` finds.
         batches: (batch, sequence) tokens; read through once.
         autocast_dtype: autocast to this; None: the model's own precision.
 
     Raises:
-        InputError: no position with a target; a model whose blocks are not found, or whose logits are not
-            head(final_norm(output of the last block)).
+        InputError: no position with a target, or a model whose blocks are not found.
     """
-    stack = find_block_stack(model)
-    distance, variance, removal = TokenMean(), TokenMean(), RemovalLosses(stack)
-    with evaluation_mode(model), torch.no_grad(), autocast(model, autocast_dtype):
-        for batch in batches:
-            record, loss = recorded_loss(model, stack, batch)
-            mask = counted_positions(batch)
-            removal.update(record, loss, batch.targets)
-            distance.update(token_angular_distances(record.hidden_states, mask))
-            variance.update(token_variances(record.hidden_states, mask))
+    similarity, growth = Similarity(), StreamGrowth()
+    drops = PerformanceDrop(removals(), LanguageModelLoss())
+    observe(model, batches, [similarity, growth, drops], autocast_dtype=autocast_dtype)
     return TrainedDepth(
-        angular_distance=distance.result(),
-        removal_loss_increase=removal.result(),
-        variance=variance.result(),
-        loss=removal.loss,
+        angular_distance=similarity.angular_distance().value,
+        removal_loss_increase=drops.drop().value,
+        variance=growth.variance().value,
+        loss=drops.loss(),
     )

@@ -28,26 +28,3 @@ def no_tokens_error() -> InputError:
         "no token to measure on: the batches are empty, or all their targets are -100; give at least one batch with "
         "a target (an iterator that was already read through gives none: pass a list)"
     )
-
-
-class TokenMean:
-    """Mean over tokens of per-token values of any leading shape.
-
-    Raises:
-        InputError: from `result()`, if no token was counted.
-    """
-
-    def __init__(self) -> None:
-        self._total = torch.zeros((), dtype=torch.float64)
-        self._tokens = 0
-
-    def update(self, values: torch.Tensor) -> None:
-        """Count `values` of shape (..., tokens)."""
-        self._total = self._total + float64_sum(values, -1).cpu()
-        self._tokens += values.shape[-1]
-
-    def result(self) -> torch.Tensor:
-        """The mean so far, float64 of shape (...), on the CPU."""
-        if self._tokens == 0:
-            raise no_tokens_error()
-        return self._total / self._tokens

@@ -25,13 +25,15 @@ from torch.nn.parallel import DistributedDataParallel
 from mixln.data import Batch
 from mixln.depth import evaluation_mode, record_block_inputs
 from mixln.depth.forward import TokenBatch, autocast, batch_logits, counted_positions
-from mixln.depth.stack import FINAL_NORM_NAMES, LAYERS_NAMES
 from mixln.depth.sums import at_least_float32
 
 MEASURED_ROWS = 2
 """Rows of a batch that activations are measured on."""
 
-_BLOCK = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYERS_NAMES)})\.(\d+)(?:\.|$)")
+_LAYERS_NAMES = ("layers", "h")
+_FINAL_NORM_NAMES = ("norm", "ln_f", "final_layer_norm")
+
+_BLOCK = re.compile(rf"(?:^|\.)(?:{'|'.join(_LAYERS_NAMES)})\.(\d+)(?:\.|$)")
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 """Name components that DDP, torch.compile and activation checkpointing put in."""
 
@@ -96,8 +98,8 @@ def layer_activations(
     rows that it is given.
 
     Args:
-        model: a causal language model that `mixln.depth.find_block_stack` knows; it may be wrapped in DDP, sharded with
-            FSDP2 or compiled (the pass itself runs without compilation).
+        model: a causal language model whose blocks `mixln.depth.find_block_stack` finds; it may be wrapped in DDP,
+            sharded with FSDP2 or compiled (the pass itself runs without compilation).
         batch: (batch, sequence) tokens.
         autocast_dtype: autocast to this; None: the model's own precision.
         rows: so many rows of the batch.
@@ -227,7 +229,7 @@ def _parameters_by_layer(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     for (name, parameter), block in zip(named, blocks, strict=True):
         if block is not None:
             layer, after_blocks = layer_names[block], True
-        elif not set(FINAL_NORM_NAMES).isdisjoint(name.split(".")):
+        elif not set(_FINAL_NORM_NAMES).isdisjoint(name.split(".")):
             layer = "final_norm"
         else:
             layer = "head" if after_blocks else "embedding"

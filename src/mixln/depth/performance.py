@@ -1,0 +1,122 @@
+"""What a change of the model costs, on a batch: the loss of a language model, or the turn of a pooled embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from mixln.depth.batches import ModelBatch
+from mixln.depth.forward import IGNORED_TARGET
+from mixln.depth.sums import at_least_float32, where_float64_is
+from mixln.errors import InputError
+
+RowSums = Callable[[Any], torch.Tensor]
+"""From a model's output to (rows,) sums in float64 on the CPU; positive means harm."""
+
+
+class Performance(Protocol):
+    """How good a model's output is, compared with what the whole model gives.
+
+    Attributes:
+        name: what harm is measured in, for people.
+    """
+
+    name: str
+
+    def on(self, output: Any, batch: ModelBatch) -> BatchPerformance:
+        """Judge other outputs for a batch, given that of the whole model."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchPerformance:
+    """The performance on one batch.
+
+    Attributes:
+        whole: (rows,), what the whole model has.
+        changed: the same of another output for the batch.
+        counts: (rows,), what both are to be divided by.
+    """
+
+    whole: torch.Tensor
+    changed: RowSums
+    counts: torch.Tensor
+
+    def harm(self, output: Any) -> torch.Tensor:
+        """(rows,): what another output has, less what the whole model has; positive means harm."""
+        return self.changed(output) - self.whole
+
+
+class LanguageModelLoss:
+    """Total cross-entropy of the predicted tokens, in nats: P of Mix-LN (Li, Yin, Liu 2024), section 2."""
+
+    name = "loss, nats per token"
+
+    def on(self, output: Any, batch: ModelBatch) -> BatchPerformance:
+        """Judge by `output.logits` (rows, tokens, vocabulary) and the batch's targets.
+
+        Raises:
+            InputError: the batch has no targets, or the output no logits.
+        """
+        targets = batch.targets
+        if targets is None or not hasattr(output, "logits"):
+            raise InputError("the loss of a language model needs a model with a head, and targets")
+
+        def losses(output: Any) -> torch.Tensor:
+            return row_cross_entropies(output.logits, targets)
+
+        return BatchPerformance(losses(output), losses, (targets != IGNORED_TARGET).sum(1))
+
+
+class EmbeddingTurn:
+    """1 - cos(pooled', pooled): how far a change turns the mean of the counted tokens' last hidden states.
+
+    For models without a language-model head. The whole model itself is at 0, the worst at 2.
+    """
+
+    name = "1 - cosine of the pooled embedding"
+
+    def on(self, output: Any, batch: ModelBatch) -> BatchPerformance:
+        """Judge by `output.last_hidden_state`, (rows, tokens, hidden).
+
+        Raises:
+            InputError: the output has none.
+        """
+        if not hasattr(output, "last_hidden_state"):
+            raise InputError(f"a {type(output).__name__} has no last_hidden_state to pool. Give a base model")
+        whole = self._pooled(output, batch)
+
+        def turns(output: Any) -> torch.Tensor:
+            return 1 - F.cosine_similarity(self._pooled(output, batch), whole, dim=-1)
+
+        rows = len(whole)
+        return BatchPerformance(torch.zeros(rows, dtype=torch.float64), turns, torch.ones(rows))
+
+    @staticmethod
+    def _pooled(output: Any, batch: ModelBatch) -> torch.Tensor:
+        states = at_least_float32(output.last_hidden_state)
+        counted = batch.counted_in(states)[..., None]
+        return (torch.where(counted, states, 0.0).sum(1) / counted.sum(1).clamp_min(1)).cpu().double()
+
+
+def row_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over each row's predicted tokens of -log softmax(logits)[target], in nats: (rows,), float64 on the CPU.
+
+    Softmax in float32 (float64 for float64 logits), the sums in float64; one row's probabilities are in memory at a
+    time.
+
+    Args:
+        logits: (rows, tokens, vocabulary), any floating dtype.
+        targets: (rows, tokens), already shifted, -100 where nothing is predicted.
+    """
+    sums = [
+        where_float64_is(
+            F.cross_entropy(at_least_float32(row_logits), row_targets, ignore_index=IGNORED_TARGET, reduction="none")
+        ).sum(dtype=torch.float64)
+        for row_logits, row_targets in zip(logits, targets.to(logits.device), strict=True)
+    ]
+    return torch.stack(sums).cpu()

@@ -1,0 +1,186 @@
+"""The two sublayers of each block: where the output of attention and of the feed-forward is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from mixln.depth.estimates import DocumentSums, Estimates
+from mixln.depth.observation import Measure, Observation
+from mixln.depth.stack import BlockStack, block_output
+from mixln.depth.sums import at_least_float32
+from mixln.errors import InputError
+
+Sublayer = Literal["attention", "feed_forward"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
+
+_ATTENTION = re.compile(r"attn|attention|mixer", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn|moe|experts", re.IGNORECASE)
+_NORM = re.compile(r"norm|^ln_|_ln$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The module whose output is F(.), what a sublayer adds to the stream before any norm behind it."""
+
+    module: nn.Module
+
+
+class SublayerFinder:
+    """Finds the branches of each block from one forward pass, by what runs.
+
+    F of attention is the output of the last linear layer that runs inside the block's attention module; F of the
+    feed-forward that of the last linear layer of the block outside of attention, or, in a mixture of experts, that of
+    the whole feed-forward module. So biases count to F, norms behind it do not.
+    """
+
+    def __init__(self) -> None:
+        self._branches: list[dict[Sublayer, Branch]] | None = None
+
+    @contextmanager
+    def watch(self, stack: BlockStack) -> Iterator[None]:
+        """Find them in the forward pass inside the `with` block; only the first time costs anything."""
+        if self._branches is not None:
+            yield
+            return
+        order: list[list[tuple[str, nn.Module]]] = [[] for _ in stack.layers]
+        handles = [
+            module.register_forward_hook(_noting(order[index], name))
+            for index, block in enumerate(stack.layers)
+            for name, module in block.named_modules()
+            if name
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._branches = [_branches(ran) for ran in order]
+
+    def branch(self, block: int, sublayer: Sublayer) -> Branch:
+        """The branch of a block (from 0).
+
+        Raises:
+            InputError: the block has no such sublayer, or none that can be told.
+        """
+        assert self._branches is not None
+        found = self._branches[block].get(sublayer)
+        if found is None:
+            raise InputError(
+                f"the {sublayer.replace('_', '-')} of block {block + 1} cannot be told from its modules' names, so it "
+                "cannot be measured alone. Leave the measures of sublayers out"
+            )
+        return found
+
+    def is_complete(self) -> bool:
+        """Whether every block has both."""
+        return self._branches is not None and all(len(found) == len(SUBLAYERS) for found in self._branches)
+
+
+def _noting(order: list[tuple[str, nn.Module]], name: str) -> Callable[..., None]:
+    def note(module: nn.Module, _args: Any, _output: Any) -> None:
+        order.append((name, module))
+
+    return note
+
+
+def _branches(ran: Sequence[tuple[str, nn.Module]]) -> dict[Sublayer, Branch]:
+    """From the modules of a block in the order in which they ended to its branches."""
+    attention = [module for name, module in ran if _is_linear(module) and _ATTENTION.search(name.split(".")[0])]
+    others = [
+        (name, module)
+        for name, module in ran
+        if not _ATTENTION.search(name.split(".")[0]) and not _NORM.search(name.split(".")[-1])
+    ]
+    found: dict[Sublayer, Branch] = {}
+    if attention:
+        found["attention"] = Branch(attention[-1])
+    experts = {name.split(".")[0] for name, _ in others if "experts" in name.split(".")}
+    if experts:
+        whole = [module for name, module in others if name in experts]
+        if whole:
+            found["feed_forward"] = Branch(whole[-1])
+    elif linear := [module for _, module in others if _is_linear(module)]:
+        found["feed_forward"] = Branch(linear[-1])
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+@contextmanager
+def silenced(branch: Branch) -> Iterator[None]:
+    """A branch gives zeros inside the `with` block."""
+
+    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+        zeros = torch.zeros_like(block_output(output))
+        return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
+
+    handle = branch.module.register_forward_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class SublayerShares(Measure):
+    """How much of the stream each sublayer adds: || F ||_2 / || x_l ||_2, x_l the block's input, averaged over tokens.
+
+    A layer whose both shares are small hardly changes what it is given. Behind a norm (N_branch, N_out) what reaches
+    the stream is scaled once more; the share is that of F itself.
+    """
+
+    def __init__(self) -> None:
+        self._finder = SublayerFinder()
+        self._norms: list[dict[Sublayer, torch.Tensor]] = []
+        self._sums = DocumentSums()
+
+    def watch(self, stack: BlockStack) -> AbstractContextManager[object]:
+        """Find the sublayers."""
+        return self._finder.watch(stack)
+
+    def update(self, observation: Observation) -> None:
+        """Count a batch: its blocks run once more, each from its recorded input."""
+        stack, record = observation.stack, observation.record
+        counted = observation.batch.counted_in(record.hidden_states[0]).cpu()
+        shares: list[torch.Tensor] = []
+        for index, block in enumerate(stack.layers):
+            norms: dict[Sublayer, torch.Tensor] = {}
+            handles = [
+                self._finder.branch(index, sublayer).module.register_forward_hook(_keeping_norm(norms, sublayer))
+                for sublayer in SUBLAYERS
+            ]
+            try:
+                x = record.hidden_states[index]
+                record.calls[index].replay(block, x)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            stream = at_least_float32(x).norm(dim=-1).cpu()
+            ratios = [norms[sublayer].reshape(stream.shape) / stream for sublayer in SUBLAYERS]
+            shares.append(torch.where(counted[..., None], torch.stack(ratios, -1), 0.0).sum(1, dtype=torch.float64))
+        self._sums.update(torch.stack(shares, dim=1), counted.sum(1), observation.batch.documents)
+
+    def share(self, sublayer: Sublayer) -> Estimates:
+        """(L,): the share of each block's sublayer.
+
+        Raises:
+            InputError: no token was counted.
+        """
+        found, column = self._sums.estimate(), SUBLAYERS.index(sublayer)
+        return Estimates(found.value[:, column], found.low[:, column], found.high[:, column], found.num_documents)
+
+
+def _keeping_norm(norms: dict[Sublayer, torch.Tensor], sublayer: Sublayer) -> Callable[..., None]:
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        norms[sublayer] = at_least_float32(block_output(output)).norm(dim=-1).cpu()
+
+    return keep
