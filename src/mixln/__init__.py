@@ -3,21 +3,37 @@
 Importing it registers its architectures with transformers' Auto classes.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
 from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
 from mixln.placement import list_modifiers as modifiers
 from mixln.placement import list_schemes as schemes
 from mixln.version import __version__
 
+if TYPE_CHECKING:
+    from mixln.studies.diagnose import DiagnosisConfig, diagnose
+
 __all__ = [
+    "DiagnosisConfig",
     "MixLNLlamaConfig",
     "MixLNLlamaForCausalLM",
     "MixLNLlamaModel",
     "Placement",
     "PlacementError",
     "__version__",
+    "diagnose",
     "modifiers",
     "register_modifier",
     "register_scheme",
     "schemes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # diagnosis brings training and data along, which models do not need
+    if name in ("DiagnosisConfig", "diagnose"):
+        from mixln.studies import diagnose
+
+        return getattr(diagnose, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,3 +54,40 @@ class TrainingProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class StageProgress:
+    """One bar that begins anew with every stage of a piece of work."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, quiet=not is_main_process())
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._name = ""
+        self._stage = ""
+
+    def start(self, name: str) -> None:
+        """What is worked on."""
+        self._name = name
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is."""
+        if stage != self._stage and not self.console.is_terminal:
+            self.console.print(f"{self._name}: {stage}", markup=False, highlight=False, soft_wrap=True)
+        self._stage = stage
+        self._progress.update(self._task, description=f"{self._name}: {stage}", completed=done, total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()

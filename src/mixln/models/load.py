@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mixln.errors import InputError
 
@@ -22,20 +30,66 @@ def load_causal_lm(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     Raises:
         InputError: there is no such checkpoint, or it is damaged, incomplete, or no causal language model.
     """
+    return _load(name_or_path, AutoModelForCausalLM, "a causal language model", {})
+
+
+def load_model(
+    name_or_path: str, *, dtype: str = "auto", device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return any model and its tokenizer: with its head if it is a causal language model, else the base model.
+
+    Code that a checkpoint brings along is never run.
+
+    Args:
+        name_or_path: Hugging Face folder, or name on the hub.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: what the checkpoint is in.
+        device_map: as in transformers (`auto` shares a large model out over what devices there are); None: one device.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is damaged or incomplete, or accelerate is needed and missing.
+    """
+    _check_path(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (*_UNUSABLE, StrictDataclassError) as error:
+        raise InputError(_cannot_open(name_or_path, "a model", error)) from error
+    is_causal = any(name.endswith(_CAUSAL_CLASSES) for name in config.architectures or [])
+    options = {"dtype": dtype, **({} if device_map is None else {"device_map": device_map})}
+    return _load(name_or_path, AutoModelForCausalLM if is_causal else AutoModel, "a model", options)
+
+
+_CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+
+
+def _load(
+    name_or_path: str, auto_class: Any, what: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    _check_path(name_or_path)
+    try:
+        model = auto_class.from_pretrained(name_or_path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except ImportError as error:
+        raise InputError(
+            f"{name_or_path} needs a package that is not installed: {str(error).splitlines()[0]}"
+        ) from error
+    except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
+        raise InputError(_cannot_open(name_or_path, what, error)) from error
+    return model.eval(), tokenizer
+
+
+def _check_path(name_or_path: str) -> None:
     path = Path(name_or_path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path} has no config.json: give the folder that holds the model itself (in a run: model/)")
     if path.is_file():
         raise InputError(f"{path} is a file: give the folder that holds config.json and the weights")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
-        # a strict config names its field first, and says what is wrong with it in the cause
-        cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-        reason = f"{type(cause).__name__}: {cause}".split("\n")[0]
-        raise InputError(
-            f"{name_or_path} cannot be opened as a causal language model: {reason}. Give a folder that "
-            "save_pretrained wrote, or the name of a model on the Hugging Face hub"
-        ) from error
-    return model.eval(), tokenizer
+
+
+def _cannot_open(name_or_path: str, what: str, error: BaseException) -> str:
+    # a strict config names its field first, and says what is wrong with it in the cause
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    reason = f"{type(cause).__name__}: {cause}".split("\n")[0]
+    return (
+        f"{name_or_path} cannot be opened as {what}: {reason}. Give a folder that save_pretrained wrote, or the name "
+        "of a model on the Hugging Face hub"
+    )

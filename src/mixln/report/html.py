@@ -28,6 +28,27 @@ class _Figure:
 
 def render_html(result: ComparisonResult) -> str:
     """The page as text; the same result gives the same text."""
+    drawn = svg_figures(result)
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            result=result,
+            headline=headline(result),
+            findings=findings(result),
+            summary=summary_cells(result),
+            caption=table_caption(result),
+            grid=grid_cells(result),
+            figures=[_Figure(kind, data_uri(drawn[kind.name])) for kind in FIGURES if kind.name in drawn],
+            missing=[kind.title for kind in FIGURES if kind.needs_depth and kind.name not in drawn],
+            runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
+            styles=scheme_styles(result),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Where the templates of pages are, and the filters that they use."""
     environment = Environment(
         loader=PackageLoader("mixln.report"),
         autoescape=True,
@@ -38,19 +59,7 @@ def render_html(result: ComparisonResult) -> str:
     environment.filters["code"] = _code
     environment.filters["minus"] = _minus
     environment.filters["breakable"] = _breakable
-    drawn = svg_figures(result)
-    return environment.get_template("report.html.jinja").render(
-        result=result,
-        headline=headline(result),
-        findings=findings(result),
-        summary=summary_cells(result),
-        caption=table_caption(result),
-        grid=grid_cells(result),
-        figures=[_Figure(kind, _data_uri(drawn[kind.name])) for kind in FIGURES if kind.name in drawn],
-        missing=[kind.title for kind in FIGURES if kind.needs_depth and kind.name not in drawn],
-        runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
-        styles=scheme_styles(result),
-    )
+    return environment
 
 
 def write_html(result: ComparisonResult, path: Path) -> Path:
@@ -75,7 +84,8 @@ def _run_row(run: RunResult) -> list[str]:
     ]
 
 
-def _data_uri(svg: bytes) -> str:
+def data_uri(svg: bytes) -> str:
+    """An SVG figure as an address that holds it."""
     # an image of its own, so that the ids inside one figure cannot meet those of another
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 

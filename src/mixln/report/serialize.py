@@ -13,23 +13,30 @@ import math
 import types
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
 from mixln.errors import InputError
+from mixln.report.diagnosis import DIAGNOSIS_SCHEMA_VERSION, DepthReport
 from mixln.report.results import SCHEMA_VERSION, ComparisonResult, RunResult
 
-Result = TypeVar("Result", ComparisonResult, RunResult)
+Result = TypeVar("Result", ComparisonResult, RunResult, DepthReport)
+
+_VERSIONS: dict[type, int] = {
+    ComparisonResult: SCHEMA_VERSION,
+    RunResult: SCHEMA_VERSION,
+    DepthReport: DIAGNOSIS_SCHEMA_VERSION,
+}
 
 _VERSION_KEY = "schema_version"
 
 
-def to_json(result: ComparisonResult | RunResult) -> str:
-    """Strict JSON text of a comparison or of one run, with its schema version.
+def to_json(result: ComparisonResult | RunResult | DepthReport) -> str:
+    """Strict JSON text of a comparison, of one run or of a diagnosis, with its schema version.
 
     Tuples become lists, and non-finite floats `null`. `config` may hold only what JSON knows (numbers, strings,
     booleans, None, lists, string-keyed dicts); anything else is a TypeError that names the place.
     """
-    document = {_VERSION_KEY: SCHEMA_VERSION, **_encode(result, type(result).__name__)}
+    document = {_VERSION_KEY: _VERSIONS[type(result)], **_encode(result, type(result).__name__)}
     return json.dumps(document, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
@@ -37,8 +44,8 @@ def to_json(result: ComparisonResult | RunResult) -> str:
 def from_json(text: str) -> ComparisonResult: ...
 @overload
 def from_json(text: str, kind: type[Result]) -> Result: ...
-def from_json(text: str, kind: type[ComparisonResult] | type[RunResult] = ComparisonResult) -> Any:
-    """The comparison (or, with `kind=RunResult`, the run) that `to_json` wrote.
+def from_json(text: str, kind: type[Any] = ComparisonResult) -> Any:
+    """The comparison (or, with `kind`, the run or the diagnosis) that `to_json` wrote.
 
     Raises:
         InputError: the text is no JSON, has another schema version, or lacks or misspells a field; the message names
@@ -51,10 +58,10 @@ def from_json(text: str, kind: type[ComparisonResult] | type[RunResult] = Compar
     if not isinstance(document, dict) or _VERSION_KEY not in document:
         raise InputError(f"Not a results file: it has no {_VERSION_KEY!r}. Give a results.json that mixln wrote.")
     version = document[_VERSION_KEY]
-    if version != SCHEMA_VERSION:
+    if version != _VERSIONS[kind]:
         raise InputError(
-            f"Results have {_VERSION_KEY} {version!r}, and this version of mixln reads {SCHEMA_VERSION}. "
-            "Read them with the version of mixln that wrote them, or run the comparison again."
+            f"Results have {_VERSION_KEY} {version!r}, and this version of mixln reads {_VERSIONS[kind]}. "
+            "Read them with the version of mixln that wrote them, or make them again."
         )
     fields = {field.name for field in dataclasses.fields(kind)}
     if _VERSION_KEY not in fields:
@@ -96,6 +103,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
             return None
         (inner,) = [argument for argument in arguments if argument is not type(None)]
         return _decode(inner, value, path)
+    if origin is Literal and value in arguments:
+        return value
     if origin is list and isinstance(value, list):
         return [_decode(arguments[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):

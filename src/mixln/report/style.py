@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mixln.report.results import ComparisonResult
@@ -26,22 +27,25 @@ class SchemeStyle:
 
 
 def scheme_styles(result: ComparisonResult) -> dict[str, SchemeStyle]:
-    """A style for each scheme of the comparison, in its order; the baseline is grey.
+    """A style for each scheme of the comparison, in its order; the baseline is grey."""
+    return label_styles([summary.placement for summary in result.summaries], result.baseline)
 
-    Without a baseline grey ends the palette. Distinct up to 25 schemes.
+
+def label_styles(labels: Iterable[str], baseline: str | None = None) -> dict[str, SchemeStyle]:
+    """A style for each label, in their order; the baseline is grey.
+
+    Without a baseline grey ends the palette. Distinct up to 25 labels.
     """
     styles: dict[str, SchemeStyle] = {}
-    palette = _COLORS if result.baseline is not None else (*_COLORS, _BASELINE_COLOR)
+    palette = _COLORS if baseline is not None else (*_COLORS, _BASELINE_COLOR)
     used = 0
-    for summary in result.summaries:
-        if summary.placement == result.baseline:
-            styles[summary.placement] = SchemeStyle(_BASELINE_COLOR, "-", "o", "")
+    for label in labels:
+        if label == baseline:
+            styles[label] = SchemeStyle(_BASELINE_COLOR, "-", "o", "")
             continue
         turn, index = divmod(used, len(palette))
         turn %= len(_LINES)
-        styles[summary.placement] = SchemeStyle(
-            palette[index], _LINES[turn], _MARKERS[used % len(_MARKERS)], _HATCHES[turn]
-        )
+        styles[label] = SchemeStyle(palette[index], _LINES[turn], _MARKERS[used % len(_MARKERS)], _HATCHES[turn])
         used += 1
     return styles
 

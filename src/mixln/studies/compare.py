@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from mixln.report import (
     summarize,
     to_json,
 )
+from mixln.studies.machine import describe_machine
 from mixln.training import (
     Recipe,
     TrainedModel,
@@ -282,13 +282,3 @@ def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> d
         "Precision": "float32" if resolve_precision(recipe, device) is None else "bfloat16 autocast, float32 weights",
         "Depth measures": f"on the first {_num_measured_rows(data)} rows of the validation data",
     }
-
-
-def describe_machine() -> str:
-    """Return processor, threads and the versions that decide speed and rounding."""
-    if torch.cuda.is_available():
-        processor = torch.cuda.get_device_name()
-    else:
-        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-        processor = f"{name}, {torch.get_num_threads()} threads"
-    return f"{processor}; PyTorch {torch.__version__}, Python {platform.python_version()}"

@@ -1,0 +1,79 @@
+"""`mixln diagnose`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from mixln.commands.arguments import Command, claim_output, command_parser
+from mixln.data import open_corpus
+from mixln.device import default_device
+from mixln.errors import InputError
+from mixln.models.load import load_model
+from mixln.progress import StageProgress
+from mixln.report.diagnosis_summary import findings, layer_table
+from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of `mixln diagnose`."""
+    parser = command_parser(
+        "Measure what each layer of any Hugging Face model does, and what the model loses without it. Layers are "
+        "counted from 1. Several models are measured on the same text, each with its own tokenizer, and shown side by "
+        "side.",
+        "mixln diagnose runs/train/model --text books.jsonl.gz --out runs/diagnosis",
+    )
+    parser.add_argument("models", nargs="+", type=str, help="Hugging Face folders, or names on the hub")
+    parser.add_argument(
+        "--text", type=str, default="python", help="corpus as in `mixln train`; default: the standard library's text"
+    )
+    parser.add_argument("--out", type=str, default="runs/diagnose", help="folder for the report")
+    parser.add_argument(
+        "--dtype", type=str, default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's"
+    )
+    parser.add_argument(
+        "--device-map", type=str, default=None, help="share a large model out over devices (auto); needs accelerate"
+    )
+    parser.add_argument(
+        "--only", nargs="+", type=str, default=None, help=f"of {', '.join(MEASURE_NAMES)}; default: all"
+    )
+    parser.add_class_arguments(DiagnosisConfig, as_group=True, skip={"measures"})
+    return parser
+
+
+def run(given: Namespace, command: str) -> int:
+    """Run `mixln diagnose`."""
+    values = build_parser().instantiate(given)
+    own = {field.name: values[field.name] for field in fields(DiagnosisConfig) if field.name != "measures"}
+    config = DiagnosisConfig(**own, measures=None if given.only is None else tuple(given.only)).check()
+    if len(set(given.models)) < len(given.models):
+        raise InputError("a model is named twice: name each once")
+    corpus = open_corpus(given.text)
+    out = Path(given.out)
+    claim_output(out)
+    diagnoses = []
+    console = Console()
+    with StageProgress() as progress:
+        for name in given.models:
+            model, tokenizer = load_model(name, dtype=given.dtype, device_map=given.device_map)
+            if given.device_map is None:
+                model.to(default_device())
+            progress.start(name)
+            found = diagnose_model(model, tokenizer, corpus.documents(), config, name=name, report_step=progress.step)
+            diagnoses.append(found)
+            del model
+            # what has been found so far is safe if a later model fails
+            report = make_report(diagnoses, text=given.text, command=command)
+            page = report.save(out)
+    for found in diagnoses:
+        console.print(layer_table(found))
+        for sentence in findings(found):
+            console.print(f"- {sentence}", markup=False, highlight=False)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    return 0
+
+
+COMMAND = Command("diagnose", "which layers of a model earn their place; figures, HTML report", build_parser, run)

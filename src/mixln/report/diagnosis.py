@@ -1,0 +1,125 @@
+"""What a diagnosis found, as plain data: no models, no tensors. It is written to `report.json` (docs/diagnose.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+DIAGNOSIS_SCHEMA_VERSION = 1
+
+Axis = Literal["layer", "state", "first_of_pair", "first_of_run"]
+"""What a series has an entry for: each layer 1 .. L; each state x_1 .. x_(L+1); each pair of neighbours by its first
+layer; each run of layers by its first layer."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measure, a number for each layer or the like, with 95 % confidence intervals over documents.
+
+    Attributes:
+        name: of the measure, as in the list of measures in the documentation.
+        axis: what there is an entry for; entries begin at 1.
+        unit: of the numbers.
+        values: the estimates.
+        low: lower ends of the intervals; None where there is none (one document alone).
+        high: upper ends.
+    """
+
+    name: str
+    axis: Axis
+    unit: str
+    values: list[float]
+    low: list[float | None]
+    high: list[float | None]
+
+
+@dataclass(frozen=True)
+class NormScaleResult:
+    """One norm of one block: see `mixln.depth.norm_scales.NormScales`."""
+
+    layer: int
+    name: str
+    is_on_stream: bool
+    sigma: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ModelDiagnosis:
+    """What was found of one model.
+
+    Attributes:
+        model: name or path, as given.
+        kind: class of the model.
+        layers_name: where its blocks are in it, such as `model.layers`.
+        block_kind: class of a block.
+        num_layers: L.
+        num_parameters: of the whole model.
+        layer_parameters: of each block.
+        tokens: counted tokens of the measures of hidden states.
+        performance_tokens: counted tokens (for a pooled embedding: rows) of the performance drops.
+        documents: that the tokens are of.
+        performance: what performance drops are drops of, with its unit.
+        performance_of_whole: of the whole model; None if nothing was measured.
+        series: by the name of the measure.
+        angular_distance: row n-1, entry l-1: d(l, n) in [0, 1]; row n-1 has L - n + 1 entries.
+        angular_distance_low: lower ends of its intervals; None where there is none.
+        angular_distance_high: upper ends.
+        norm_scales: every norm of the width of the stream, block by block.
+        log10_gradient_factor: log10 of the product of 1 / sigma over the norms on the stream; 0 in Pre-LN.
+        notes: what could not be measured, and why.
+        seconds: that the diagnosis took.
+    """
+
+    model: str
+    kind: str
+    layers_name: str
+    block_kind: str
+    num_layers: int
+    num_parameters: int
+    layer_parameters: list[int]
+    tokens: int
+    performance_tokens: int
+    documents: int
+    performance: str
+    performance_of_whole: float | None
+    series: dict[str, Series]
+    angular_distance: list[list[float]]
+    angular_distance_low: list[list[float | None]]
+    angular_distance_high: list[list[float | None]]
+    norm_scales: list[NormScaleResult]
+    log10_gradient_factor: float | None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """Diagnoses side by side, on the same text.
+
+    Attributes:
+        models: one for each.
+        text: where the text is from.
+        machine: that it was measured on.
+        command: the command line; empty from Python.
+        version: of mixln.
+    """
+
+    models: list[ModelDiagnosis]
+    text: str
+    machine: str
+    command: str
+    version: str
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.json`, `figures/` and `report.html` into a folder, and return the last one's path.
+
+        Raises:
+            InputError: a file cannot be written.
+        """
+        # matplotlib takes a second to import
+        from mixln.report.diagnosis_page import write_diagnosis
+
+        return write_diagnosis(self, Path(folder))

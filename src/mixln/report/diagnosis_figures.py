@@ -1,0 +1,185 @@
+"""The figures of a diagnosis, in the forms of the papers. Importing this module imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mixln.report.aggregate import Array, Band
+from mixln.report.depth_panels import draw_bars, draw_lines, draw_triangles
+from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
+from mixln.report.style import label_styles
+
+
+@dataclass(frozen=True)
+class DiagnosisFigure:
+    """A figure of the report.
+
+    Attributes:
+        name: its file name without suffix.
+        title: heading on the page.
+        shows: what it shows, with the formula.
+        reading: how to read it.
+        series: what it is drawn from; empty: from the angular distances.
+        draw: draws it, of the models that have these.
+    """
+
+    name: str
+    title: str
+    shows: str
+    reading: str
+    series: tuple[str, ...]
+    draw: Callable[[DepthReport], Figure]
+
+    def applies(self, report: DepthReport) -> bool:
+        """Whether there is anything to draw."""
+        return any(_has(model, self.series) for model in report.models)
+
+
+def _has(model: ModelDiagnosis, names: tuple[str, ...]) -> bool:
+    return bool(model.angular_distance) if not names else any(name in model.series for name in names)
+
+
+def _bands(report: DepthReport, names: dict[str, str]) -> dict[str, Band]:
+    """Label to band, of each model and series; `names` maps series to what they are called in the legend."""
+    bands: dict[str, Band] = {}
+    for model in report.models:
+        for name, called in names.items():
+            if name in model.series:
+                parts = [part for part in (model.model if len(report.models) > 1 or not called else "", called) if part]
+                bands[", ".join(parts)] = _band(model.series[name])
+    return bands
+
+
+def _band(series: Series) -> Band:
+    values = np.array(series.values, dtype=float)
+    low, high = (
+        np.array([np.nan if end is None else end for end in ends], dtype=float) for ends in (series.low, series.high)
+    )
+    has_interval = bool(np.isfinite(low).any())
+    first = 0 if series.axis == "state" else 1
+    x = np.arange(first, first + len(values), dtype=float)
+    # bands of several draws have whiskers
+    return Band(x, values, low, high, 2 if has_interval else 1)
+
+
+def _triangles(report: DepthReport) -> Figure:
+    matrices: dict[str, Array] = {}
+    for model in report.models:
+        if model.angular_distance:
+            matrix = np.full((model.num_layers, model.num_layers), np.nan)
+            for index, row in enumerate(model.angular_distance):
+                matrix[index, : len(row)] = row
+            matrices[model.model] = matrix
+    return draw_triangles(matrices)
+
+
+def _bar_figure(x: str, names: dict[str, str]) -> Callable[[DepthReport], Figure]:
+    def draw(report: DepthReport) -> Figure:
+        bands = _bands(report, names)
+        units = {model.series[name].unit for model in report.models for name in names if name in model.series}
+        return draw_bars(bands, label_styles(bands), x, " / ".join(sorted(units)))
+
+    return draw
+
+
+def _line_figure(x: str, title: str, names: dict[str, str], *, log: bool = False) -> Callable[[DepthReport], Figure]:
+    def draw(report: DepthReport) -> Figure:
+        bands = _bands(report, names)
+        return draw_lines(bands, label_styles(bands), x, title, always_log=log)
+
+    return draw
+
+
+FIGURES: tuple[DiagnosisFigure, ...] = (
+    DiagnosisFigure(
+        "removal",
+        "Harm done by removing a layer",
+        "dP(l) = P without layer l - P with all layers, no healing (Mix-LN, section 2).",
+        "Bars near zero are dead weight. Bars that reach the upper edge are cut off there and carry their value. "
+        "Whiskers are 95 % confidence intervals over documents.",
+        ("removal",),
+        _bar_figure("removed layer", {"removal": ""}),
+    ),
+    DiagnosisFigure(
+        "sublayer_removal",
+        "Harm done by removing attention or feed-forward alone",
+        "The output of one sublayer of one layer is replaced by zeros; all else stays.",
+        "A layer whose attention bar is near zero and whose feed-forward bar is not works on single tokens alone.",
+        ("attention_removal", "feed_forward_removal"),
+        _bar_figure("layer", {"attention_removal": "attention", "feed_forward_removal": "feed-forward"}),
+    ),
+    DiagnosisFigure(
+        "angular_distance",
+        "Angular distance between layers",
+        "d(l, n) = arccos(cos(x_l, x_{l+n})) / π, where x_l is the input of block l, averaged over tokens: how far "
+        "the n blocks from l on turn the residual stream (Gromov et al. 2024).",
+        "Dark cells are runs of layers that hardly turn it: candidates for removal together. The bottom row (n = 1) "
+        "shows what each single layer does. All panels share one scale.",
+        (),
+        _triangles,
+    ),
+    DiagnosisFigure(
+        "block_influence",
+        "Block influence",
+        "BI(l) = 1 - cos(x_l, x_{l+1}), averaged over tokens (ShortGPT: Men et al. 2024).",
+        "Low bars hardly change their input. Removal is the judge: a layer can turn the stream little and be needed.",
+        ("block_influence",),
+        _bar_figure("layer", {"block_influence": ""}),
+    ),
+    DiagnosisFigure(
+        "jacobian_distance",
+        "Distance of each layer from the identity",
+        "|| J - I || / || I || (Frobenius), J the Jacobian of a layer's output by its input (Curse of Depth, "
+        "section 2).",
+        "0: the layer is the identity map for small changes of its input; 1: as far from it as the zero map is.",
+        ("jacobian_distance",),
+        _bar_figure("layer", {"jacobian_distance": ""}),
+    ),
+    DiagnosisFigure(
+        "interventions",
+        "Swapping and repeating layers",
+        "Performance drop when layer l and the next change places, and when layer l runs twice.",
+        "Layers that can be swapped or repeated at no cost do work that does not depend on their place.",
+        ("swap", "repeat"),
+        _bar_figure("layer", {"swap": "swapped", "repeat": "run twice"}),
+    ),
+    DiagnosisFigure(
+        "variance",
+        "Variance of the residual stream",
+        "Variance over channels after each layer (0: the embeddings), averaged over tokens; logarithmic.",
+        "A steep rise means that later layers add ever less to an ever larger stream (the curse of depth).",
+        ("variance",),
+        _line_figure(
+            "after layer (0: the embeddings)", "Variance over channels (log scale)", {"variance": ""}, log=True
+        ),
+    ),
+    DiagnosisFigure(
+        "shares",
+        "What each sublayer adds",
+        "|| F || / || x_l ||, F the output of attention or feed-forward, x_l the input of the layer; averaged over "
+        "tokens.",
+        "Low values: the sublayer adds little to the stream that passes it.",
+        ("attention_share", "feed_forward_share"),
+        _line_figure(
+            "layer",
+            "Share of the sublayer's output",
+            {"attention_share": "attention", "feed_forward_share": "feed-forward"},
+        ),
+    ),
+    DiagnosisFigure(
+        "gradient_norm",
+        "Gradient norm by layer",
+        "L2 norm of the loss gradient over all parameters of a layer, at the given weights (and, if it was asked for, "
+        "of a fresh initialisation).",
+        "At initialisation Pre-LN typically falls with depth, and Post-LN rises.",
+        ("gradient_norm", "gradient_norm_at_init"),
+        _line_figure(
+            "layer", "Gradient norm (L2)", {"gradient_norm": "", "gradient_norm_at_init": "at initialisation"}
+        ),
+    ),
+)
+"""The figures in the order of the report."""

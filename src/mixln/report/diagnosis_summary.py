@@ -1,0 +1,193 @@
+"""What a diagnosis comes to: which layers are dead weight, by which measure, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mixln.report import cells
+from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
+
+DEAD_SHARE = 0.01
+"""A layer is called dead weight if its removal costs less than this share of the loss (of a pooled embedding: turns it
+by less than this), at the upper end of the interval if there is one."""
+
+_RUN_SHARE = 6
+"""The run of layers whose angular distance is named is L / this long."""
+
+
+@dataclass(frozen=True)
+class LayerColumn:
+    """A column of the table of layers.
+
+    Attributes:
+        head: of the column.
+        series: what it shows.
+        form: of its numbers.
+        in_terminal: whether it is shown in a terminal too, which is narrower than a page.
+    """
+
+    head: str
+    series: str
+    form: str = ".3f"
+    in_terminal: bool = False
+
+
+COLUMNS = (
+    LayerColumn("removal", "removal", "+.3f", in_terminal=True),
+    LayerColumn("attention removed", "attention_removal", "+.3f", in_terminal=True),
+    LayerColumn("feed-forward removed", "feed_forward_removal", "+.3f", in_terminal=True),
+    LayerColumn("swap with next", "swap", "+.3f"),
+    LayerColumn("repeat", "repeat", "+.3f"),
+    LayerColumn("block influence", "block_influence", in_terminal=True),
+    LayerColumn("|J - I| / |I|", "jacobian_distance", in_terminal=True),
+    LayerColumn("attention share", "attention_share"),
+    LayerColumn("feed-forward share", "feed_forward_share"),
+    LayerColumn("gradient norm", "gradient_norm", ".3g"),
+)
+
+
+def dead_layers(model: ModelDiagnosis) -> list[int]:
+    """The layers (from 1) whose removal costs next to nothing; empty if removals were not measured."""
+    removal = model.series.get("removal")
+    if removal is None:
+        return []
+    limit = dead_limit(model)
+    highest = [value if high is None else high for value, high in zip(removal.values, removal.high, strict=True)]
+    return [layer for layer, high in enumerate(highest, start=1) if high < limit]
+
+
+def dead_limit(model: ModelDiagnosis) -> float:
+    """What the removal of a layer may cost for it to be called dead weight."""
+    # the whole model is at 0 by a pooled embedding's turn
+    return DEAD_SHARE * (model.performance_of_whole or 1.0)
+
+
+def findings(model: ModelDiagnosis) -> list[str]:
+    """Sentences about one model, the most important first."""
+    sentences: list[str] = []
+    removal = model.series.get("removal")
+    if removal is not None:
+        sentences += [_dead_sentence(model, removal), _costliest_sentence(model, removal)]
+    length = max(1, model.num_layers // _RUN_SHARE)
+    if len(model.angular_distance) >= length:
+        distances = model.angular_distance[length - 1]
+        first = min(range(len(distances)), key=distances.__getitem__)
+        sentences.append(
+            f"{_least_turning(first + 1, length)}: angular distance {distances[first]:.3f}; of all "
+            f"{'layers' if length == 1 else 'runs of that length'}, {min(distances):.3f} to {max(distances):.3f}."
+        )
+    variance = model.series.get("variance")
+    if variance is not None and variance.values[0] > 0:
+        growth = variance.values[-1] / variance.values[0]
+        sentences.append(
+            f"The variance of the stream grows {growth:,.3g}-fold from the input of layer 1 to the output of layer "
+            f"{model.num_layers}."
+        )
+    if model.log10_gradient_factor is not None:
+        if any(norm.is_on_stream for norm in model.norm_scales):
+            sentences.append(
+                "Norms stand on the stream (Post-LN): on its way through them a gradient is multiplied by about "
+                f"10^{model.log10_gradient_factor:+.1f} (product of 1 / sigma)."
+            )
+        else:
+            sentences.append("No norm stands on the stream (Pre-LN): no gradient is divided on its way back.")
+    return sentences + model.notes
+
+
+def _dead_sentence(model: ModelDiagnosis, removal: Series) -> str:
+    dead, limit = dead_layers(model), dead_limit(model)
+    cheapest = min(range(len(removal.values)), key=removal.values.__getitem__)
+    has_intervals = any(high is not None for high in removal.high)
+    rule = f"less than {limit:.3g} {model.performance}" + (" at the upper end of the interval" if has_intervals else "")
+    cheap = f"The cheapest to remove is layer {cheapest + 1}: {_with_interval(removal, cheapest)}."
+    if not dead:
+        return f"No layer is dead weight: none costs {rule}. {cheap}"
+    parameters = sum(model.layer_parameters[layer - 1] for layer in dead)
+    share = parameters / model.num_parameters
+    are = "layer is" if len(dead) == 1 else "layers are"
+    return (
+        f"{len(dead)} of {model.num_layers} {are} dead weight, each for itself ({_numbers(dead)}; {share:.0%} of the "
+        f"parameters): removing one of them costs {rule}. {cheap}"
+    )
+
+
+def _costliest_sentence(model: ModelDiagnosis, removal: Series) -> str:
+    costliest = max(range(len(removal.values)), key=removal.values.__getitem__)
+    whole = f"; the whole model has {model.performance_of_whole:.3f}" if model.performance_of_whole else ""
+    return f"The costliest is layer {costliest + 1}: {_with_interval(removal, costliest)} {model.performance}{whole}."
+
+
+def _with_interval(series: Series, index: int) -> str:
+    low, high = series.low[index], series.high[index]
+    value = f"{series.values[index]:+.4f}"
+    return value if low is None or high is None else f"{value} [{low:+.4f}, {high:+.4f}]"
+
+
+def _least_turning(first: int, length: int) -> str:
+    if length == 1:
+        return f"The layer that turns the residual stream least is {first}"
+    return f"The {length} consecutive layers that turn the residual stream least are {first} to {first + length - 1}"
+
+
+def _numbers(layers: list[int]) -> str:
+    """3, 5-7, 9."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def headline(report: DepthReport) -> str:
+    """One sentence about all models."""
+    parts = []
+    for model in report.models:
+        if "removal" in model.series:
+            parts.append(f"{model.model}: {len(dead_layers(model))} of {model.num_layers} layers are dead weight")
+        else:
+            parts.append(f"{model.model}: {model.num_layers} layers, removals not measured")
+    return "; ".join(parts)
+
+
+def layer_columns(model: ModelDiagnosis) -> list[LayerColumn]:
+    """The columns that there is something for."""
+    return [column for column in COLUMNS if column.series in model.series]
+
+
+def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[str]]:
+    """A row for each layer: its number, then a cell for each column."""
+    rows: list[list[str]] = []
+    for index in range(model.num_layers):
+        row = [str(index + 1)]
+        for column in columns:
+            values = model.series[column.series].values
+            there = index < len(values) and math.isfinite(values[index])
+            row.append(f"{values[index]:{column.form}}" if there else cells.MISSING)
+        rows.append(row)
+    return rows
+
+
+def layer_table(model: ModelDiagnosis) -> Table:
+    """The layers of a model for the terminal; dead weight is dim and marked."""
+    table = Table(
+        box=SIMPLE_HEAD, title=f"{model.model}: {model.kind}, {model.num_layers} layers", title_justify="left"
+    )
+    columns = [column for column in layer_columns(model) if column.in_terminal]
+    table.add_column("layer")
+    for column in columns:
+        table.add_column(column.head, justify="right")
+    dead = set(dead_layers(model))
+    for layer, row in enumerate(layer_rows(model, columns), start=1):
+        first = f"{row[0]} *" if layer in dead else row[0]
+        table.add_row(*map(Text, [first, *row[1:]]), style="dim" if layer in dead else "")
+    if dead:
+        table.caption = "* dead weight"
+        table.caption_justify = "left"
+    return table
