@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from mixln.commands import compare, convert, data, estimate, export, generate, train
+from mixln.commands import compare, convert, data, diagnose, estimate, export, generate, prune, train
 from mixln.commands.arguments import Command, CommandGroup, add_commands, run_command
 
 COMMANDS: list[Command | CommandGroup] = [
     compare.COMMAND,
     train.COMMAND,
+    diagnose.COMMAND,
+    prune.COMMAND,
     estimate.COMMAND,
     data.COMMANDS,
     export.COMMAND,

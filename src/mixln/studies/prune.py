@@ -1,0 +1,201 @@
+"""Removing layers from a checkpoint: which, by what measure, and the folder that comes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mixln.depth.pruning import check_removable, remove_blocks
+from mixln.depth.stack import BlockStack, find_block_stack
+from mixln.errors import InputError
+from mixln.files import whole_folder
+from mixln.report.diagnosis import ModelDiagnosis
+from mixln.version import __version__
+
+Criterion = Literal["angular", "removal", "influence"]
+CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
+
+PRUNING_FILE = "pruning.json"
+
+
+@dataclass(frozen=True)
+class PruningRecord:
+    """What `pruning.json` in the folder of a pruned model says.
+
+    Attributes:
+        source: the model that it was made of.
+        removed_layers: counted from 1, in that model.
+        num_layers_before: of that model.
+        criterion: how the layers were chosen; None: they were named.
+        consecutive: whether they had to be a run.
+        text: what was measured on, if something was.
+        version: of mixln.
+    """
+
+    source: str
+    removed_layers: list[int]
+    num_layers_before: int
+    criterion: Criterion | None
+    consecutive: bool
+    text: str | None
+    version: str = __version__
+
+
+def parse_layers(text: str) -> list[int]:
+    """Read layers such as `21-27` or `3,5,8-10`: counted from 1, both ends included.
+
+    Returns:
+        Their indices, counted from 0, in order.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    indices: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise InputError(f"--layers {text}: {part or text!r} is no layer. Write them as 21-27 or 3,5,8-10")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first < 1:
+            raise InputError(f"--layers {text}: layers are counted from 1")
+        if last < first:
+            raise InputError(f"--layers {text}: {part} ends before it begins")
+        indices.extend(range(first - 1, last))
+    return indices
+
+
+def measures_for(criterion: Criterion) -> tuple[str, ...]:
+    """The measures that a criterion needs."""
+    return ("removal",) if criterion == "removal" else ("similarity",)
+
+
+def choose_layers(diagnosis: ModelDiagnosis, count: int, criterion: Criterion, *, consecutive: bool) -> list[int]:
+    """Choose the layers whose removal should do least harm.
+
+        angular     a run: the smallest d(l, count) (Gromov et al. 2024); a set: the smallest d(l, 1)
+        influence   the smallest block influences (ShortGPT: Men et al. 2024); a run: the smallest sum
+        removal     the smallest performance drops of single layers; a run: of the run together
+
+    Args:
+        diagnosis: of the model, with `measures_for(criterion)`; for a run by removal with the series
+            `removal_of_<count>`.
+        count: how many layers.
+        criterion: what to go by.
+        consecutive: whether they must follow one another.
+
+    Returns:
+        Indices (from 0), in order.
+
+    Raises:
+        InputError: there are not so many layers.
+    """
+    check_removable(range(count), diagnosis.num_layers)
+    if consecutive:
+        return _cheapest_run(diagnosis, count, criterion)
+    series = {
+        "angular": lambda: diagnosis.angular_distance[0],
+        "influence": lambda: diagnosis.series["block_influence"].values,
+        "removal": lambda: diagnosis.series["removal"].values,
+    }[criterion]()
+    return sorted(sorted(range(diagnosis.num_layers), key=series.__getitem__)[:count])
+
+
+def _cheapest_run(diagnosis: ModelDiagnosis, count: int, criterion: Criterion) -> list[int]:
+    starts = range(diagnosis.num_layers + 1 - count)
+    if criterion == "angular":
+        cost = diagnosis.angular_distance[count - 1]
+    elif criterion == "influence":
+        influence = diagnosis.series["block_influence"].values
+        cost = [sum(influence[start : start + count]) for start in starts]
+    else:
+        cost = diagnosis.series["removal" if count == 1 else f"removal_of_{count}"].values
+    first = min(starts, key=cost.__getitem__)
+    return list(range(first, first + count))
+
+
+def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
+    """What will be removed, in words that leave no doubt about where counting begins."""
+    numbers = ", ".join(str(index + 1) for index in indices)
+    zero_based = ", ".join(f"{stack.name}[{index}]" for index in indices)
+    what = "layer" if len(indices) == 1 else "layers"
+    return (
+        f"removing {len(indices)} of {len(stack.layers)} {what}: {numbers} (counted from 1, both ends included; in "
+        f"Python: {zero_based})"
+    )
+
+
+def prune_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    indices: Sequence[int],
+    out: Path,
+    record: PruningRecord,
+    *,
+    layers: str | None = None,
+) -> None:
+    """Remove layers from a model, in place, and write it as an ordinary Hugging Face folder of its architecture.
+
+    The folder holds the tokenizer, the generation config, and what was removed (`pruning.json`). Before it is written,
+    it is made sure that a model of its config has just the parameters that are left.
+
+    Args:
+        model: it is changed.
+        tokenizer: saved beside it.
+        indices: of the layers, from 0.
+        out: the folder to write, whole or not at all; it must not exist, or be empty.
+        record: to be written beside it.
+        layers: the name of the list of blocks, where it cannot be told.
+
+    Raises:
+        InputError: the layers are not there, the folder holds something or cannot be written, or the architecture keeps
+            a list of layers that this library does not know.
+    """
+    check_output(out)
+    remove_blocks(find_block_stack(model, layers), indices)
+    _check_config(model)
+    try:
+        with whole_folder(out) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            text = json.dumps(asdict(record), indent=1) + "\n"
+            (temporary / PRUNING_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{out} could not be written ({reason}). Make room, or choose another place") from error
+
+
+def check_output(out: Path) -> None:
+    """Make sure that nothing would be overwritten.
+
+    Raises:
+        InputError: the folder holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists already. Delete it, or choose another place")
+
+
+def _check_config(model: PreTrainedModel) -> None:
+    """Build the model that the config describes, without weights, and compare parameters."""
+    try:
+        with torch.device("meta"):
+            described = type(model)._from_config(type(model.config)(**model.config.to_dict()))
+    except (ValueError, TypeError, RuntimeError, LookupError) as error:
+        raise InputError(
+            f"the config of a {type(model).__name__} with fewer layers is not valid ({error}): this architecture keeps "
+            "something for each layer that cannot be shortened"
+        ) from error
+    expected = {name: parameter.shape for name, parameter in described.named_parameters()}
+    found = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if expected != found:
+        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+        raise InputError(
+            f"a {type(model).__name__} of the shortened config would have other parameters than are left "
+            f"({', '.join(differing[:3])} ...): its layers differ from each other by a rule of the config"
+        )

@@ -1,0 +1,138 @@
+"""`mixln diagnose` and `mixln prune` as their user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from mixln.cli import main
+from mixln.data import PreparedData
+from mixln.depth.stack import find_block_stack
+
+FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
+
+
+@pytest.fixture(scope="module")
+def llama(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=len(data.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    data.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_diagnose_shows_layers_and_writes_a_report(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["diagnose", str(llama), "--text", str(corpus), "--out", str(out), *FAST]) == 0
+    shown = capsys.readouterr().out
+    assert "LlamaForCausalLM, 5 layers" in shown
+    assert "The costliest is layer" in shown
+    assert "report.html" in shown
+    report = json.loads((out / "report.json").read_text())
+    assert report["models"][0]["model"] == str(llama)
+    assert report["command"].startswith("mixln diagnose")
+    assert len(list((out / "figures").glob("*.png"))) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "removed"),
+    [
+        (["--layers", "2-3"], [2, 3]),
+        (["--layers", "1,4-5"], [1, 4, 5]),
+        (["--drop", "2"], None),
+        (["--drop", "2", "--any"], None),
+        (["--drop", "2", "--by", "removal"], None),
+        (["--drop", "2", "--by", "removal", "--consecutive"], None),
+        (["--drop", "1", "--by", "influence"], None),
+    ],
+)
+def test_prune_writes_a_stock_model_that_generates(
+    llama: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    removed: list[int] | None,
+) -> None:
+    out = tmp_path / "out"
+    measured = [] if "--layers" in arguments else ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
+    assert main(["prune", str(llama), str(out), *arguments, *measured]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads((out / "pruning.json").read_text())
+    chosen = record["removed_layers"]
+    assert record["num_layers_before"] == 5
+    assert chosen == (removed or sorted(chosen))
+    assert f"removing {len(chosen)} of 5 layer" in shown
+    assert ", ".join(f"model.layers[{layer - 1}]" for layer in chosen) in shown
+    if record["consecutive"]:
+        assert chosen == list(range(chosen[0], chosen[0] + 2))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model) is LlamaForCausalLM
+    assert len(find_block_stack(model).layers) == 5 - len(chosen)
+    whole = AutoModelForCausalLM.from_pretrained(llama)
+    kept = [layer for number, layer in enumerate(whole.model.layers, start=1) if number not in chosen]
+    for one, other in zip(model.model.layers, kept, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    tokens = AutoTokenizer.from_pretrained(out)("The assert statement", return_tensors="pt")
+    cached, uncached = (
+        model.generate(**tokens, max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, uncached)
+
+
+BAD = {
+    "diagnose {tmp}/nothing": "cannot be opened",
+    "diagnose {model} --text {tmp}/nothing": "nothing",
+    "diagnose {model} --text {tmp}/short.txt": "less than one window",
+    "diagnose {model} --text {tmp}/empty": "no usable document",
+    "diagnose {model} --layers model.blocks": "model.blocks: is not there",
+    "diagnose {model} {model}": "named twice",
+    "diagnose {model} --only angle": "no measure 'angle'",
+    "diagnose {model} --window 1": "window must be at least 2",
+    "diagnose {model} --out {tmp}/short.txt/x": "cannot be written",
+    "prune {model} {tmp}/out": "either --layers or --drop",
+    "prune {model} {tmp}/out --layers 2 --drop 1": "either --layers or --drop",
+    "prune {model} {tmp}/out --layers 2 --by angular": "--by goes with --drop",
+    "prune {model} {tmp}/out --layers 0": "counted from 1",
+    "prune {model} {tmp}/out --layers 4-2": "ends before it begins",
+    "prune {model} {tmp}/out --layers two": "is no layer",
+    "prune {model} {tmp}/out --layers 6": "there is no layer 6: the model has layers 1 to 5",
+    "prune {model} {tmp}/out --layers 1-5": "all 5 layers would be removed",
+    "prune {model} {tmp}/out --layers 2,2": "layer 2 is named twice",
+    "prune {model} {tmp}/out --drop 5": "all 5 layers would be removed",
+    "prune {model} {tmp}/out --drop 0": "no layer to remove",
+    "prune {model} {tmp}/out --drop 1 --by size": "no --by size",
+    "prune {model} {tmp}/full --layers 2": "exists already",
+    "prune {tmp}/nothing {tmp}/out --layers 2": "cannot be opened",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message(case: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "short.txt").write_text("A word or two.")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    arguments = case.format(model=llama, tmp=tmp_path).split()
+    if arguments[0] == "diagnose" and "--out" not in arguments:
+        arguments += ["--out", str(tmp_path / "report")]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("mixln: ")
+    assert BAD[case] in message
+    assert not (tmp_path / "out").exists()
