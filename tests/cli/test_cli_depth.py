@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mixln.cli import main
+from mixln.commands.diagnose import display_names
 from mixln.data import PreparedData
 from mixln.depth.stack import find_block_stack
 
@@ -44,9 +45,18 @@ def test_diagnose_shows_layers_and_writes_a_report(
     assert "The costliest is layer" in shown
     assert "report.html" in shown
     report = json.loads((out / "report.json").read_text())
-    assert report["models"][0]["model"] == str(llama)
+    assert report["models"][0]["model"] == llama.name
     assert report["command"].startswith("mixln diagnose")
     assert len(list((out / "figures").glob("*.png"))) == 9
+
+
+def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
+    for name in ("runs/a/model", "runs/b/model", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    names = [str(tmp_path / name) for name in ("runs/a/model", "runs/b/model", "other")]
+    assert display_names([*names, "org/model"]) == ["a/model", "b/model", "other", "org/model"]
+    assert display_names(names[:1]) == ["a/model"]
+    assert display_names([str(tmp_path / "runs/a"), str(tmp_path / "runs/b")]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_sublayers_are_told_apart(name: str) -> None:
     with torch.no_grad(), recording(stack) as record, finder.watch(stack):
         model(**batch.arguments)
     assert finder.is_complete()
-    branches = {finder.branch(block, sublayer).module for block in range(NUM_LAYERS) for sublayer in SUBLAYERS}
+    branches = {finder.branch(block, sublayer) for block in range(NUM_LAYERS) for sublayer in SUBLAYERS}
     assert len(branches) == 2 * NUM_LAYERS
     for index, block in enumerate(stack.layers):
         x, call = record.hidden_states[index], record.calls[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mixln.models.load import load_model
 from mixln.progress import StageProgress
 from mixln.report.diagnosis_summary import findings, layer_table
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
+from mixln.training.run_folder import MODEL_FOLDER
 
 
 def build_parser() -> ArgumentParser:
@@ -57,8 +59,8 @@ def run(given: Namespace, command: str) -> int:
     diagnoses = []
     console = Console()
     with StageProgress() as progress:
-        for name in given.models:
-            model, tokenizer = load_model(name, dtype=given.dtype, device_map=given.device_map)
+        for source, name in zip(given.models, display_names(given.models), strict=True):
+            model, tokenizer = load_model(source, dtype=given.dtype, device_map=given.device_map)
             if given.device_map is None:
                 model.to(default_device())
             progress.start(name)
@@ -74,6 +76,25 @@ def run(given: Namespace, command: str) -> int:
             console.print(f"- {sentence}", markup=False, highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def display_names(models: Sequence[str]) -> list[str]:
+    """Return short names: of folders as much of the end of their paths as tells them apart, hub names as they are."""
+    shortest = 1
+    while True:
+        names = [_end_of_path(model, shortest) for model in models]
+        if len(set(names)) == len(names) or shortest > max(len(Path(model).parts) for model in models):
+            return names
+        shortest += 1
+
+
+def _end_of_path(model: str, length: int) -> str:
+    path = Path(model)
+    if not path.is_dir():
+        return model
+    parts = path.absolute().parts
+    # a run keeps its model in a folder of that name, which says nothing
+    return "/".join(parts[-max(length, 2 if parts[-1] == MODEL_FOLDER else 1) :])
 
 
 COMMAND = Command("diagnose", "which layers of a model earn their place; figures, HTML report", build_parser, run)

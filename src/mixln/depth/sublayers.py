@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,19 +21,11 @@ Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
 
 _ATTENTION = re.compile(r"attn|attention|mixer", re.IGNORECASE)
-_FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn|moe|experts", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln_|_ln$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Branch:
-    """The module whose output is F(.), what a sublayer adds to the stream before any norm behind it."""
-
-    module: nn.Module
-
-
 class SublayerFinder:
-    """Finds the branches of each block from one forward pass, by what runs.
+    """Finds the branches F(.) of each block, what its sublayers add to the stream, from one forward pass, by what runs.
 
     F of attention is the output of the last linear layer that runs inside the block's attention module; F of the
     feed-forward that of the last linear layer of the block outside of attention, or, in a mixture of experts, that of
@@ -42,7 +33,7 @@ class SublayerFinder:
     """
 
     def __init__(self) -> None:
-        self._branches: list[dict[Sublayer, Branch]] | None = None
+        self._branches: list[dict[Sublayer, nn.Module]] | None = None
 
     @contextmanager
     def watch(self, stack: BlockStack) -> Iterator[None]:
@@ -64,8 +55,8 @@ class SublayerFinder:
                 handle.remove()
         self._branches = [_branches(ran) for ran in order]
 
-    def branch(self, block: int, sublayer: Sublayer) -> Branch:
-        """The branch of a block (from 0).
+    def branch(self, block: int, sublayer: Sublayer) -> nn.Module:
+        """The module whose output is F of a sublayer, in a block (from 0).
 
         Raises:
             InputError: the block has no such sublayer, or none that can be told.
@@ -91,7 +82,7 @@ def _noting(order: list[tuple[str, nn.Module]], name: str) -> Callable[..., None
     return note
 
 
-def _branches(ran: Sequence[tuple[str, nn.Module]]) -> dict[Sublayer, Branch]:
+def _branches(ran: Sequence[tuple[str, nn.Module]]) -> dict[Sublayer, nn.Module]:
     """From the modules of a block in the order in which they ended to its branches."""
     attention = [module for name, module in ran if _is_linear(module) and _ATTENTION.search(name.split(".")[0])]
     others = [
@@ -99,16 +90,16 @@ def _branches(ran: Sequence[tuple[str, nn.Module]]) -> dict[Sublayer, Branch]:
         for name, module in ran
         if not _ATTENTION.search(name.split(".")[0]) and not _NORM.search(name.split(".")[-1])
     ]
-    found: dict[Sublayer, Branch] = {}
+    found: dict[Sublayer, nn.Module] = {}
     if attention:
-        found["attention"] = Branch(attention[-1])
+        found["attention"] = attention[-1]
     experts = {name.split(".")[0] for name, _ in others if "experts" in name.split(".")}
     if experts:
         whole = [module for name, module in others if name in experts]
         if whole:
-            found["feed_forward"] = Branch(whole[-1])
+            found["feed_forward"] = whole[-1]
     elif linear := [module for _, module in others if _is_linear(module)]:
-        found["feed_forward"] = Branch(linear[-1])
+        found["feed_forward"] = linear[-1]
     return found
 
 
@@ -117,14 +108,14 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 @contextmanager
-def silenced(branch: Branch) -> Iterator[None]:
+def silenced(branch: nn.Module) -> Iterator[None]:
     """A branch gives zeros inside the `with` block."""
 
     def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
         zeros = torch.zeros_like(block_output(output))
         return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
-    handle = branch.module.register_forward_hook(zero)
+    handle = branch.register_forward_hook(zero)
     try:
         yield
     finally:
@@ -140,7 +131,6 @@ class SublayerShares(Measure):
 
     def __init__(self) -> None:
         self._finder = SublayerFinder()
-        self._norms: list[dict[Sublayer, torch.Tensor]] = []
         self._sums = DocumentSums()
 
     def watch(self, stack: BlockStack) -> AbstractContextManager[object]:
@@ -155,7 +145,7 @@ class SublayerShares(Measure):
         for index, block in enumerate(stack.layers):
             norms: dict[Sublayer, torch.Tensor] = {}
             handles = [
-                self._finder.branch(index, sublayer).module.register_forward_hook(_keeping_norm(norms, sublayer))
+                self._finder.branch(index, sublayer).register_forward_hook(_keeping_norm(norms, sublayer))
                 for sublayer in SUBLAYERS
             ]
             try:
