@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from mixln.confidence import student_t_two_sided
 from mixln.errors import InputError
 from mixln.report import summarize
-from mixln.report.statistics import best_summary, student_t_two_sided
+from mixln.report.statistics import best_summary
 
 
 @pytest.mark.parametrize(

@@ -54,22 +54,21 @@ def run(given: Namespace, command: str) -> int:
     if len(set(given.models)) < len(given.models):
         raise InputError("a model is named twice: name each once")
     corpus = open_corpus(given.text)
-    out = Path(given.out)
+    page = out = Path(given.out)
     claim_output(out)
     diagnoses = []
     console = Console()
     with StageProgress() as progress:
         for source, name in zip(given.models, display_names(given.models), strict=True):
-            model, tokenizer = load_model(source, dtype=given.dtype, device_map=given.device_map)
-            if given.device_map is None:
-                model.to(default_device())
+            model, tokenizer = load_model(
+                source, dtype=given.dtype, device=default_device(), device_map=given.device_map
+            )
             progress.start(name)
             found = diagnose_model(model, tokenizer, corpus.documents(), config, name=name, report_step=progress.step)
             diagnoses.append(found)
             del model
             # what has been found so far is safe if a later model fails
-            report = make_report(diagnoses, text=given.text, command=command)
-            page = report.save(out)
+            page = make_report(diagnoses, text=given.text, command=command).save(out)
     for found in diagnoses:
         console.print(layer_table(found))
         for sentence in findings(found):

@@ -74,7 +74,7 @@ def run(given: Namespace, _command: str) -> int:
         raise InputError("--any and --consecutive exclude each other")
     check_output(out)
     indices = None if given.layers is None else parse_layers(given.layers)
-    model, tokenizer = load_model(given.model, device_map=given.device_map)
+    model, tokenizer = load_model(given.model, device=default_device(), device_map=given.device_map)
     stack = find_block_stack(model, given.stack)
     count = len(stack.layers)
     check_removable(range(given.drop) if indices is None else indices, count)
@@ -90,8 +90,6 @@ def run(given: Namespace, _command: str) -> int:
             measures=measures_for(by),
             layers=given.stack,
         ).check()
-        if given.device_map is None:
-            model.to(default_device())
         with StageProgress() as progress:
             progress.start(given.model)
             texts = open_corpus(given.text).documents()

@@ -95,7 +95,7 @@ def gradient_norms(
 
 def _summed_gradients(
     model: nn.Module,
-    layers: Sequence[nn.Module],
+    layers: Iterable[nn.Module],
     batches: Iterable[ModelBatch],
     autocast_dtype: torch.dtype | None,
 ) -> tuple[list[list[torch.Tensor]], int]:

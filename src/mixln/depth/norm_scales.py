@@ -113,7 +113,7 @@ class NormScales(Measure):
                 plain = call.replay(block, x)
             finally:
                 handle.remove()
-            handle = norm.register_forward_hook(lambda _norm, _args, output: torch.zeros_like(output))
+            handle = norm.register_forward_hook(_zeros)
             try:
                 without_norm = call.replay(block, x)
             finally:
@@ -146,6 +146,10 @@ class NormScales(Measure):
         """
         found = self._sums.estimate()
         return Estimates(found.value[-1], found.low[-1], found.high[-1], found.num_documents)
+
+
+def _zeros(_norm: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(output)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -34,7 +35,7 @@ def load_causal_lm(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def load_model(
-    name_or_path: str, *, dtype: str = "auto", device_map: str | None = None
+    name_or_path: str, *, dtype: str = "auto", device: torch.device | None = None, device_map: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return any model and its tokenizer: with its head if it is a causal language model, else the base model.
 
@@ -43,6 +44,7 @@ def load_model(
     Args:
         name_or_path: Hugging Face folder, or name on the hub.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: what the checkpoint is in.
+        device: to put it on; not with a device_map.
         device_map: as in transformers (`auto` shares a large model out over what devices there are); None: one device.
 
     Raises:
@@ -55,7 +57,10 @@ def load_model(
         raise InputError(_cannot_open(name_or_path, "a model", error)) from error
     is_causal = any(name.endswith(_CAUSAL_CLASSES) for name in config.architectures or [])
     options = {"dtype": dtype, **({} if device_map is None else {"device_map": device_map})}
-    return _load(name_or_path, AutoModelForCausalLM if is_causal else AutoModel, "a model", options)
+    model, tokenizer = _load(name_or_path, AutoModelForCausalLM if is_causal else AutoModel, "a model", options)
+    if device is not None and device_map is None:
+        torch.nn.Module.to(model, device)
+    return model, tokenizer
 
 
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")

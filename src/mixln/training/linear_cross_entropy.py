@@ -62,8 +62,12 @@ class HeadKernels:
     @classmethod
     def compiled(cls) -> HeadKernels:
         """Return compiled ones."""
-        functions = (logits_loss, transposed_copy, add_transposed)
-        return cls(*(torch.compile(function, dynamic=False, fullgraph=True) for function in functions))
+        options: Any = {"dynamic": False, "fullgraph": True}
+        return cls(
+            torch.compile(logits_loss, **options),
+            torch.compile(transposed_copy, **options),
+            torch.compile(add_transposed, **options),
+        )
 
 
 def linear_cross_entropy(
