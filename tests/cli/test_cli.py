@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from mixln import cli
 from mixln.cli import main
-from mixln.commands import COMMANDS
+from mixln.commands import COMMANDS, Command
 
 TINY = [
     *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
@@ -207,7 +207,8 @@ def test_what_the_system_refuses_is_said_with_the_mend(
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number), "/some/file")
 
-    monkeypatch.setattr(cli, "COMMANDS", [replace(command, run=refuse) for command in COMMANDS])
+    refusing = [replace(command, run=refuse) for command in COMMANDS if isinstance(command, Command)]
+    monkeypatch.setattr(cli, "COMMANDS", refusing)
     assert main(["generate", "a", "b"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"mixln: /some/file: {os.strerror(number)}. To mend it, ")
@@ -221,7 +222,10 @@ def test_divergence_has_a_status_of_its_own(
     assert "mixln: the training loss was" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "compare", "train", "generate", "convert"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "compare", "train", "generate", "convert", "data prepare", "diagnose", "prune", "export", "estimate"],
+)
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([*command.split(), "--help"])
