@@ -11,7 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mixln.device import is_main_process
 
 
-class TrainingProgress:
+class _Bar:
+    """A bar on the terminal inside a `with` block; `self._progress` is what draws it."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class TrainingProgress(_Bar):
     """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
 
     def __init__(self, steps_per_run: int, num_runs: int = 1) -> None:
@@ -46,17 +61,8 @@ class TrainingProgress:
         status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
         self._progress.update(self._task, completed=self._run * self._steps + step, status=status)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-
-class StageProgress:
+class StageProgress(_Bar):
     """One bar that begins anew with every stage of a piece of work."""
 
     def __init__(self) -> None:
@@ -82,12 +88,3 @@ class StageProgress:
             self.console.print(f"{self._name}: {stage}", markup=False, highlight=False, soft_wrap=True)
         self._stage = stage
         self._progress.update(self._task, description=f"{self._name}: {stage}", completed=done, total=total)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()

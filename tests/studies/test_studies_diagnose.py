@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from browser import assert_chromium_is_content
 from depth_architectures import MODELS, make_batch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
@@ -239,24 +238,8 @@ def test_a_saved_report_is_complete(report: DepthReport, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("width", [1100, 500])
 def test_chromium_shows_the_page_without_complaint(report: DepthReport, tmp_path: Path, width: int) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not on PATH")
     both = DepthReport([report.models[0], report.models[0]], report.text, report.machine, "mixln diagnose", "0")
-    page, shot = both.save(tmp_path), tmp_path / "shot.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += [
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'user'}",
-    ]
-    command += ["--enable-logging=stderr", f"--window-size={width},900"]
-    command += [f"--screenshot={shot}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert shot.stat().st_size > 20_000
-    assert "CONSOLE" not in done.stderr
+    assert_chromium_is_content(both.save(tmp_path), tmp_path, width)
 
 
 def test_a_folder_is_diagnosed_by_name(model: nn.Module, data: PreparedData, tmp_path: Path) -> None:
