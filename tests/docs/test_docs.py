@@ -22,7 +22,7 @@ def blocks(document: Path, language: str) -> list[str]:
 
 
 def commands(document: Path) -> list[list[str]]:
-    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    lines = [line for block in blocks(document, "bash") for line in block.replace("\\\n", "").splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("mixln ")]
 
 

@@ -54,8 +54,11 @@ def add_commands(parser: ArgumentParser, commands: Sequence[Command | CommandGro
         if isinstance(command, Command):
             subcommands.add_subcommand(command.name, command.parser(), help=command.summary)
         else:
+            examples = " ".join(str(own.parser().epilog) for own in command.commands)
             group = ArgumentParser(
-                description=f"{command.summary[0].upper()}{command.summary[1:]}.", exit_on_error=False
+                description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+                epilog=examples,
+                exit_on_error=False,
             )
             # jsonargparse takes subcommands only in a parser that is in its parent already
             subcommands.add_subcommand(command.name, group, help=command.summary)
