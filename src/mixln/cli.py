@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mend = MENDABLE_ERRORS.get(error.errno or 0, "see to it that this path is what the command takes it for")
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}. To mend it, {mend}")
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error).lower():
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
             raise
         return _fail("not enough memory. Choose a smaller model, batch_size or micro_batch_size")
     except TrainingInterrupted as error:

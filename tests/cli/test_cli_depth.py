@@ -106,7 +106,8 @@ def test_prune_writes_a_stock_model_that_generates(
 
 
 BAD = {
-    "diagnose {tmp}/nothing": "cannot be opened",
+    "diagnose {tmp}/nothing": "there is no folder",
+    "diagnose {tmp}/empty": "has no config.json",
     "diagnose {model} --text {tmp}/nothing": "nothing",
     "diagnose {model} --text {tmp}/short.txt": "less than one window",
     "diagnose {model} --text {tmp}/empty": "no usable document",
@@ -128,7 +129,9 @@ BAD = {
     "prune {model} {tmp}/out --drop 0": "no layer to remove",
     "prune {model} {tmp}/out --drop 1 --by size": "no --by size",
     "prune {model} {tmp}/full --layers 2": "exists already",
-    "prune {tmp}/nothing {tmp}/out --layers 2": "cannot be opened",
+    "prune {tmp}/nothing {tmp}/out --layers 2": "there is no folder",
+    "prune {model} {tmp}/out --layers 2 --any": "go with --drop",
+    "prune {model} {tmp}/out --layers 1-99999999999": "there is no layer 99999999999",
 }
 
 

@@ -341,6 +341,13 @@ def test_a_bad_export_is_one_message(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_is_no_checkpoint_is_passed_over(with_checkpoints: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(with_checkpoints, tmp_path / "run")
+    (run / "checkpoints" / "step_00000005.bak").mkdir()
+    (run / "checkpoints" / "step_notes").touch()
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+
+
 def test_export_does_not_fill_a_disk_with_half_a_model(
     with_checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,15 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     with pytest.raises(InputError, match=r"no measure 'angle'.*similarity"):
         DiagnosisConfig(measures=("angle",)).check()
     assert "removal" in MEASURE_NAMES
+    with pytest.raises(InputError, match="add --fresh_gradients true"):
+        DiagnosisConfig(measures=("gradient_norm_at_init",)).check()
+    assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, measures=())).series == {}
+    with pytest.raises(InputError, match="run_lengths has 4, and the model 4 layers"):
+        diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, run_lengths=(4,)))
+
+
+def test_runs_of_layers_are_reported(report: DepthReport) -> None:
+    assert any("2 consecutive layers that are cheapest to remove together" in one for one in findings(report.models[0]))
 
 
 def test_scores_of_ones_own_are_taken_without_each_layer(model: nn.Module, data: PreparedData) -> None:
@@ -151,7 +160,7 @@ def test_what_cannot_be_measured_is_noted() -> None:
     batch = make_batch(MODELS["vit"]())
     odd = type(batch)({"hidden_states": torch.randn(5, 6, 4)}, None, None, batch.documents)
     found = diagnose_batches(Odd(), [odd], None, SMALL)
-    assert set(found.series) == {"block_influence", "variance", "rms", "norm"}
+    assert set(found.series) == {"block_influence", "variance", "rms", "norm", "jacobian_distance"}
     assert len(found.notes) == 2
 
 

@@ -79,6 +79,7 @@ def test_a_recipe_file_states_only_fields_that_there_are() -> None:
         ({"steps": 0}, "steps must be more than 0"),
         ({"batch_size": -1}, "batch_size must be more than 0"),
         ({"micro_batch_size": -2}, "micro_batch_size"),
+        ({"micro_batch_size": 0}, "micro_batch_size"),
         ({"stop_step": 99}, "stop_step"),
         ({"seed": -1}, "seed must not be negative"),
         ({"evaluate_every": 0}, "evaluate_every"),

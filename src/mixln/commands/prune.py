@@ -70,6 +70,8 @@ def run(given: Namespace, _command: str) -> int:
         raise InputError("--by goes with --drop: --layers names the layers itself")
     if by not in CRITERIA:
         raise InputError(f"there is no --by {by}. There are: {', '.join(CRITERIA)}")
+    if given.layers is not None and (given.any or given.consecutive):
+        raise InputError("--any and --consecutive go with --drop: --layers names the layers itself")
     if given.any and given.consecutive:
         raise InputError("--any and --consecutive exclude each other")
     check_output(out)

@@ -50,6 +50,11 @@ class BlockCall(NamedTuple):
     @property
     def hidden_states(self) -> torch.Tensor:
         """The block's input x_l, (batch, sequence, hidden)."""
+        if not self.args and _HIDDEN_STATES not in self.kwargs:
+            raise InputError(
+                f"a block is called with {', '.join(self.kwargs)}, and not with {_HIDDEN_STATES} or a first argument: "
+                "its input cannot be told. Name another list of blocks with --layers"
+            )
         return self.args[0] if self.args else self.kwargs[_HIDDEN_STATES]
 
     def replay(self, block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:

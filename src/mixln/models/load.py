@@ -84,6 +84,9 @@ def _load(
 
 def _check_path(name_or_path: str) -> None:
     path = Path(name_or_path)
+    # a name on the hub is OWNER/NAME or NAME
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name_or_path.startswith(".")):
+        raise InputError(f"there is no folder {path}. Give one that save_pretrained wrote, or a name on the hub")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{path} has no config.json: give the folder that holds the model itself (in a run: model/)")
     if path.is_file():

@@ -156,6 +156,9 @@ def _clip_range(bands: list[Band]) -> tuple[float, float]:
         limit = 4 * float(np.quantile(positive, 0.75))
         if highest > 1.5 * limit:
             highest = float(positive[positive <= limit].max())
+    # room for the whiskers of all bars that are not cut off
+    ends = np.concatenate([band.high[band.mean <= highest] for band in bands])
+    highest = max([highest, *ends[np.isfinite(ends) & (ends <= 3 * abs(highest))]])
     lowest = min(0.0, min(float(np.nanmin(band.low)) if np.isfinite(band.low).any() else 0.0 for band in bands))
     return (highest * 1.1 if highest > 0 else 1.0), lowest * 1.15
 

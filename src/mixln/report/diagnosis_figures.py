@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mixln.report.aggregate import Array, Band
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_triangles
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
+from mixln.report.diagnosis_summary import RUN_SERIES
 from mixln.report.style import label_styles
 
 
@@ -40,7 +41,11 @@ class DiagnosisFigure:
 
 
 def _has(model: ModelDiagnosis, names: tuple[str, ...]) -> bool:
-    return bool(model.angular_distance) if not names else any(name in model.series for name in names)
+    if not names:
+        return bool(model.angular_distance)
+    return any(
+        own == name or (own.startswith(RUN_SERIES) and name == RUN_SERIES) for own in model.series for name in names
+    )
 
 
 def _bands(report: DepthReport, names: dict[str, str]) -> dict[str, Band]:
@@ -86,6 +91,14 @@ def _bar_figure(x: str, names: dict[str, str]) -> Callable[[DepthReport], Figure
     return draw
 
 
+def _draw_runs(report: DepthReport) -> Figure:
+    runs = {name for model in report.models for name in model.series if name.startswith(RUN_SERIES)}
+    ordered = sorted(runs, key=lambda name: int(name.removeprefix(RUN_SERIES)))
+    return _bar_figure("first removed layer", {name: f"{name.removeprefix(RUN_SERIES)} layers" for name in ordered})(
+        report
+    )
+
+
 def _line_figure(x: str, title: str, names: dict[str, str], *, log: bool = False) -> Callable[[DepthReport], Figure]:
     def draw(report: DepthReport) -> Figure:
         bands = _bands(report, names)
@@ -103,6 +116,14 @@ FIGURES: tuple[DiagnosisFigure, ...] = (
         "Whiskers are 95 % confidence intervals over documents.",
         ("removal",),
         _bar_figure("removed layer", {"removal": ""}),
+    ),
+    DiagnosisFigure(
+        "run_removal",
+        "Harm done by removing consecutive layers together",
+        "dP of removing the n layers from l on; each bar stands at the first of them.",
+        "A run can cost more than its layers one by one, or less.",
+        (RUN_SERIES,),
+        _draw_runs,
     ),
     DiagnosisFigure(
         "sublayer_removal",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixln.files import write_file
+from mixln.files import remove_file, write_file
 from mixln.report import cells
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, NormScaleResult
 from mixln.report.diagnosis_figures import FIGURES, DiagnosisFigure
@@ -84,6 +84,8 @@ def write_diagnosis(report: DepthReport, folder: Path) -> Path:
     write_file(folder / "report.json", to_json(report))
     drawn: dict[str, bytes] = {}
     for kind in FIGURES:
+        for suffix in ("png", "svg"):  # of an earlier report
+            remove_file(folder / "figures" / f"{kind.name}.{suffix}")
         if kind.applies(report):
             figure = kind.draw(report)
             drawn[kind.name] = draw_svg(figure, kind.name)

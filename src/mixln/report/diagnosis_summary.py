@@ -16,6 +16,9 @@ DEAD_SHARE = 0.01
 """A layer is called dead weight if its removal costs less than this share of the loss (of a pooled embedding: turns it
 by less than this), at the upper end of the interval if there is one."""
 
+RUN_SERIES = "removal_of_"
+"""How the names of the series begin that are about runs of layers; the length of the runs follows."""
+
 _RUN_SHARE = 6
 """The run of layers whose angular distance is named is L / this long."""
 
@@ -73,6 +76,7 @@ def findings(model: ModelDiagnosis) -> list[str]:
     removal = model.series.get("removal")
     if removal is not None:
         sentences += [_dead_sentence(model, removal), _costliest_sentence(model, removal)]
+    sentences += [_run_sentence(series) for name, series in model.series.items() if name.startswith(RUN_SERIES)]
     length = max(1, model.num_layers // _RUN_SHARE)
     if len(model.angular_distance) >= length:
         distances = model.angular_distance[length - 1]
@@ -103,16 +107,27 @@ def _dead_sentence(model: ModelDiagnosis, removal: Series) -> str:
     dead, limit = dead_layers(model), dead_limit(model)
     cheapest = min(range(len(removal.values)), key=removal.values.__getitem__)
     has_intervals = any(high is not None for high in removal.high)
-    rule = f"less than {limit:.3g} {model.performance}" + (" at the upper end of the interval" if has_intervals else "")
+    rule = f"less than {limit:.3g} ({model.performance})" + (
+        " at the upper end of the interval" if has_intervals else ""
+    )
     cheap = f"The cheapest to remove is layer {cheapest + 1}: {_with_interval(removal, cheapest)}."
     if not dead:
         return f"No layer is dead weight: none costs {rule}. {cheap}"
     parameters = sum(model.layer_parameters[layer - 1] for layer in dead)
     share = parameters / model.num_parameters
-    are = "layer is" if len(dead) == 1 else "layers are"
+    are = "is" if len(dead) == 1 else "are"
     return (
-        f"{len(dead)} of {model.num_layers} {are} dead weight, each for itself ({_numbers(dead)}; {share:.0%} of the "
-        f"parameters): removing one of them costs {rule}. {cheap}"
+        f"{len(dead)} of {model.num_layers} layers {are} dead weight, each for itself ({_numbers(dead)}; {share:.0%} "
+        f"of the parameters): removing one of them costs {rule}. {cheap}"
+    )
+
+
+def _run_sentence(series: Series) -> str:
+    length = int(series.name.removeprefix(RUN_SERIES))
+    first = min(range(len(series.values)), key=series.values.__getitem__)
+    return (
+        f"The {length} consecutive layers that are cheapest to remove together are {first + 1} to {first + length}: "
+        f"{_with_interval(series, first)}."
     )
 
 
@@ -150,7 +165,9 @@ def headline(report: DepthReport) -> str:
     parts = []
     for model in report.models:
         if "removal" in model.series:
-            parts.append(f"{model.model}: {len(dead_layers(model))} of {model.num_layers} layers are dead weight")
+            dead = len(dead_layers(model))
+            are = "is" if dead == 1 else "are"
+            parts.append(f"{model.model}: {dead} of {model.num_layers} layers {are} dead weight")
         else:
             parts.append(f"{model.model}: {model.num_layers} layers, removals not measured")
     return "; ".join(parts)

@@ -89,6 +89,8 @@ class DiagnosisConfig:
         for name in self.measures or ():
             if name not in MEASURE_NAMES:
                 raise InputError(f"there is no measure {name!r}. There are: {', '.join(MEASURE_NAMES)}")
+        if self.measures and "gradient_norm_at_init" in self.measures and not self.fresh_gradients:
+            raise InputError("gradient_norm_at_init needs a freshly initialised model: add --fresh_gradients true")
         return self
 
 
@@ -110,14 +112,16 @@ class MeasureKind:
         name: to choose it by.
         build: makes it, for a performance.
         series: what is read from it at the end.
-        is_performance: whether it runs over `performance_tokens` (it needs many passes), or over all.
+        needs_performance: whether it measures what something costs.
+        takes_many_passes: whether it runs over `performance_tokens`, or over all.
         needs_sublayers: whether it needs every block's attention and feed-forward to be told apart.
     """
 
     name: str
     build: Callable[[Performance], Measure]
     series: tuple[SeriesKind, ...] = ()
-    is_performance: bool = False
+    needs_performance: bool = False
+    takes_many_passes: bool = False
     needs_sublayers: bool = False
 
 
@@ -128,7 +132,8 @@ def _drops(
         name,
         lambda performance: PerformanceDrop(family, performance),
         (SeriesKind(name, axis, _UNIT_OF_PERFORMANCE, PerformanceDrop.drop),),
-        is_performance=True,
+        needs_performance=True,
+        takes_many_passes=True,
         needs_sublayers=of_sublayers,
     )
 
@@ -169,7 +174,7 @@ MEASURES: list[MeasureKind] = [
         "jacobian",
         lambda _: JacobianDistance(),
         (SeriesKind("jacobian_distance", "layer", "|J - I| / |I|", JacobianDistance.distance),),
-        is_performance=True,
+        takes_many_passes=True,
     ),
 ]
 """Every measure of a pass. One more is one more entry."""
@@ -291,13 +296,15 @@ def diagnose_batches(
     """
     config = (config or DiagnosisConfig()).check()
     started = time.perf_counter()
+    if not batches:
+        raise InputError("there are no batches to measure on: give at least one")
     stack = find_block_stack(model, config.layers)
     notes: list[str] = []
     wanted = _wanted(config, stack, batches[0], performance, notes)
     few = first_tokens(batches, config.performance_tokens)
     found: list[tuple[MeasureKind, Measure]] = []
-    for what, some, is_performance in (("hidden states", batches, False), ("performance", few, True)):
-        kinds = [kind for kind in wanted if kind.is_performance is is_performance]
+    for what, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
+        kinds = [kind for kind in wanted if kind.takes_many_passes is many_passes]
         if not kinds:
             continue
         # a measure of performance is never built without one
@@ -358,9 +365,13 @@ def _wanted(
     """The measures to take; what cannot be is left out with a note."""
     kinds = [kind for kind in MEASURES if config.measures is None or kind.name in config.measures]
     if config.measures is None or "removal" in config.measures:
-        kinds += [removal_of_runs(length) for length in config.run_lengths if length < len(stack.layers)]
-    if performance is None and any(kind.is_performance for kind in kinds):
-        kinds = [kind for kind in kinds if not kind.is_performance]
+        if too_long := [length for length in config.run_lengths if length >= len(stack.layers)]:
+            raise InputError(
+                f"run_lengths has {too_long[0]}, and the model {len(stack.layers)} layers: leave one at least"
+            )
+        kinds += [removal_of_runs(length) for length in config.run_lengths]
+    if performance is None and any(kind.needs_performance for kind in kinds):
+        kinds = [kind for kind in kinds if not kind.needs_performance]
         notes.append("No performance was given, so what removing a layer costs was not measured.")
     if any(kind.needs_sublayers for kind in kinds):
         finder = SublayerFinder()
@@ -416,7 +427,7 @@ def _norm_scale(scale: NormScale) -> NormScaleResult:
 
 
 def _gradient_models(model: nn.Module, config: DiagnosisConfig) -> Iterator[tuple[str, nn.Module]]:
-    measured = config.measures or GRADIENT_SERIES
+    measured = GRADIENT_SERIES if config.measures is None else config.measures
     if "gradient_norm" in measured:
         yield "gradient_norm", model
     if config.fresh_gradients and "gradient_norm_at_init" in measured:

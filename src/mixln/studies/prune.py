@@ -24,6 +24,9 @@ CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
 
 PRUNING_FILE = "pruning.json"
 
+_MOST_LAYERS = 10_000
+"""Of any model: a slip in a range is found before it fills the memory."""
+
 
 @dataclass(frozen=True)
 class PruningRecord:
@@ -65,6 +68,8 @@ def parse_layers(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if first < 1:
             raise InputError(f"--layers {text}: layers are counted from 1")
+        if last > _MOST_LAYERS:
+            raise InputError(f"--layers {text}: there is no layer {last}")
         if last < first:
             raise InputError(f"--layers {text}: {part} ends before it begins")
         indices.extend(range(first - 1, last))
@@ -124,9 +129,8 @@ def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
     """What will be removed, in words that leave no doubt about where counting begins."""
     numbers = ", ".join(str(index + 1) for index in indices)
     zero_based = ", ".join(f"{stack.name}[{index}]" for index in indices)
-    what = "layer" if len(indices) == 1 else "layers"
     return (
-        f"removing {len(indices)} of {len(stack.layers)} {what}: {numbers} (counted from 1, both ends included; in "
+        f"removing {len(indices)} of {len(stack.layers)} layers: {numbers} (counted from 1, both ends included; in "
         f"Python: {zero_based})"
     )
 

@@ -94,7 +94,8 @@ class Checkpoints:
         self._group = group if isinstance(group, dist.ProcessGroup) else None
         if processes.is_main:
             for leftover in self._folder.glob(".step_*"):  # of a kill: the run's lock is ours, so nobody works there
-                shutil.rmtree(leftover)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
 
     def save(
         self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
@@ -244,7 +245,9 @@ def newest_whole(run_folder: Path) -> SavedCheckpoint | None:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    return sorted((run_folder / CHECKPOINTS_FOLDER).glob("step_*"), key=checkpoint_step)
+    found = (run_folder / CHECKPOINTS_FOLDER).glob("step_*")
+    # what a user put there is none of ours
+    return sorted((path for path in found if path.name.removeprefix("step_").isdecimal()), key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:

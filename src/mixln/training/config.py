@@ -215,7 +215,7 @@ class Recipe:
             "steps": self.steps,
             "batch_size": self.batch_size,
             "evaluation_batch_size": self.evaluation_batch_size,
-            "micro_batch_size": self.micro_batch_size or self.batch_size,
+            "micro_batch_size": _one_if_none(self.micro_batch_size),
             "evaluate_every": _one_if_none(self.evaluate_every),
             "faults.gradient_spike_factor": self.faults.gradient_spike_factor,
             "faults.gradient_spike_window": self.faults.gradient_spike_window,

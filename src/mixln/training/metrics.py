@@ -161,7 +161,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         *complete, _unfinished = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in complete]
     except ValueError as error:
-        raise InputError(f"{path} is damaged. Delete {folder} to start this run over") from error
+        raise InputError(
+            f"{path} is damaged. Mend its last lines, or move it away: then the run goes on from its checkpoint, and "
+            "its record begins there"
+        ) from error
 
 
 def _take_up_trackers(folder: Path, trackers: Iterable[str]) -> tuple[str, dict[str, int]]:

@@ -187,7 +187,7 @@ class TrainingRun:
     def explain(self, fault: Fault) -> str:
         """Return a sentence on a fault, with step, rows and the layer where it began, and note it in `faults.jsonl`.
 
-        The step is computed again, without compilation, to find the layer.
+        The step is computed again to find the layer, its forward without compilation.
 
         Raises:
             InputError: the disk is full.
