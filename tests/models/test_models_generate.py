@@ -94,7 +94,7 @@ def test_numbers_out_of_range_are_input_errors(options: dict[str, Any], message:
 
 
 def test_what_is_no_checkpoint_is_an_input_error(folder: Path) -> None:
-    with pytest.raises(InputError, match="cannot be opened"):
+    with pytest.raises(InputError, match="there is no folder"):
         load_causal_lm(str(folder / "nowhere"))
     with pytest.raises(InputError, match="is a file: give the folder"):
         load_causal_lm(str(folder / "config.json"))
