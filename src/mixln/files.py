@@ -35,6 +35,16 @@ def write_file(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def require_new_folder(folder: Path) -> None:
+    """Make sure that nothing would be overwritten.
+
+    Raises:
+        InputError: the folder holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already. Delete it, or choose another place")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, which becomes `folder` at the end of the block, or vanishes if that fails.

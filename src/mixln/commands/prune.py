@@ -12,13 +12,13 @@ from mixln.depth.pruning import check_removable
 from mixln.depth.stack import find_block_stack
 from mixln.device import default_device
 from mixln.errors import InputError
+from mixln.files import require_new_folder
 from mixln.models.load import load_model
 from mixln.progress import StageProgress
 from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
 from mixln.studies.prune import (
     CRITERIA,
     PruningRecord,
-    check_output,
     choose_layers,
     describe_layers,
     measures_for,
@@ -74,7 +74,7 @@ def run(given: Namespace, _command: str) -> int:
         raise InputError("--any and --consecutive go with --drop: --layers names the layers itself")
     if given.any and given.consecutive:
         raise InputError("--any and --consecutive exclude each other")
-    check_output(out)
+    require_new_folder(out)
     indices = None if given.layers is None else parse_layers(given.layers)
     model, tokenizer = load_model(given.model, device=default_device(), device_map=given.device_map)
     stack = find_block_stack(model, given.stack)

@@ -29,6 +29,11 @@ class Estimates:
     high: torch.Tensor
     num_documents: int
 
+    def column(self, index: int) -> Estimates:
+        """The estimates at an index of the last dimension."""
+        value, low, high = (part[..., index] for part in (self.value, self.low, self.high))
+        return Estimates(value, low, high, self.num_documents)
+
 
 class DocumentSums:
     """Sums over the tokens of each document, from which means over all tokens and their intervals come.

@@ -28,21 +28,17 @@ class StreamGrowth(Measure):
         values = [_values(state, counted.to(state.device)).cpu() for state in observation.hidden_states]
         self._sums.update(torch.stack(values, dim=1), counted.sum(1), observation.batch.documents)
 
-    def _column(self, index: int) -> Estimates:
-        found = self._sums.estimate()
-        return Estimates(found.value[:, index], found.low[:, index], found.high[:, index], found.num_documents)
-
     def variance(self) -> Estimates:
         """(L + 1,), in squared units of the hidden states. Raises InputError: no token was counted."""
-        return self._column(0)
+        return self._sums.estimate().column(0)
 
     def rms(self) -> Estimates:
         """(L + 1,), in units of the hidden states. Raises InputError: no token was counted."""
-        return self._column(1)
+        return self._sums.estimate().column(1)
 
     def norm(self) -> Estimates:
         """(L + 1,), in units of the hidden states. Raises InputError: no token was counted."""
-        return self._column(2)
+        return self._sums.estimate().column(2)
 
 
 def _values(state: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:

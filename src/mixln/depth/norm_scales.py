@@ -133,7 +133,7 @@ class NormScales(Measure):
                 key.block + 1,
                 key.name,
                 is_on_stream,
-                Estimates(found.value[index], found.low[index], found.high[index], found.num_documents),
+                found.column(index),
             )
             for index, (key, is_on_stream) in enumerate(self._is_on_stream.items())
         ]
@@ -144,8 +144,7 @@ class NormScales(Measure):
         Raises:
             InputError: no token was counted.
         """
-        found = self._sums.estimate()
-        return Estimates(found.value[-1], found.low[-1], found.high[-1], found.num_documents)
+        return self._sums.estimate().column(-1)
 
 
 def _zeros(_norm: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -165,8 +165,7 @@ class SublayerShares(Measure):
         Raises:
             InputError: no token was counted.
         """
-        found, column = self._sums.estimate(), SUBLAYERS.index(sublayer)
-        return Estimates(found.value[:, column], found.low[:, column], found.high[:, column], found.num_documents)
+        return self._sums.estimate().column(SUBLAYERS.index(sublayer))
 
 
 def _keeping_norm(norms: dict[Sublayer, torch.Tensor], sublayer: Sublayer) -> Callable[..., None]:

@@ -55,7 +55,7 @@ def load_model(
         config = AutoConfig.from_pretrained(name_or_path)
     except (*_UNUSABLE, StrictDataclassError) as error:
         raise InputError(_cannot_open(name_or_path, "a model", error)) from error
-    is_causal = any(name.endswith(_CAUSAL_CLASSES) for name in config.architectures or [])
+    is_causal = any(name.endswith(CAUSAL_CLASSES) for name in config.architectures or [])
     options = {"dtype": dtype, **({} if device_map is None else {"device_map": device_map})}
     model, tokenizer = _load(name_or_path, AutoModelForCausalLM if is_causal else AutoModel, "a model", options)
     if device is not None and device_map is None:
@@ -63,7 +63,8 @@ def load_model(
     return model, tokenizer
 
 
-_CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+"""How the names of classes end that predict the next token."""
 
 
 def _load(

@@ -30,6 +30,7 @@ from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.depth.sublayers import SublayerFinder, SublayerShares
 from mixln.depth.texts import longest_window, text_batches, text_windows
 from mixln.errors import InputError
+from mixln.models.load import CAUSAL_CLASSES
 from mixln.report.diagnosis import Axis, DepthReport, ModelDiagnosis, NormScaleResult, Series
 from mixln.studies.machine import describe_machine
 from mixln.version import __version__
@@ -265,7 +266,7 @@ def make_report(models: list[ModelDiagnosis], *, text: str, command: str = "") -
 
 def is_causal_language_model(model: nn.Module) -> bool:
     """Whether a Hugging Face model predicts the next token: its class ends in `ForCausalLM` or `LMHeadModel`."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return type(model).__name__.endswith(CAUSAL_CLASSES)
 
 
 def diagnose_batches(

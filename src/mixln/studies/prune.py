@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixln.depth.pruning import check_removable, remove_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.errors import InputError
-from mixln.files import whole_folder
+from mixln.files import require_new_folder, whole_folder
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.version import __version__
 
@@ -161,7 +161,7 @@ def prune_model(
         InputError: the layers are not there, the folder holds something or cannot be written, or the architecture keeps
             a list of layers that this library does not know.
     """
-    check_output(out)
+    require_new_folder(out)
     remove_blocks(find_block_stack(model, layers), indices)
     _check_config(model)
     try:
@@ -173,16 +173,6 @@ def prune_model(
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{out} could not be written ({reason}). Make room, or choose another place") from error
-
-
-def check_output(out: Path) -> None:
-    """Make sure that nothing would be overwritten.
-
-    Raises:
-        InputError: the folder holds something.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already. Delete it, or choose another place")
 
 
 def _check_config(model: PreTrainedModel) -> None:

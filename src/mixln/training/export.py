@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mixln.errors import InputError
+from mixln.files import require_new_folder
 from mixln.models import PlacedPreTrainedModel
 from mixln.placement import PlacementError
 from mixln.training.build import materialize
@@ -67,8 +68,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
     Raises:
         InputError: the checkpoint is damaged, or none; `out` holds something, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already. Delete it, or choose another place")
+    require_new_folder(out)
     source = checkpoint / HUGGINGFACE_FOLDER
     if not source.is_dir():
         raise InputError(f"{checkpoint} is no checkpoint: it has no {HUGGINGFACE_FOLDER}/")
