@@ -15,6 +15,7 @@ class _Bar:
     """A bar on the terminal inside a `with` block; `self._progress` is what draws it."""
 
     _progress: Progress
+    console: Console
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -24,6 +25,10 @@ class _Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def report(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class TrainingProgress(_Bar):
@@ -52,10 +57,6 @@ class TrainingProgress(_Bar):
             self._task, description=description, completed=number * self._steps, status="", refresh=True
         )
 
-    def report(self, line: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show where the current run is."""
         status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
@@ -73,6 +74,7 @@ class StageProgress(_Bar):
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self.console,
+            transient=True,
         )
         self._task = self._progress.add_task("", total=None)
         self._name = ""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from depth_architectures import ARCHITECTURES
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mixln.cli import main
 from mixln.commands.diagnose import display_names
 from mixln.data import PreparedData
 from mixln.depth.stack import find_block_stack
+from mixln.progress import TrainingProgress
 
 FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
 
@@ -148,4 +151,83 @@ def test_bad_input_is_one_message(case: str, llama: Path, tmp_path: Path, capsys
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("mixln: ")
     assert BAD[case] in message
+    assert not (tmp_path / "out").exists()
+
+
+HEALING = ["--healing.tokens", "1500", "--healing.sequence_length", "32", "--healing.batch_size", "4"]
+
+
+@pytest.fixture
+def prune_and_heal(llama: Path, corpus: Path, tmp_path: Path) -> list[str]:
+    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200", "--cache", str(tmp_path / "cache")]
+    return ["prune", str(llama), str(tmp_path / "out"), "--drop", "2", *measured, "--heal", *HEALING]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_heal_reports_losses_and_writes_a_stock_model(
+    prune_and_heal: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    rate = {"full": "3e-3", "lora": "3e-2"}[method]
+    assert main([*prune_and_heal, "--healing.method", method, "--healing.learning_rate", rate]) == 0
+    shown = capsys.readouterr()
+    assert "removing 2 of 5 layers" in shown.err
+    assert " after healing on " in shown.out
+    out = tmp_path / "out"
+    report, record = (json.loads((out / name).read_text()) for name in ("healing.json", "pruning.json"))
+    assert len(record["removed_layers"]) == 2
+    assert f"{report['loss_healed']:.4f} after healing" in shown.out
+    assert report["loss_healed"] < report["loss_pruned"]
+    assert report["train_tokens"] >= 1500
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model) is LlamaForCausalLM
+    assert len(find_block_stack(model).layers) == 3
+    # the model before healing, and what the run told
+    assert len(find_block_stack(AutoModelForCausalLM.from_pretrained(tmp_path / "out.healing" / "pruned")).layers) == 3
+    assert (tmp_path / "out.healing" / "metrics.jsonl").is_file()
+
+
+def test_an_interrupted_healing_goes_on_by_the_same_command(
+    prune_and_heal: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_bar: TrainingProgress, step: int, *_: float) -> None:
+        if step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingProgress, "step", interrupt)
+    assert main(prune_and_heal) == 130
+    assert "Run the same command again to go on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    # another request does not go on with it
+    changed = [argument if argument != "1500" else "1600" for argument in prune_and_heal]
+    for other, words in ((changed, "tokens was 1500, is 1600"), ([*prune_and_heal, "--any"], "consecutive was True")):
+        assert main(other) == 2
+        assert words in capsys.readouterr().err
+    three = [argument if argument != "2" else "3" for argument in prune_and_heal]
+    assert main(three) == 2
+    assert "2 layers were removed, are to be 3" in capsys.readouterr().err
+    monkeypatch.setattr("mixln.studies.prune_and_heal.select_layers", None)  # it is not measured again
+    assert main(prune_and_heal) == 0
+    lines = (tmp_path / "out.healing" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
+    assert main(prune_and_heal) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_what_cannot_be_healed_is_told_at_once(
+    prune_and_heal: list[str], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", str(llama), str(tmp_path / "out"), "--layers", "2", *HEALING]) == 2
+    assert "--healing options go with --heal" in capsys.readouterr().err
+    assert main([*prune_and_heal, "--healing.tokens", "0"]) == 2
+    assert "healing.tokens must be at least 1" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    position = prune_and_heal.index("--heal") + 1
+    assert main([*prune_and_heal[:position], str(tmp_path / "empty"), *prune_and_heal[position:]]) == 2
+    assert str(tmp_path / "empty") in capsys.readouterr().err
+    encoder = tmp_path / "encoder"
+    ARCHITECTURES["bert"].build().save_pretrained(encoder)
+    AutoTokenizer.from_pretrained(llama).save_pretrained(encoder)
+    assert main(["prune", str(encoder), *prune_and_heal[2:]]) == 2
+    assert "predicts no next token" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

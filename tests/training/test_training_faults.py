@@ -30,9 +30,10 @@ from mixln.training import (
     train,
 )
 from mixln.training import run as run_module
-from mixln.training.build import build_objective, build_optimizer
+from mixln.training.build import build_optimizer
 from mixln.training.checkpoint import checkpoint_step, list_checkpoints, load_weights
 from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.run import build_objective
 
 Kind = Literal["loss", "gradient", "spike"]
 KINDS: list[Kind] = ["loss", "gradient", "spike"]

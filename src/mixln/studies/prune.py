@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mixln.data import open_corpus
 from mixln.depth.pruning import check_removable, remove_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.errors import InputError
-from mixln.files import require_new_folder, whole_folder
+from mixln.files import require_new_folder
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.studies.diagnose import DiagnosisConfig, ReportStep, diagnose_model
+from mixln.training.run_folder import save_model
 from mixln.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Criterion = Literal["angular", "removal", "influence"]
 CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
@@ -26,6 +32,48 @@ PRUNING_FILE = "pruning.json"
 
 _MOST_LAYERS = 10_000
 """Of any model: a slip in a range is found before it fills the memory."""
+
+
+@dataclass(frozen=True)
+class PruningRequest:
+    """What is to be removed, and how it is chosen.
+
+    Attributes:
+        source: Hugging Face folder or hub name of the model.
+        layers: these, counted from 0; None: `drop` of them are chosen.
+        drop: how many.
+        by: the criterion.
+        consecutive: whether they must be a run.
+        text: corpus to measure on.
+        measurement: how much of it; its `measures` and `run_lengths` follow from the criterion.
+        stack: name of the list of blocks, where it cannot be told.
+    """
+
+    source: str
+    layers: tuple[int, ...] | None = None
+    drop: int = 0
+    by: Criterion = "angular"
+    consecutive: bool = True
+    text: str = "python"
+    measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
+    stack: str | None = None
+
+    @property
+    def num_removed(self) -> int:
+        """How many layers are removed."""
+        return self.drop if self.layers is None else len(self.layers)
+
+    def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
+        """Return what is written down when these layers of so many are removed."""
+        chosen = self.layers is None
+        return PruningRecord(
+            source=self.source,
+            removed_layers=[index + 1 for index in indices],
+            num_layers_before=num_layers,
+            criterion=self.by if chosen else None,
+            consecutive=chosen and self.consecutive,
+            text=self.text if chosen else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +183,37 @@ def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
     )
 
 
+def select_layers(
+    request: PruningRequest,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stack: BlockStack,
+    report_step: ReportStep | None = None,
+) -> list[int]:
+    """Return the indices (from 0) of the layers that a request means, measuring if it has to.
+
+    Raises:
+        InputError: they are not there, or the text cannot be measured on.
+    """
+    num_layers = len(stack.layers)
+    if request.layers is not None:
+        check_removable(request.layers, num_layers)
+        return list(request.layers)
+    check_removable(range(request.drop), num_layers)
+    runs = (request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else ()
+    config = replace(
+        request.measurement,
+        performance_tokens=request.measurement.max_tokens,
+        gradient_tokens=0,
+        run_lengths=runs,
+        measures=measures_for(request.by),
+        layers=request.stack,
+    )
+    texts = open_corpus(request.text).documents()
+    diagnosis = diagnose_model(model, tokenizer, texts, config, report_step=report_step)
+    return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
+
+
 def prune_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -164,15 +243,12 @@ def prune_model(
     require_new_folder(out)
     remove_blocks(find_block_stack(model, layers), indices)
     _check_config(model)
-    try:
-        with whole_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            text = json.dumps(asdict(record), indent=1) + "\n"
-            (temporary / PRUNING_FILE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{out} could not be written ({reason}). Make room, or choose another place") from error
+    save_model(model, tokenizer, out, files={PRUNING_FILE: to_text(record)}, mend="Make room, or choose another place")
+
+
+def to_text(record: DataclassInstance) -> str:
+    """Return JSON for people to read."""
+    return json.dumps(asdict(record), indent=1) + "\n"
 
 
 def _check_config(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""From a recipe to what training works on: model, optimiser, precision."""
+"""From a recipe to its model, and to the optimiser of any."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mixln.models import PlacedPreTrainedModel
-from mixln.training.compilation import compile_objective
 from mixln.training.config import Recipe, model_config
-from mixln.training.distributed import Processes, mesh_of, replicate, share_out
-from mixln.training.objective import CausalLanguageModelObjective, choose_attention
-from mixln.training.precision import resolve_precision
+from mixln.training.distributed import mesh_of
 
 
 def build_model(
@@ -47,28 +44,6 @@ def materialize(model: PlacedPreTrainedModel, seed: int, device: torch.device | 
     model.initialize(seed)
     model.train()
     return model
-
-
-def build_objective(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, processes: Processes, *, compiled: bool
-) -> tuple[CausalLanguageModelObjective, nn.Module]:
-    """Return the model's training objective, and the module to call: the same, or DDP's wrapper around it.
-
-    No process ever holds more than its part of a sharded model.
-
-    Raises:
-        InputError: the model's sizes do not fit together, or it cannot be shared out as the recipe wants.
-    """
-    device = processes.device
-    attention = choose_attention(device, recipe.data.sequence_length, compiled=compiled)
-    objective = CausalLanguageModelObjective(model_without_weights(recipe, tokenizer), attention)
-    share_out(objective, processes, recipe.execution, resolve_precision(recipe, device))
-    model = objective.model
-    assert isinstance(model, PlacedPreTrainedModel)
-    materialize(model, recipe.seed, device)
-    if compiled:
-        compile_objective(objective)
-    return objective, replicate(objective, processes, recipe.execution)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

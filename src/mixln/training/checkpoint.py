@@ -52,6 +52,8 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """How tokenizers, whose error is a bare `Exception`, and safetensors tell of an error of the system."""
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""Weights that are not trained come from where the run got them."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -278,7 +280,8 @@ def _name(step: int) -> str:
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Tensor]:
     """Return all tensors of a run by name; the model's and the optimiser's are theirs, not copies."""
     optimizer_state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
-    state: dict[str, Any] = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
+    weights = get_model_state_dict(model, options=_TRAINED)
+    state: dict[str, Any] = {f"model.{name}": tensor for name, tensor in weights.items()}
     # what is no tensor there (learning rate, betas, ...) follows from the recipe
     state |= {f"optimizer.{name}": value for name, value in optimizer_state.items() if isinstance(value, Tensor)}
     state[f"random_state.{rank}"] = torch.get_rng_state()
@@ -288,7 +291,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> d
 
 
 def _put_back(state: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    set_model_state_dict(model, _part(state, "model."))
+    set_model_state_dict(model, _part(state, "model."), options=_TRAINED)
     complete: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     set_optimizer_state_dict(model, optimizer, {**complete, **_part(state, "optimizer.")}, options=_FLAT)
     if (random_state := state.get(f"random_state.{rank}")) is not None:

@@ -12,12 +12,12 @@ from typing import NoReturn
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel
 
 from mixln.data import Prefetcher, PreparedData
 from mixln.depth import EvaluationLoss
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.models import PlacedPreTrainedModel
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
 from mixln.training.compilation import decide_compilation, number_of_threads, require_compiler, undo_compilation
 from mixln.training.config import Recipe
@@ -26,11 +26,10 @@ from mixln.training.faults import Fault, TrainingDivergedError
 from mixln.training.interrupt import TrainingInterrupted, deferred_interrupt
 from mixln.training.memory import keep_freed_memory
 from mixln.training.metrics import MetricsLog, read_metrics
-from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.model_source import FreshModel, ModelSource
 from mixln.training.run import Settings, StepRecord, TrainingRun
 from mixln.training.run_folder import MODEL_FOLDER, claimed_folder, load_model, save_model
 from mixln.training.run_log import ReportStep, RunLog
-from mixln.training.stability import stability_warnings
 from mixln.training.trackers import check_trackers
 from mixln.training.validation import validate
 
@@ -55,15 +54,22 @@ class TrainedModel:
     folder: Path
     validation: EvaluationLoss
     train_tokens: int
-    in_memory: PlacedPreTrainedModel | None = None
+    in_memory: PreTrainedModel | None = None
 
     @property
-    def model(self) -> PlacedPreTrainedModel:
+    def model(self) -> PreTrainedModel:
         """The trained model, in evaluation mode; one that was sharded is loaded from the run's folder."""
         return self.in_memory or load_model(self.folder / MODEL_FOLDER, default_device())
 
 
-def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportStep | None = None) -> TrainedModel:
+def train(
+    recipe: Recipe,
+    data: PreparedData,
+    folder: Path,
+    report_step: ReportStep | None = None,
+    *,
+    source: ModelSource | None = None,
+) -> TrainedModel:
     """Train a model by a recipe, alone or together with the other processes that torchrun has started.
 
     An interrupted run in the same folder is taken up where its last checkpoint is, and a finished one is only
@@ -72,6 +78,13 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
     The folder gets `recipe.json`, `metrics.jsonl`, what trackers write, `checkpoints/`, `faults.jsonl` if a step went
     wrong, and in the end `model/`, a Hugging Face folder with the tokenizer. On Ctrl-C or SIGTERM the step is finished
     and a checkpoint written before TrainingInterrupted is raised.
+
+    Args:
+        recipe: of the run.
+        data: to train and validate on.
+        folder: of the run.
+        report_step: progress.
+        source: of the model; None: `recipe.model`, its weights drawn.
 
     Warns:
         TrainingWarning: the recipe is outside what is known to be stable; a step went wrong and is passed over.
@@ -83,23 +96,24 @@ def train(recipe: Recipe, data: PreparedData, folder: Path, report_step: ReportS
         TrainingInterrupted: see above.
     """
     recipe.check()
+    source = source or FreshModel(recipe, data.tokenizer)
     check_trackers(recipe.execution.trackers)
     keep_freed_memory()
     with started_processes(recipe.execution) as processes, ExitStack() as claim:
         check_batch(recipe, processes)
         if processes.is_main:
-            claim.enter_context(claimed_folder(folder, recipe, data.fingerprint))
+            claim.enter_context(claimed_folder(folder, recipe, data.fingerprint, source.describe()))
         processes.wait_for_all()
         if processes.from_main((folder / MODEL_FOLDER).exists()):
-            return _finished_run(recipe, data, folder, processes)
+            return _finished_run(recipe, data, folder, processes, source)
         if processes.is_main:
-            for warning in stability_warnings(recipe):
+            for warning in source.warnings():
                 warnings.warn(warning, TrainingWarning, stacklevel=2)
         with closing(Checkpoints(folder, processes, recipe.execution, data.tokenizer)) as checkpoints:
             newest = checkpoints.newest()
             settings = decide_settings(recipe, processes, newest)
             with number_of_threads(settings.threads):
-                run = TrainingRun(recipe, data, folder, processes, settings)
+                run = TrainingRun(recipe, data, folder, processes, settings, source)
                 if newest is not None:
                     run.restore(checkpoints, newest)
                 validation = _train(run, checkpoints, report_step)
@@ -226,8 +240,10 @@ def _stop(run: TrainingRun, checkpoints: Checkpoints, fault: Fault, explanation:
 def _finish(run: TrainingRun, checkpoints: Checkpoints, validation: EvaluationLoss) -> TrainedModel:
     """Save the model, which ends the run."""
     processes, model = run.processes, run.model
-    assert isinstance(model, PlacedPreTrainedModel)
     checkpoints.wait()
+    undo_compilation(run.objective)
+    run.objective.use_attention("sdpa")
+    run.source.finish(model)
     is_sharded = processes.mesh is not None and run.recipe.execution.strategy == "fsdp"
     # the whole of a sharded model comes together on the CPU of the main process only
     whole = StateDictOptions(full_state_dict=is_sharded, cpu_offload=is_sharded)
@@ -237,17 +253,17 @@ def _finish(run: TrainingRun, checkpoints: Checkpoints, validation: EvaluationLo
         save_model(model, run.data.tokenizer, run.folder / MODEL_FOLDER, weights=weights, mend=mend)
     processes.wait_for_all()
     checkpoints.remove_all_but_permanent()
-    undo_compilation(run.objective)
-    run.objective.use_attention("sdpa")
     return TrainedModel(run.folder, validation, run.tokens, None if is_sharded else model.eval())
 
 
-def _finished_run(recipe: Recipe, data: PreparedData, folder: Path, processes: Processes) -> TrainedModel:
+def _finished_run(
+    recipe: Recipe, data: PreparedData, folder: Path, processes: Processes, source: ModelSource
+) -> TrainedModel:
     lines = read_metrics(folder)
     if not lines:
         raise InputError(f"{folder} has a finished model, but its metrics are gone. Delete it to train this run anew")
     model = load_model(folder / MODEL_FOLDER, processes.device)
-    objective = CausalLanguageModelObjective(model)
+    objective = source.wrap(model, "sdpa")
     alone = Processes(processes.device)
     validation = validate(objective, objective, recipe, data.validation, alone)
     return TrainedModel(folder, validation, int(lines[-1]["tokens"]), model)

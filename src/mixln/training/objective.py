@@ -44,17 +44,18 @@ class CausalLanguageModelObjective(nn.Module):
         self.use_attention(attention)
 
     def use_attention(self, attention: AttentionKind) -> None:
-        """Change how attention is computed."""
-        self.attention = attention
-        self.model.set_attn_implementation(attention)
+        """Change how attention is computed: as wanted, or eagerly in an architecture that has it no other way."""
+        # transformers' own marks of what a class supports
+        supports = {"sdpa": self.model._supports_sdpa, "flex_attention": self.model._supports_flex_attn, "eager": True}
+        self.attention = attention if supports[attention] else "eager"
+        self.model.set_attn_implementation(self.attention)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the loss summed over predicted tokens, in nats, a scalar; all arguments (batch, sequence), int64.
 
         Attention stays within documents: those begin where `position_ids` are 0.
         """
-        # made here once: transformers would look into the position ids, which on a GPU waits for the device
-        mask = document_mask(position_ids, self.attention, self._mask_dtype(input_ids.device))
+        mask = self.mask(position_ids)
         decoder = self.model.get_decoder()
         hidden_states = decoder(
             input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
@@ -67,8 +68,14 @@ class CausalLanguageModelObjective(nn.Module):
         """Return the summed loss of a batch."""
         return self(batch.input_ids, batch.position_ids, batch.targets)
 
-    def _mask_dtype(self, device: torch.device) -> torch.dtype:
-        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    def mask(self, position_ids: Tensor) -> Tensor | BlockMask:
+        """Return the mask that keeps attention within documents.
+
+        Made here once: transformers would look into the position ids, which on a GPU waits for the device.
+        """
+        kind = position_ids.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return document_mask(position_ids, self.attention, dtype)
 
 
 @contextmanager

@@ -15,15 +15,17 @@ from transformers import PreTrainedModel
 from mixln.data import Batch, PreparedData, training_rows
 from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
-from mixln.models import PlacedPreTrainedModel
-from mixln.training.build import build_objective, build_optimizer
+from mixln.training.build import build_optimizer
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
+from mixln.training.compilation import compile_objective
 from mixln.training.config import Recipe
 from mixln.training.distributed import (
     Processes,
     clip_gradients,
     gathered_weights,
     gradient_exchange,
+    replicate,
+    share_out,
 )
 from mixln.training.faults import Fault, FaultWatch
 from mixln.training.layer_metrics import (
@@ -32,6 +34,8 @@ from mixln.training.layer_metrics import (
     layer_gradient_norms,
     layer_update_ratios,
 )
+from mixln.training.model_source import FreshModel, ModelSource
+from mixln.training.objective import CausalLanguageModelObjective, choose_attention
 from mixln.training.precision import autocast, resolve_precision
 from mixln.training.schedule import learning_rate
 from mixln.training.validation import validate
@@ -84,17 +88,25 @@ class TrainingRun:
         folder: of the run.
         processes: that share the work; all of them call every method.
         settings: see there.
+        source: of the model; None: drawn by the recipe.
     """
 
     def __init__(
-        self, recipe: Recipe, data: PreparedData, folder: Path, processes: Processes, settings: Settings
+        self,
+        recipe: Recipe,
+        data: PreparedData,
+        folder: Path,
+        processes: Processes,
+        settings: Settings,
+        source: ModelSource | None = None,
     ) -> None:
         self.recipe = recipe
         self.data = data
         self.folder = folder
         self.processes = processes
         self.settings = settings
-        self.objective, self.module = build_objective(recipe, data.tokenizer, processes, compiled=settings.compiled)
+        self.source = source or FreshModel(recipe, data.tokenizer)
+        self.objective, self.module = build_objective(self.source, recipe, processes, compiled=settings.compiled)
         self.optimizer = build_optimizer(recipe, self.model)
         self.watch = FaultWatch(recipe.faults)
         self.autocast_dtype = resolve_precision(recipe, processes.device)
@@ -168,8 +180,7 @@ class TrainingRun:
             InputError: it is of another model.
         """
         if saved is None:
-            assert isinstance(self.model, PlacedPreTrainedModel)
-            self.model.initialize(self.recipe.seed)
+            self.source.restart(self.model)
             self.optimizer.state.clear()
             progress = {"step": 0, "tokens": 0, "watch": FaultWatch(self.recipe.faults).state()}
         else:
@@ -237,6 +248,24 @@ class TrainingRun:
 
     def _rows(self, step: int) -> Any:
         return training_rows(len(self.data.train), step, self.recipe.batch_size, self.recipe.seed)
+
+
+def build_objective(
+    source: ModelSource, recipe: Recipe, processes: Processes, *, compiled: bool
+) -> tuple[CausalLanguageModelObjective, nn.Module]:
+    """Return the training objective of a source's model, and the module to call: the same, or DDP's wrapper around it.
+
+    Raises:
+        InputError: the model cannot be built, or cannot be shared out as the recipe wants.
+    """
+    device = processes.device
+    attention = choose_attention(device, recipe.data.sequence_length, compiled=compiled)
+    objective = source.wrap(source.build(), attention)
+    share_out(objective, processes, recipe.execution, resolve_precision(recipe, device))
+    source.place(objective.model, device)
+    if compiled:
+        compile_objective(objective)
+    return objective, replicate(objective, processes, recipe.execution)
 
 
 def accumulate_gradients(

@@ -1,0 +1,208 @@
+"""Pruning and healing in one go, with the validation loss before, between and after; to be interrupted at any time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from mixln.data import prepare_data
+from mixln.data.cache import Report
+from mixln.depth.pruning import without_blocks
+from mixln.depth.stack import BlockStack, find_block_stack
+from mixln.device import default_device
+from mixln.errors import InputError
+from mixln.files import require_new_folder, whole_folder, write_file
+from mixln.models.load import load_model
+from mixln.posttraining import HealingConfig, heal, validation_loss
+from mixln.studies.diagnose import ReportStep as ReportStage
+from mixln.studies.diagnose import is_causal_language_model
+from mixln.studies.prune import (
+    PRUNING_FILE,
+    PruningRecord,
+    PruningRequest,
+    describe_layers,
+    prune_model,
+    select_layers,
+    to_text,
+)
+from mixln.training import MODEL_FOLDER, differences
+from mixln.training.run_log import ReportStep
+
+HEALING_FILE = "healing.json"
+PRUNED_FOLDER = "pruned"
+
+
+@dataclass(frozen=True)
+class HealingReport:
+    """What `healing.json` says. Losses are of the same text, in nats per token, of the models as they are saved.
+
+    Attributes:
+        text: trained on.
+        validation_tokens: that the losses are over.
+        loss_before: of the whole model.
+        loss_pruned: without the removed layers.
+        loss_healed: after training; None: that is not over.
+        train_tokens: predicted in training.
+        config: how it was trained.
+        data_fingerprint: of the prepared text.
+    """
+
+    text: str
+    validation_tokens: int
+    loss_before: float
+    loss_pruned: float
+    loss_healed: float | None
+    train_tokens: int
+    config: HealingConfig
+    data_fingerprint: str
+
+    @property
+    def recovered(self) -> float | None:
+        """The part of the loss of pruning that healing took back: (pruned - healed) / (pruned - before)."""
+        lost = self.loss_pruned - self.loss_before
+        return None if self.loss_healed is None or lost <= 0 else (self.loss_pruned - self.loss_healed) / lost
+
+
+def healing_folder(out: Path) -> Path:
+    """Where the run lies that makes `out`: beside it."""
+    return out.with_name(f"{out.name}.healing")
+
+
+class PruneAndHeal:
+    """Prune a model, train what is left on, and write it as a Hugging Face folder.
+
+    `prepare`, `prune` and `heal`, in this order. The pruned model, checkpoints and metrics lie in
+    `healing_folder(out)`: called anew after an interruption, they go on there.
+
+    Args:
+        request: what to remove.
+        config: how to train.
+        corpus: to train on, as in `mixln train`.
+        out: the folder to write; it must not exist, or be empty.
+
+    Raises:
+        InputError: `out` holds something, or a number is out of range.
+    """
+
+    def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
+        require_new_folder(out)
+        self.recipe = config.recipe(corpus, tokenizer=request.source)
+        self._request = request
+        self._config = config
+        self._out = out
+        self._folder = healing_folder(out)
+        self._pruned = self._folder / PRUNED_FOLDER
+
+    def prepare(self, cache: Path | None, say: Report) -> None:
+        """Tokenise the text, or find it done already; see `prepare_data`."""
+        self._data = prepare_data(self.recipe.data, cache, say)
+
+    def prune(self, say: Report, report_stage: ReportStage | None = None, *, device_map: str | None = None) -> None:
+        """Measure the losses before and after pruning, and write the pruned model, unless it is there.
+
+        Args:
+            say: told what will be removed, before anything is written.
+            report_stage: progress of measuring.
+            device_map: see `mixln.models.load.load_model`.
+
+        Raises:
+            InputError: as `prune_model`; the model predicts no next token; or the folder of the run is of another one.
+        """
+        if not self._pruned.exists():
+            model, tokenizer = load_model(self._request.source, device=default_device(), device_map=device_map)
+            if not is_causal_language_model(model):
+                raise InputError(
+                    f"{self._request.source} predicts no next token, so it cannot be healed: leave --heal out"
+                )
+            stack = find_block_stack(model, self._request.stack)
+            indices = select_layers(self._request, model, tokenizer, stack, report_stage)
+            say(describe_layers(indices, stack))
+            # first, so that there is a report wherever there is a pruned model
+            write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
+            record = self._request.record(indices, len(stack.layers))
+            prune_model(model, tokenizer, indices, self._pruned, record, layers=self._request.stack)
+        self._record, self._report = _read(self._folder)
+        if changes := self._changes():
+            raise InputError(
+                f"{self._folder} holds another healing ({'; '.join(changes)}). Delete it, or choose another place than "
+                f"{self._out}"
+            )
+        say(
+            f"validation loss {self._report.loss_before:.4f} before pruning, {self._report.loss_pruned:.4f} after: "
+            f"{self._pruned}"
+        )
+
+    def heal(self, report_step: ReportStep | None = None) -> HealingReport:
+        """Train, and write the folder, with `pruning.json` and `healing.json`.
+
+        Raises:
+            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.posttraining.heal`.
+        """
+        trained = heal(
+            self._pruned,
+            self.recipe,
+            self._data,
+            self._folder,
+            low_rank=self._config.low_rank,
+            report_step=report_step,
+        )
+        healed = validation_loss(trained.model, self.recipe, self._data)
+        report = replace(self._report, loss_healed=healed.mean, train_tokens=trained.train_tokens)
+        model = self._folder / MODEL_FOLDER
+        try:
+            with whole_folder(self._out) as temporary:
+                shutil.copytree(model, temporary, dirs_exist_ok=True)
+                (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")
+                (temporary / HEALING_FILE).write_text(to_text(report), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
+                f"again: the healed model is in {model}"
+            ) from error
+        shutil.rmtree(model)
+        return report
+
+    def _losses(self, model: PreTrainedModel, stack: BlockStack, indices: Sequence[int]) -> HealingReport:
+        before = validation_loss(model, self.recipe, self._data)
+        with without_blocks(stack, indices):
+            after = validation_loss(model, self.recipe, self._data)
+        return HealingReport(
+            text=self.recipe.data.corpus,
+            validation_tokens=before.num_tokens,
+            loss_before=before.mean,
+            loss_pruned=after.mean,
+            loss_healed=None,
+            train_tokens=0,
+            config=self._config,
+            data_fingerprint=self._data.fingerprint,
+        )
+
+    def _changes(self) -> list[str]:
+        """What is asked for now, and was not when the folder was begun."""
+        record, request = self._record, self._request
+        if request.layers is None and request.drop != len(record.removed_layers):
+            return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
+        indices = request.layers or [number - 1 for number in record.removed_layers]
+        asked = replace(request.record(indices, record.num_layers_before), version=record.version)
+        begun = {**asdict(record), **asdict(self._report.config), "healing text": self._report.data_fingerprint}
+        now = {**asdict(asked), **asdict(self._config), "healing text": self._data.fingerprint}
+        return list(differences(begun, now))
+
+
+def _read(folder: Path) -> tuple[PruningRecord, HealingReport]:
+    """What the pruned model in the folder is, and its losses.
+
+    Raises:
+        InputError: the files that say so are damaged.
+    """
+    try:
+        record = json.loads((folder / PRUNED_FOLDER / PRUNING_FILE).read_text(encoding="utf-8"))
+        report = json.loads((folder / HEALING_FILE).read_text(encoding="utf-8"))
+        return PruningRecord(**record), HealingReport(**{**report, "config": HealingConfig(**report["config"])})
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{folder} is damaged ({error}). Delete it to begin anew") from error
