@@ -105,8 +105,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def build_placed(placement: str) -> PreTrainedModel:
-    config = mixln.MixLNLlamaConfig(**_GROUPED, placement=placement, tie_word_embeddings=False)
+def build_placed(placement: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
+    sizes = {**_GROUPED, "vocab_size": vocab_size}
+    config = mixln.MixLNLlamaConfig(**sizes, placement=placement, tie_word_embeddings=False)
     return _grown(mixln.MixLNLlamaForCausalLM(config).initialize(0))
 
 

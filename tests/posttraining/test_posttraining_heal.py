@@ -13,7 +13,6 @@ from depth_architectures import ARCHITECTURES, build_placed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-import mixln
 from mixln.data import PreparedData, train_tokenizer
 from mixln.errors import InputError
 from mixln.posttraining import HealingConfig, LowRankConfig, PretrainedModel, heal, validation_loss
@@ -36,16 +35,18 @@ def short(recipe: Recipe) -> Recipe:
 def build(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A small model in the tokens of a tokenizer."""
     if name.startswith("mixln "):
-        model = build_placed(name.removeprefix("mixln "))
-        config = type(model.config)(**{**model.config.to_dict(), "vocab_size": len(tokenizer)})
-        return mixln.MixLNLlamaForCausalLM(config).initialize(0).eval()
-    architecture = ARCHITECTURES[name]
-    fields = {**architecture.fields, "vocab_size": len(tokenizer)}
-    return torch.nn.Module.float(replace(architecture, fields=fields).build())
+        model = build_placed(name.removeprefix("mixln "), len(tokenizer))
+    else:
+        architecture = ARCHITECTURES[name]
+        model = replace(architecture, fields={**architecture.fields, "vocab_size": len(tokenizer)}).build()
+    torch.nn.Module.float(model)
+    return model
 
 
 def save(name: str, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    torch.nn.Module.to(build(name, tokenizer), dtype).save_pretrained(folder)
+    model = build(name, tokenizer)
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -221,6 +222,13 @@ def test_the_recipe_of_a_healing_has_so_many_tokens() -> None:
     assert recipe.steps * recipe.tokens_per_step >= 100_000
     assert recipe.data.tokenizer == "org/model"
     assert HealingConfig(method="lora").low_rank == LowRankConfig(16)
-    for bad in ({"tokens": 0}, {"rank": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"sequence_length": 0}):
+    nonsense = [
+        HealingConfig(tokens=0),
+        HealingConfig(rank=0),
+        HealingConfig(batch_size=0),
+        HealingConfig(learning_rate=-1.0),
+        HealingConfig(sequence_length=0),
+    ]
+    for config in nonsense:
         with pytest.raises(InputError):
-            HealingConfig(**bad).recipe("python", "org/model")
+            config.recipe("python", "org/model")
