@@ -19,6 +19,7 @@ from mixln.posttraining import HealingConfig, LowRankConfig, PretrainedModel, he
 from mixln.posttraining.pretrained import LogitsObjective, next_token_objective
 from mixln.training import ExecutionConfig, FaultConfig, Recipe, TrainingInterrupted, read_metrics
 from mixln.training import run as run_module
+from mixln.training.export import export_checkpoint
 from mixln.training.objective import CausalLanguageModelObjective
 from mixln.training.run import build_objective
 
@@ -134,7 +135,7 @@ def test_an_interrupted_healing_goes_on_as_if_nothing_had_happened(
     assert heal(llama, short, data, tmp_path / "cut", low_rank=low_rank).train_tokens > 0
 
 
-def test_checkpoints_of_low_rank_updates_hold_these_alone(
+def test_checkpoints_of_low_rank_updates_hold_these_alone_and_others_can_be_exported(
     llama: Path, short: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
     sizes: dict[str, int] = {}
@@ -143,6 +144,13 @@ def test_checkpoints_of_low_rank_updates_hold_these_alone(
         heal(llama, replace(short, execution=execution), data, tmp_path / name, low_rank=low_rank)
         sizes[name] = sum(file.stat().st_size for file in (tmp_path / name / "checkpoints").rglob("*.distcp"))
     assert sizes["lora"] < 0.5 * sizes["full"]
+    export_checkpoint(tmp_path / "full" / "checkpoints" / "step_00000004", tmp_path / "exported")
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    finished = load_file(tmp_path / "full" / "model" / "model.safetensors")
+    assert exported.keys() == finished.keys()
+    assert not all(torch.equal(weight, finished[name]) for name, weight in exported.items())
+    with pytest.raises(InputError, match="no checkpoint that can be read"):
+        export_checkpoint(tmp_path / "lora" / "checkpoints" / "step_00000004", tmp_path / "other")
 
 
 @pytest.mark.parametrize("low_rank", [None, LOW_RANK], ids=["full", "lora"])

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_processes import Job, run_jobs
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixln.data import PreparedData, prepare_data
 from mixln.errors import InputError
+from mixln.posttraining import PretrainedModel
 from mixln.training import ExecutionConfig, Recipe, read_metrics, train
 from mixln.training.build import model_without_weights
 from mixln.training.checkpoint import list_checkpoints
@@ -78,6 +80,25 @@ def test_ddp_and_fsdp_give_the_losses_of_one_process(
     for placement in PLACEMENTS:
         for execution in (DDP, FSDP):
             assert_same_run(tmp_path / f"{placement}-{execution.strategy}", tmp_path / placement)
+
+
+@pytest.mark.slow
+def test_a_trained_model_of_another_library_is_shared_out_too(
+    long: Recipe, data: PreparedData, cache: Path, tmp_path: Path
+) -> None:
+    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(data.tokenizer), **fields)).save_pretrained(tmp_path / "source")
+    data.tokenizer.save_pretrained(tmp_path / "source")
+    one = placed(long, "pre")  # its model plays no part
+    train(one, data, tmp_path / "one", source=PretrainedModel(tmp_path / "source", one, data.tokenizer))
+    jobs = [
+        Job(placed(long, "pre", execution), tmp_path / execution.strategy, pretrained=tmp_path / "source")
+        for execution in (DDP, FSDP)
+    ]
+    run_jobs(jobs, cache)
+    for execution in (DDP, FSDP):
+        assert_same_run(tmp_path / execution.strategy, tmp_path / "one")
 
 
 def test_a_run_goes_on_with_other_processes_and_another_sharding(

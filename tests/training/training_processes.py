@@ -14,6 +14,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from mixln.data import prepare_data
+from mixln.posttraining import PretrainedModel
 from mixln.training import Recipe, TrainingInterrupted, train
 
 
@@ -24,11 +25,13 @@ class Job:
     Attributes:
         recipe: of the run.
         folder: of the run.
+        pretrained: folder of a model to train on; None: the recipe's, drawn anew.
         interrupt_after: the main process, which alone reports steps, gets SIGTERM after this one; None: none does.
     """
 
     recipe: Recipe
     folder: Path
+    pretrained: Path | None = None
     interrupt_after: int | None = None
 
 
@@ -61,8 +64,9 @@ def _run_job(job: Job, cache: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     data = prepare_data(job.recipe.data, cache)
+    source = None if job.pretrained is None else PretrainedModel(job.pretrained, job.recipe, data.tokenizer)
     if job.interrupt_after is None:
-        train(job.recipe, data, job.folder)
+        train(job.recipe, data, job.folder, source=source)
     else:
         with pytest.raises(TrainingInterrupted, match="SIGTERM"):
-            train(job.recipe, data, job.folder, interrupt)
+            train(job.recipe, data, job.folder, interrupt, source=source)

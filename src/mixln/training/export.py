@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.files import require_new_folder
-from mixln.models import PlacedPreTrainedModel
 from mixln.placement import PlacementError
-from mixln.training.build import materialize
 from mixln.training.checkpoint import (
     CHECKPOINTS_FOLDER,
     HUGGINGFACE_FOLDER,
@@ -55,7 +52,7 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     return steps[step]
 
 
-def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
+def export_checkpoint(checkpoint: Path, out: Path) -> PreTrainedModel:
     """Write the model of a checkpoint, however many processes wrote it, as a Hugging Face folder with its tokenizer.
 
     Args:
@@ -74,14 +71,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PlacedPreTrainedModel:
         raise InputError(f"{checkpoint} is no checkpoint: it has no {HUGGINGFACE_FOLDER}/")
     try:
         config = AutoConfig.from_pretrained(source)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, PlacementError, StrictDataclassError) as error:
         raise InputError(f"{source} is damaged ({str(error).splitlines()[0]}). Export another checkpoint") from error
-    if not isinstance(model, PlacedPreTrainedModel):
-        raise InputError(f"{source} is of a {type(model).__name__}, which this library did not train")
-    materialize(model, seed=0, device="cpu")
     load_weights(checkpoint, model)
     save_model(model, tokenizer, out, mend="Make room, or choose another place")
     return model.eval()
