@@ -97,6 +97,19 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
         diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, run_lengths=(4,)))
 
 
+def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedData) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        told.setdefault(stage, []).append((done, total))
+
+    diagnose_model(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": lambda _: 1.0}, report_step=report)
+    assert list(told) == ["hidden states", "interventions", "gradient norm", "quiz"]
+    for steps in told.values():
+        total = steps[0][1]
+        assert steps == [(done, total) for done in range(total + 1)]
+
+
 def test_runs_of_layers_are_reported(report: DepthReport) -> None:
     assert any("2 consecutive layers that are cheapest to remove together" in one for one in findings(report.models[0]))
 

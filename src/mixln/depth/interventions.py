@@ -10,7 +10,6 @@ import torch
 
 from mixln.depth.batches import ModelBatch
 from mixln.depth.estimates import DocumentSums, Estimates
-from mixln.depth.loss import EvaluationLoss
 from mixln.depth.observation import Measure, Observation
 from mixln.depth.performance import BatchPerformance, Performance
 from mixln.depth.stack import BlockStack
@@ -84,14 +83,20 @@ class PerformanceDrop(Measure):
     Args:
         interventions: from the number of blocks to the family.
         performance: what is measured.
+        sublayers: if they are found already.
     """
 
-    def __init__(self, interventions: Callable[[int], Iterable[Intervention]], performance: Performance) -> None:
+    def __init__(
+        self,
+        interventions: Callable[[int], Iterable[Intervention]],
+        performance: Performance,
+        sublayers: SublayerFinder | None = None,
+    ) -> None:
         self._family = interventions
         self._performance = performance
         self._drops = DocumentSums()
         self._whole = DocumentSums()
-        self._sublayers = SublayerFinder()
+        self._sublayers = sublayers or SublayerFinder()
         self._judged: BatchPerformance | None = None
 
     def watch(self, stack: BlockStack) -> AbstractContextManager[object]:
@@ -138,11 +143,11 @@ class PerformanceDrop(Measure):
         """
         return self._whole.estimate()
 
-    def loss(self) -> EvaluationLoss:
-        """P of the whole model as a total and a number of tokens, if it is a loss.
+    def whole_total(self) -> tuple[float, int]:
+        """P of the whole model as a sum, and what it is divided by: tokens, or rows.
 
         Raises:
             InputError: nothing was counted.
         """
         sums, counts = self._whole.stacked()
-        return EvaluationLoss(sums.sum().item(), int(counts.sum()))
+        return sums.sum().item(), int(counts.sum())

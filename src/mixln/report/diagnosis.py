@@ -84,13 +84,13 @@ class ModelDiagnosis:
     performance_tokens: int
     documents: int
     performance: str
-    performance_of_whole: float | None
-    series: dict[str, Series]
-    angular_distance: list[list[float]]
-    angular_distance_low: list[list[float | None]]
-    angular_distance_high: list[list[float | None]]
-    norm_scales: list[NormScaleResult]
-    log10_gradient_factor: float | None
+    performance_of_whole: float | None = None
+    series: dict[str, Series] = field(default_factory=dict)
+    angular_distance: list[list[float]] = field(default_factory=list)
+    angular_distance_low: list[list[float | None]] = field(default_factory=list)
+    angular_distance_high: list[list[float | None]] = field(default_factory=list)
+    norm_scales: list[NormScaleResult] = field(default_factory=list)
+    log10_gradient_factor: float | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
