@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from mixln.depth.batches import ModelBatch
-from mixln.depth.estimates import DocumentSums, Estimates
+from mixln.depth.estimates import DocumentSums, Estimates, ratio_estimates
 from mixln.depth.observation import Measure, Observation
 from mixln.depth.performance import BatchPerformance, Performance
 from mixln.depth.stack import BlockStack
@@ -82,7 +82,7 @@ class PerformanceDrop(Measure):
 
     Args:
         interventions: from the number of blocks to the family.
-        performance: what is measured.
+        performance: what is measured; kept under this name.
         sublayers: if they are found already.
     """
 
@@ -93,7 +93,7 @@ class PerformanceDrop(Measure):
         sublayers: SublayerFinder | None = None,
     ) -> None:
         self._family = interventions
-        self._performance = performance
+        self.performance = performance
         self._drops = DocumentSums()
         self._whole = DocumentSums()
         self._sublayers = sublayers or SublayerFinder()
@@ -106,7 +106,7 @@ class PerformanceDrop(Measure):
 
     def see_output(self, output: object, batch: ModelBatch) -> None:
         """Judge the whole model."""
-        self._judged = self._performance.on(output, batch)
+        self._judged = self.performance.on(output, batch)
 
     def update(self, observation: Observation) -> None:
         """Count a batch."""
@@ -134,6 +134,15 @@ class PerformanceDrop(Measure):
             InputError: nothing was counted.
         """
         return self._drops.estimate()
+
+    def changed(self) -> Estimates:
+        """P of the changed models, one number for each intervention: P of the whole model + dP.
+
+        Raises:
+            InputError: nothing was counted.
+        """
+        (drops, counts), (whole, _) = self._drops.stacked(), self._whole.stacked()
+        return ratio_estimates(drops + whole[:, None], counts)
 
     def whole(self) -> Estimates:
         """P of the whole model, shape ().

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -30,27 +31,30 @@ class LayerColumn:
     Attributes:
         head: of the column.
         series: what it shows.
-        form: of its numbers.
+        form: how its numbers read.
         in_terminal: whether it is shown in a terminal too, which is narrower than a page.
     """
 
     head: str
     series: str
-    form: str = ".3f"
+    form: Callable[[float], str] = "{:.3f}".format
     in_terminal: bool = False
 
 
+_SIGNED = "{:+.3f}".format
+
 COLUMNS = (
-    LayerColumn("removal", "removal", "+.3f", in_terminal=True),
-    LayerColumn("attention removed", "attention_removal", "+.3f", in_terminal=True),
-    LayerColumn("feed-forward removed", "feed_forward_removal", "+.3f", in_terminal=True),
-    LayerColumn("swap with next", "swap", "+.3f"),
-    LayerColumn("repeat", "repeat", "+.3f"),
+    LayerColumn("removal", "removal", _SIGNED, in_terminal=True),
+    LayerColumn("perplexity without", "perplexity_without", cells.perplexity, in_terminal=True),
+    LayerColumn("attention removed", "attention_removal", _SIGNED, in_terminal=True),
+    LayerColumn("feed-forward removed", "feed_forward_removal", _SIGNED, in_terminal=True),
+    LayerColumn("swap with next", "swap", _SIGNED),
+    LayerColumn("repeat", "repeat", _SIGNED),
     LayerColumn("block influence", "block_influence", in_terminal=True),
     LayerColumn("|J - I| / |I|", "jacobian_distance", in_terminal=True),
     LayerColumn("attention share", "attention_share"),
     LayerColumn("feed-forward share", "feed_forward_share"),
-    LayerColumn("gradient norm", "gradient_norm", ".3g"),
+    LayerColumn("gradient norm", "gradient_norm", "{:.3g}".format),
 )
 
 
@@ -134,6 +138,8 @@ def _run_sentence(series: Series) -> str:
 def _costliest_sentence(model: ModelDiagnosis, removal: Series) -> str:
     costliest = max(range(len(removal.values)), key=removal.values.__getitem__)
     whole = f"; the whole model has {model.performance_of_whole:.3f}" if model.performance_of_whole else ""
+    if "perplexity" in model.series:
+        whole += f" (perplexity {cells.perplexity(model.series['perplexity'].values[0])})"
     return f"The costliest is layer {costliest + 1}: {_with_interval(removal, costliest)} {model.performance}{whole}."
 
 
@@ -186,7 +192,7 @@ def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[s
         for column in columns:
             values = model.series[column.series].values
             there = index < len(values) and math.isfinite(values[index])
-            row.append(f"{values[index]:{column.form}}" if there else cells.MISSING)
+            row.append(column.form(values[index]) if there else cells.MISSING)
         rows.append(row)
     return rows
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from mixln.depth.angular import triangle
 from mixln.depth.estimates import Estimates
 from mixln.depth.growth import StreamGrowth
@@ -14,7 +16,7 @@ from mixln.depth.interventions import Intervention, PerformanceDrop, removals, r
 from mixln.depth.jacobian import JacobianDistance
 from mixln.depth.norm_scales import NormScale, NormScales
 from mixln.depth.observation import Measure
-from mixln.depth.performance import Performance
+from mixln.depth.performance import LanguageModelLoss, Performance
 from mixln.depth.similarity import Similarity
 from mixln.depth.sublayers import SublayerFinder, SublayerShares
 from mixln.report.diagnosis import Axis, ModelDiagnosis, NormScaleResult, Series
@@ -63,15 +65,10 @@ class MeasureKind:
 
 
 def with_series(diagnosis: ModelDiagnosis, name: str, axis: Axis, unit: str, found: Estimates) -> ModelDiagnosis:
-    """The diagnosis with one more series."""
-    low, high = ends(found)
-    series = Series(name, axis, unit, found.value.tolist(), low, high)
+    """The diagnosis with one more series, of (n,) estimates, or of one number."""
+    value, low, high = (part.flatten().tolist() for part in (found.value, found.low, found.high))
+    series = Series(name, axis, unit, value, _or_none(low), _or_none(high))
     return replace(diagnosis, series={**diagnosis.series, name: series})
-
-
-def ends(found: Estimates) -> tuple[list[float | None], list[float | None]]:
-    """The ends of the intervals of (n,) estimates; None where there is no interval."""
-    return _or_none(found.low.tolist()), _or_none(found.high.tolist())
 
 
 def _or_none(values: Sequence[float]) -> list[float | None]:
@@ -106,11 +103,31 @@ def _norm_scale(scale: NormScale) -> NormScaleResult:
 
 
 def _whole(measure: PerformanceDrop, diagnosis: ModelDiagnosis) -> ModelDiagnosis:
-    return replace(diagnosis, performance_of_whole=measure.whole().value.item())
+    found = measure.whole()
+    low, high = _or_none([found.low.item(), found.high.item()])
+    return replace(
+        diagnosis,
+        performance_of_whole=found.value.item(),
+        performance_of_whole_low=low,
+        performance_of_whole_high=high,
+    )
+
+
+def _perplexities(measure: PerformanceDrop, diagnosis: ModelDiagnosis) -> ModelDiagnosis:
+    """exp(P), if P is a loss: of the whole model, and without each layer."""
+    if not isinstance(measure.performance, LanguageModelLoss):
+        return diagnosis
+    diagnosis = with_series(diagnosis, "perplexity", "model", "perplexity", measure.whole().through(torch.exp))
+    without = measure.changed().through(torch.exp)
+    return with_series(diagnosis, "perplexity_without", "layer", "perplexity", without)
 
 
 def _drops(
-    name: str, axis: Axis, family: Callable[[int], Iterable[Intervention]], *, of_sublayers: bool = False
+    name: str,
+    axis: Axis,
+    family: Callable[[int], Iterable[Intervention]],
+    *more: Result,
+    of_sublayers: bool = False,
 ) -> MeasureKind:
     def drop(measure: PerformanceDrop, diagnosis: ModelDiagnosis) -> ModelDiagnosis:
         return with_series(diagnosis, name, axis, diagnosis.performance, measure.drop())
@@ -118,7 +135,7 @@ def _drops(
     return MeasureKind(
         name,
         lambda given: given.drop(family),
-        (drop, _whole),
+        (drop, _whole, *more),
         needs_performance=True,
         takes_many_passes=True,
         needs_sublayers=of_sublayers,
@@ -150,7 +167,7 @@ MEASURES: list[MeasureKind] = [
         needs_sublayers=True,
     ),
     MeasureKind("norm_scales", lambda given: NormScales(given.sublayers), (_norm_scales,), needs_sublayers=True),
-    _drops("removal", "layer", removals()),
+    _drops("removal", "layer", removals(), _perplexities),
     _drops("attention_removal", "layer", silences("attention"), of_sublayers=True),
     _drops("feed_forward_removal", "layer", silences("feed_forward"), of_sublayers=True),
     _drops("swap", "first_of_pair", swaps),
