@@ -65,6 +65,7 @@ def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
     assert 500 < found.tokens <= 600
     assert 200 <= found.performance_tokens < 240
     assert found.performance_of_whole == pytest.approx(math.log(400), rel=0.2)
+    assert found.performance_of_whole is not None
     assert found.performance_of_whole_low is not None
     assert found.performance_of_whole_high is not None
     assert found.performance_of_whole_low < found.performance_of_whole < found.performance_of_whole_high

@@ -20,6 +20,9 @@ by less than this), at the upper end of the interval if there is one."""
 RUN_SERIES = "removal_of_"
 """How the names of the series begin that are about runs of layers; the length of the runs follows."""
 
+SCORE_SERIES = "score_"
+"""How the names of the series begin that are a score of the whole model: see `removal_of_score`."""
+
 _RUN_SHARE = 6
 """The run of layers whose angular distance is named is L / this long."""
 
@@ -81,6 +84,7 @@ def findings(model: ModelDiagnosis) -> list[str]:
     if removal is not None:
         sentences += [_dead_sentence(model, removal), _costliest_sentence(model, removal)]
     sentences += [_run_sentence(series) for name, series in model.series.items() if name.startswith(RUN_SERIES)]
+    sentences += [_score_sentence(model, name) for name in score_names(model)]
     length = max(1, model.num_layers // _RUN_SHARE)
     if len(model.angular_distance) >= length:
         distances = model.angular_distance[length - 1]
@@ -135,6 +139,16 @@ def _run_sentence(series: Series) -> str:
     )
 
 
+def _score_sentence(model: ModelDiagnosis, name: str) -> str:
+    whole, removal = model.series[f"{SCORE_SERIES}{name}"], model.series[removal_of_score(name)]
+    cheapest, costliest = (choose(range(len(removal.values)), key=removal.values.__getitem__) for choose in (min, max))
+    return (
+        f"{name} ({whole.unit}): the whole model has {_with_interval(whole, 0, '.4f')}. Removing layer {costliest + 1} "
+        f"costs most, {_with_interval(removal, costliest)}; layer {cheapest + 1} least, "
+        f"{_with_interval(removal, cheapest)}."
+    )
+
+
 def _costliest_sentence(model: ModelDiagnosis, removal: Series) -> str:
     costliest = max(range(len(removal.values)), key=removal.values.__getitem__)
     whole = f"; the whole model has {model.performance_of_whole:.3f}" if model.performance_of_whole else ""
@@ -143,10 +157,10 @@ def _costliest_sentence(model: ModelDiagnosis, removal: Series) -> str:
     return f"The costliest is layer {costliest + 1}: {_with_interval(removal, costliest)} {model.performance}{whole}."
 
 
-def _with_interval(series: Series, index: int) -> str:
+def _with_interval(series: Series, index: int, form: str = "+.4f") -> str:
     low, high = series.low[index], series.high[index]
-    value = f"{series.values[index]:+.4f}"
-    return value if low is None or high is None else f"{value} [{low:+.4f}, {high:+.4f}]"
+    value = f"{series.values[index]:{form}}"
+    return value if low is None or high is None else f"{value} [{low:{form}}, {high:{form}}]"
 
 
 def _least_turning(first: int, length: int) -> str:
@@ -181,7 +195,18 @@ def headline(report: DepthReport) -> str:
 
 def layer_columns(model: ModelDiagnosis) -> list[LayerColumn]:
     """The columns that there is something for."""
-    return [column for column in COLUMNS if column.series in model.series]
+    scores = [LayerColumn(name, removal_of_score(name), _SIGNED, in_terminal=True) for name in score_names(model)]
+    return [column for column in (*COLUMNS, *scores) if column.series in model.series]
+
+
+def score_names(model: ModelDiagnosis) -> list[str]:
+    """The scores that the model was given, beside the loss."""
+    return [name.removeprefix(SCORE_SERIES) for name in model.series if name.startswith(SCORE_SERIES)]
+
+
+def removal_of_score(name: str) -> str:
+    """The series of what removing each layer costs of a score."""
+    return f"removal_{name}"
 
 
 def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[str]]:

@@ -61,7 +61,8 @@ def diagnose_model(
         name: of the model, for the report; by default what it was loaded from.
         autocast_dtype: autocast to this; None: the model's own precision.
         scores: further measures of performance, each a function of the model (higher is better), called once for the
-            whole model and once without each layer: series `removal_<name>`, without intervals.
+            whole model and once without each layer. It gives one number, or one for each item, of which the mean is
+            shown with intervals over items: series `score_<name>` and `removal_<name>`.
         report_step: progress.
 
     Raises:
