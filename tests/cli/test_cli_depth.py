@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from depth_architectures import ARCHITECTURES
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tasks import make_items, write_task
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from mixln.cli import main
 from mixln.commands.diagnose import display_names
@@ -51,6 +53,50 @@ def test_diagnose_shows_layers_and_writes_a_report(
     assert report["models"][0]["model"] == llama.name
     assert report["command"].startswith("mixln diagnose")
     assert len(list((out / "figures").glob("*.png"))) == 9
+
+
+def test_diagnose_scores_tasks_without_each_layer(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    write_task(tmp_path / "tasks", make_items())
+    tasks = ["--tasks", "words", "--task-path", str(tmp_path / "tasks"), "--task-limit", "12"]
+    measured = ["--only", "removal", "--out", str(tmp_path / "out"), *FAST]
+    assert main(["diagnose", str(llama), "--text", str(corpus), *tasks, *measured]) == 0
+    shown = capsys.readouterr()
+    assert "words (acc of words): the whole model has" in " ".join(shown.out.split())
+    assert "Running" not in shown.err
+    series = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]["series"]
+    assert len(series["removal_words"]["values"]) == 5
+    assert (tmp_path / "out" / "figures" / "score_removal.png").is_file()
+    assert main(["diagnose", str(llama), *tasks, "--task-metric", "f1", *measured]) == 2
+    assert "the task words has no metric 'f1'. It has: acc, acc_norm" in capsys.readouterr().err
+    BertModel(BertConfig(vocab_size=400, hidden_size=8, num_hidden_layers=2, num_attention_heads=1)).save_pretrained(
+        tmp_path / "bert"
+    )
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "bert")
+    assert main(["diagnose", str(tmp_path / "bert"), "--text", str(corpus), *tasks, *measured]) == 2
+    assert "BertModel is no causal language model" in capsys.readouterr().err
+
+
+def test_tasks_without_the_harness_are_one_message(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.models", None)
+    assert main(["diagnose", str(llama), "--tasks", "words", "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("mixln: tasks need lm-evaluation-harness")
+    assert "pip install 'mixln[evaluation]'" in message
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_one_message(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
+    assert main(["diagnose", str(llama), "--tasks", "acr_easy", "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("mixln: there is no task 'acr_easy'")
+    assert "Did you mean arc_easy" in message
 
 
 def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
@@ -117,6 +163,10 @@ BAD = {
     "diagnose {model} --layers model.blocks": "model.blocks: is not there",
     "diagnose {model} {model}": "named twice",
     "diagnose {model} --only angle": "no measure 'angle'",
+    "diagnose {model} --task-limit 5": "name some with --tasks",
+    "diagnose {model} --tasks a a": "a task is named twice",
+    "diagnose {model} --tasks a --task-limit 0": "--task-limit must be at least 1",
+    "diagnose {model} --tasks a --task-path {tmp}/nothing": "there is no folder",
     "diagnose {model} --window 1": "window must be at least 2",
     "diagnose {model} --out {tmp}/short.txt/x": "cannot be written",
     "prune {model} {tmp}/out": "either --layers or --drop",

@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 
 import mixln
 from mixln.data import PreparedData
+from mixln.depth.batches import first_tokens
 from mixln.depth.performance import EmbeddingTurn
+from mixln.depth.pruning import without_blocks
 from mixln.depth.stack import find_block_stack
 from mixln.depth.texts import text_batches, text_windows
 from mixln.errors import InputError
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
 from mixln.report.diagnosis_figures import FIGURES
-from mixln.report.diagnosis_summary import dead_layers, findings
+from mixln.report.diagnosis_summary import dead_layers, findings, layer_columns
 from mixln.report.serialize import from_json, to_json
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose, diagnose_batches, diagnose_model
 from mixln.training import Recipe
@@ -45,11 +47,11 @@ def report(model: nn.Module, data: PreparedData) -> DepthReport:
 
 def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
     (found,) = report.models
-    lengths = {"layer": 4, "state": 5, "first_of_pair": 3, "first_of_run": 3}
+    lengths = {"layer": 4, "state": 5, "first_of_pair": 3, "first_of_run": 3, "model": 1}
     assert set(found.series) == {
         *("block_influence", "variance", "rms", "norm", "attention_share", "feed_forward_share", "removal"),
         *("attention_removal", "feed_forward_removal", "swap", "repeat", "jacobian_distance", "removal_of_2"),
-        "gradient_norm",
+        *("gradient_norm", "perplexity", "perplexity_without"),
     }
     for series in found.series.values():
         assert len(series.values) == len(series.low) == len(series.high) == lengths[series.axis]
@@ -63,15 +65,42 @@ def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
     assert 500 < found.tokens <= 600
     assert 200 <= found.performance_tokens < 240
     assert found.performance_of_whole == pytest.approx(math.log(400), rel=0.2)
+    assert found.performance_of_whole is not None
+    assert found.performance_of_whole_low is not None
+    assert found.performance_of_whole_high is not None
+    assert found.performance_of_whole_low < found.performance_of_whole < found.performance_of_whole_high
     assert {norm.is_on_stream for norm in found.norm_scales} == {False}
+
+
+def test_perplexities_are_those_of_the_pruned_models(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
+    windows = text_windows(data.tokenizer, TEXTS, SMALL.window, SMALL.max_tokens, 100, special_tokens=False)
+    batches = first_tokens(text_batches(windows, 1, 0, predicts_next=True), SMALL.performance_tokens)
+
+    def perplexity() -> float:
+        total, tokens = 0.0, 0
+        with torch.no_grad():
+            for batch in batches:
+                assert batch.targets is not None
+                logits = model(**batch.arguments).logits
+                losses = nn.functional.cross_entropy(logits[0], batch.targets[0], reduction="none")
+                total, tokens = total + losses.sum().item(), tokens + int((batch.targets != -100).sum())
+        return math.exp(total / tokens)
+
+    series = report.models[0].series
+    assert series["perplexity"].values == [pytest.approx(perplexity(), rel=1e-5)]
+    for layer in range(4):
+        with without_blocks(find_block_stack(model), [layer]):
+            assert series["perplexity_without"].values[layer] == pytest.approx(perplexity(), rel=1e-5)
+    assert "perplexity without" in [column.head for column in layer_columns(report.models[0])]
+    assert any(f"(perplexity {series['perplexity'].values[0]:.2f})" in one for one in findings(report.models[0]))
 
 
 def test_the_report_survives_json(report: DepthReport) -> None:
     text = to_json(report)
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
     assert from_json(text, DepthReport) == report
     with pytest.raises(InputError, match="schema_version 7"):
-        from_json(text.replace('"schema_version": 1', '"schema_version": 7'), DepthReport)
+        from_json(text.replace('"schema_version": 2', '"schema_version": 7'), DepthReport)
 
 
 def test_numbers_do_not_depend_on_batch_size(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
@@ -95,6 +124,19 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, measures=())).series == {}
     with pytest.raises(InputError, match="run_lengths has 4, and the model 4 layers"):
         diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, run_lengths=(4,)))
+
+
+def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedData) -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        told.setdefault(stage, []).append((done, total))
+
+    diagnose_model(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": lambda _: 1.0}, report_step=report)
+    assert list(told) == ["hidden states", "interventions", "gradient norm", "quiz"]
+    for steps in told.values():
+        total = steps[0][1]
+        assert steps == [(done, total) for done in range(total + 1)]
 
 
 def test_runs_of_layers_are_reported(report: DepthReport) -> None:
@@ -132,6 +174,7 @@ def test_an_encoder_is_measured_by_its_pooled_embedding(data: PreparedData) -> N
     found = diagnose_model(BertModel(config).eval(), data.tokenizer, TEXTS, SMALL)
     assert found.performance == "1 - cosine of the pooled embedding"
     assert found.performance_of_whole == 0
+    assert not {"perplexity", "perplexity_without"} & set(found.series)
     assert min(found.series["removal"].values) > 0
     assert "gradient_norm" not in found.series
     assert found.log10_gradient_factor is not None
@@ -167,24 +210,9 @@ def test_what_cannot_be_measured_is_noted() -> None:
 def made_up(removal: list[float], high: list[float | None], whole: float) -> ModelDiagnosis:
     series = {"removal": removal_series(removal, high)}
     return ModelDiagnosis(
-        "m",
-        "M",
-        "layers",
-        "B",
-        len(removal),
-        100,
-        [10] * len(removal),
-        1,
-        1,
-        1,
-        "loss",
-        whole,
-        series,
-        [],
-        [],
-        [],
-        [],
-        None,
+        *("m", "M", "layers", "B", len(removal), 100, [10] * len(removal), 1, 1, 1, "loss"),
+        performance_of_whole=whole,
+        series=series,
     )
 
 

@@ -86,9 +86,15 @@ def test_ddp_and_fsdp_give_the_losses_of_one_process(
 def test_a_trained_model_of_another_library_is_shared_out_too(
     long: Recipe, data: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
-    fields = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(data.tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    )
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(data.tokenizer), **fields)).save_pretrained(tmp_path / "source")
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
     data.tokenizer.save_pretrained(tmp_path / "source")
     one = placed(long, "pre")  # its model plays no part
     train(one, data, tmp_path / "one", source=PretrainedModel(tmp_path / "source", one, data.tokenizer))

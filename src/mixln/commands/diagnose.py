@@ -17,6 +17,7 @@ from mixln.models.load import load_model
 from mixln.progress import StageProgress
 from mixln.report.diagnosis_summary import findings, layer_table
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
+from mixln.studies.task_scores import LoadedTask, load_task, task_score
 from mixln.training.run_folder import MODEL_FOLDER
 
 
@@ -42,6 +43,18 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--only", nargs="+", type=str, default=None, help=f"of {', '.join(MEASURE_NAMES)}; default: all"
     )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        type=str,
+        default=None,
+        help="of lm-evaluation-harness, such as arc_easy: their scores without each layer; needs mixln[evaluation]",
+    )
+    parser.add_argument("--task-path", type=str, default=None, help="folder of YAML files of further tasks")
+    parser.add_argument("--task-limit", type=int, default=None, help="items of each task; default: all")
+    parser.add_argument(
+        "--task-metric", type=str, default=None, help="such as acc_norm; default: the first of each task"
+    )
     parser.add_class_arguments(DiagnosisConfig, as_group=True, skip={"measures"})
     return parser
 
@@ -53,6 +66,7 @@ def run(given: Namespace, command: str) -> int:
     config = DiagnosisConfig(**own, measures=None if given.only is None else tuple(given.only)).check()
     if len(set(given.models)) < len(given.models):
         raise InputError("a model is named twice: name each once")
+    tasks = load_tasks(given)
     corpus = open_corpus(given.text)
     page = out = Path(given.out)
     claim_output(out)
@@ -63,8 +77,16 @@ def run(given: Namespace, command: str) -> int:
             model, tokenizer = load_model(
                 source, dtype=given.dtype, device=default_device(), device_map=given.device_map
             )
+            scores = {
+                task.name: task_score(tokenizer, task, limit=given.task_limit, batch_size=config.batch_size)
+                for task in tasks
+            }
+            for score in scores.values():
+                score.check(model)
             progress.start(name)
-            found = diagnose_model(model, tokenizer, corpus.documents(), config, name=name, report_step=progress.step)
+            found = diagnose_model(
+                model, tokenizer, corpus.documents(), config, name=name, scores=scores, report_step=progress.step
+            )
             diagnoses.append(found)
             del model
             # what has been found so far is safe if a later model fails
@@ -75,6 +97,23 @@ def run(given: Namespace, command: str) -> int:
             console.print(f"- {sentence}", markup=False, highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def load_tasks(given: Namespace) -> list[LoadedTask]:
+    """Return the tasks that were asked for.
+
+    Raises:
+        InputError: one cannot be had, or there is something said of tasks and none named.
+    """
+    if given.tasks is None:
+        if any(value is not None for value in (given.task_path, given.task_limit, given.task_metric)):
+            raise InputError("--task-path, --task-limit and --task-metric are of tasks: name some with --tasks")
+        return []
+    if len(set(given.tasks)) < len(given.tasks):
+        raise InputError("a task is named twice: name each once")
+    if given.task_limit is not None and given.task_limit < 1:
+        raise InputError(f"--task-limit must be at least 1, not {given.task_limit}")
+    return [load_task(name, include_path=given.task_path, metric=given.task_metric) for name in given.tasks]
 
 
 def display_names(models: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,3 +86,24 @@ def model_batches(batches: Iterable[TokenBatch | ModelBatch]) -> Iterator[ModelB
     counter = _RowCounter()
     for batch in batches:
         yield batch if isinstance(batch, ModelBatch) else counter.model_batch(batch)
+
+
+def first_tokens(batches: Sequence[ModelBatch], tokens: int) -> list[ModelBatch]:
+    """The first rows, until they have so many counted tokens; at least one row. No row is cut.
+
+    Which rows these are does not depend on how they are put into batches.
+    """
+    chosen: list[ModelBatch] = []
+    for batch in batches:
+        for row in range(len(batch.documents)):
+            if tokens <= 0:
+                chosen.append(batch.rows(0, row))
+                return [part for part in chosen if len(part.documents)]
+            tokens -= batch.tokens_in_row(row)
+        chosen.append(batch)
+    return chosen
+
+
+def count_tokens(batches: Iterable[ModelBatch]) -> int:
+    """Counted tokens; of batches that count every position, rows."""
+    return sum(batch.tokens_in_row(row) for batch in batches for row in range(len(batch.documents)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,10 @@ class Estimates:
         """The estimates at an index of the last dimension."""
         value, low, high = (part[..., index] for part in (self.value, self.low, self.high))
         return Estimates(value, low, high, self.num_documents)
+
+    def through(self, rising: Callable[[torch.Tensor], torch.Tensor]) -> Estimates:
+        """A function that never falls, of the estimates and of the ends of their intervals."""
+        return Estimates(rising(self.value), rising(self.low), rising(self.high), self.num_documents)
 
 
 class DocumentSums:

@@ -12,16 +12,15 @@ from mixln.depth.batches import ModelBatch, model_batches
 from mixln.depth.estimates import Estimates, with_interval
 from mixln.depth.forward import IGNORED_TARGET, TokenBatch, autocast, evaluation_mode, model_device
 from mixln.depth.loss import total_cross_entropy
-from mixln.depth.stack import find_block_stack
+from mixln.depth.stack import BlockStack, block_stack_of
 from mixln.depth.sums import no_tokens_error, where_float64_is
 from mixln.errors import InputError
 
 
 def gradient_norm_by_layer(
-    model: nn.Module,
+    model: nn.Module | BlockStack,
     batches: Iterable[TokenBatch | ModelBatch],
     *,
-    layers: str | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """|| d loss / d theta_l ||_2 over all parameters theta_l of block l, loss = total loss / total predicted tokens.
@@ -34,9 +33,8 @@ def gradient_norm_by_layer(
     its activations (gradient checkpointing works in training mode only, so it does not help here: use small batches).
 
     Args:
-        model: a causal language model that `find_block_stack` knows.
+        model: a causal language model that `find_block_stack` knows, or the blocks that it has found.
         batches: (batch, sequence) tokens; read through once.
-        layers: the name of the list of blocks, where it cannot be told.
         autocast_dtype: autocast to this; None: the model's own precision.
 
     Returns:
@@ -45,16 +43,15 @@ def gradient_norm_by_layer(
     Raises:
         InputError: no position with a target, or a model whose blocks are not found.
     """
-    blocks = find_block_stack(model, layers).layers
-    sums, num_tokens = _summed_gradients(model, blocks, model_batches(batches), autocast_dtype)
+    stack = block_stack_of(model)
+    sums, num_tokens = _summed_gradients(stack, model_batches(batches), autocast_dtype)
     return torch.stack([_dot(layer, layer).sqrt() for layer in sums]) / num_tokens
 
 
 def gradient_norms(
-    model: nn.Module,
-    batches: Sequence[ModelBatch],
+    model: nn.Module | BlockStack,
+    batches: Iterable[ModelBatch],
     *,
-    layers: str | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> Estimates:
     """As `gradient_norm_by_layer`, with intervals over documents.
@@ -65,15 +62,14 @@ def gradient_norms(
 
     Args:
         model: as in `gradient_norm_by_layer`.
-        batches: with targets.
-        layers: the name of the list of blocks, where it cannot be told.
+        batches: with targets; no iterator, which could be gone through only once.
         autocast_dtype: autocast to this; None: the model's own precision.
 
     Raises:
         InputError: no position with a target, or a model whose blocks are not found.
     """
-    blocks = find_block_stack(model, layers).layers
-    sums, num_tokens = _summed_gradients(model, blocks, batches, autocast_dtype)
+    stack = block_stack_of(model)
+    sums, num_tokens = _summed_gradients(stack, batches, autocast_dtype)
     norms = torch.stack([_dot(layer, layer).sqrt() for layer in sums])
     products: dict[int, torch.Tensor] = {}
     counts: dict[int, int] = {}
@@ -83,7 +79,7 @@ def gradient_norms(
             tokens = int((_targets(part) != IGNORED_TARGET).sum())
             if tokens == 0:
                 continue
-            gradients, _ = _summed_gradients(model, blocks, [part], autocast_dtype)
+            gradients, _ = _summed_gradients(stack, [part], autocast_dtype)
             dots = torch.stack([_dot(one, other) for one, other in zip(sums, gradients, strict=True)])
             products[document] = products.get(document, 0) + dots
             counts[document] = counts.get(document, 0) + tokens
@@ -94,16 +90,14 @@ def gradient_norms(
 
 
 def _summed_gradients(
-    model: nn.Module,
-    layers: Iterable[nn.Module],
-    batches: Iterable[ModelBatch],
-    autocast_dtype: torch.dtype | None,
+    stack: BlockStack, batches: Iterable[ModelBatch], autocast_dtype: torch.dtype | None
 ) -> tuple[list[list[torch.Tensor]], int]:
     """For each layer the gradients of the summed loss, one for each parameter; and the predicted tokens."""
-    own = [[parameter for parameter in layer.parameters() if parameter.is_floating_point()] for layer in layers]
+    own = [[parameter for parameter in block.parameters() if parameter.is_floating_point()] for block in stack.layers]
     parameters = list(dict.fromkeys(parameter for layer in own for parameter in layer))
     totals = {p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters}
     num_tokens = 0
+    model = stack.model
     with evaluation_mode(model), _all_requiring_grad(parameters), torch.enable_grad():
         for batch in batches:
             targets = _targets(batch)

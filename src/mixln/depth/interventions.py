@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from mixln.depth.batches import ModelBatch
-from mixln.depth.estimates import DocumentSums, Estimates
-from mixln.depth.loss import EvaluationLoss
+from mixln.depth.estimates import DocumentSums, Estimates, ratio_estimates
 from mixln.depth.observation import Measure, Observation
 from mixln.depth.performance import BatchPerformance, Performance
 from mixln.depth.stack import BlockStack
@@ -83,15 +82,21 @@ class PerformanceDrop(Measure):
 
     Args:
         interventions: from the number of blocks to the family.
-        performance: what is measured.
+        performance: what is measured; kept under this name.
+        sublayers: if they are found already.
     """
 
-    def __init__(self, interventions: Callable[[int], Iterable[Intervention]], performance: Performance) -> None:
+    def __init__(
+        self,
+        interventions: Callable[[int], Iterable[Intervention]],
+        performance: Performance,
+        sublayers: SublayerFinder | None = None,
+    ) -> None:
         self._family = interventions
-        self._performance = performance
+        self.performance = performance
         self._drops = DocumentSums()
         self._whole = DocumentSums()
-        self._sublayers = SublayerFinder()
+        self._sublayers = sublayers or SublayerFinder()
         self._judged: BatchPerformance | None = None
 
     def watch(self, stack: BlockStack) -> AbstractContextManager[object]:
@@ -101,7 +106,7 @@ class PerformanceDrop(Measure):
 
     def see_output(self, output: object, batch: ModelBatch) -> None:
         """Judge the whole model."""
-        self._judged = self._performance.on(output, batch)
+        self._judged = self.performance.on(output, batch)
 
     def update(self, observation: Observation) -> None:
         """Count a batch."""
@@ -130,6 +135,15 @@ class PerformanceDrop(Measure):
         """
         return self._drops.estimate()
 
+    def changed(self) -> Estimates:
+        """P of the changed models, one number for each intervention: P of the whole model + dP.
+
+        Raises:
+            InputError: nothing was counted.
+        """
+        (drops, counts), (whole, _) = self._drops.stacked(), self._whole.stacked()
+        return ratio_estimates(drops + whole[:, None], counts)
+
     def whole(self) -> Estimates:
         """P of the whole model, shape ().
 
@@ -138,11 +152,11 @@ class PerformanceDrop(Measure):
         """
         return self._whole.estimate()
 
-    def loss(self) -> EvaluationLoss:
-        """P of the whole model as a total and a number of tokens, if it is a loss.
+    def whole_total(self) -> tuple[float, int]:
+        """P of the whole model as a sum, and what it is divided by: tokens, or rows.
 
         Raises:
             InputError: nothing was counted.
         """
         sums, counts = self._whole.stacked()
-        return EvaluationLoss(sums.sum().item(), int(counts.sum()))
+        return sums.sum().item(), int(counts.sum())

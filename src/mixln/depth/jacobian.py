@@ -59,8 +59,7 @@ class JacobianDistance(Measure):
         Raises:
             InputError: no token was counted.
         """
-        found = self._sums.estimate()
-        return Estimates(found.value.sqrt(), found.low.clamp_min(0).sqrt(), found.high.sqrt(), found.num_documents)
+        return self._sums.estimate().through(lambda square: square.clamp_min(0).sqrt())
 
 
 def _signs(counted: torch.Tensor, width: int, generator: torch.Generator) -> torch.Tensor:

@@ -54,5 +54,5 @@ def measure_trained_depth(
         angular_distance=similarity.angular_distance().value,
         removal_loss_increase=drops.drop().value,
         variance=growth.variance().value,
-        loss=drops.loss(),
+        loss=EvaluationLoss(*drops.whole_total()),
     )

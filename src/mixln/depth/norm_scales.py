@@ -58,10 +58,13 @@ class NormScales(Measure):
 
     Whether a norm stands on the stream is found out: with the block's sublayers silenced, the block's output depends on
     the outputs of just these. Norms of other widths than the stream's (those of queries and keys) are left out.
+
+    Args:
+        sublayers: if they are found already.
     """
 
-    def __init__(self) -> None:
-        self._finder = SublayerFinder()
+    def __init__(self, sublayers: SublayerFinder | None = None) -> None:
+        self._finder = sublayers or SublayerFinder()
         self._sigmas: dict[NormKey, torch.Tensor] = {}
         self._is_on_stream: dict[NormKey, bool] = {}
         self._sums = DocumentSums()

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixln.depth.batches import ModelBatch, model_batches
 from mixln.depth.forward import TokenBatch, autocast, evaluation_mode, model_device
-from mixln.depth.stack import BlockRecord, BlockStack, find_block_stack, recording, run_blocks, run_tail
+from mixln.depth.stack import BlockRecord, BlockStack, block_stack_of, recording, run_blocks, run_tail
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,10 @@ class Measure:
 
 
 def observe(
-    model: nn.Module,
+    model: nn.Module | BlockStack,
     batches: Iterable[TokenBatch | ModelBatch],
     measures: Sequence[Measure],
     *,
-    layers: str | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> BlockStack:
     """Run every batch through the model once, and show it to all measures.
@@ -68,17 +67,16 @@ def observe(
     Of hidden states, one batch is in memory at a time. The model, its hooks and its mode are left as they were.
 
     Args:
-        model: any model whose blocks `find_block_stack` finds.
+        model: any model whose blocks `find_block_stack` finds, or the blocks that it has found.
         batches: read through once.
         measures: what to show them to, in this order.
-        layers: the name of the list of blocks, where it cannot be told.
         autocast_dtype: autocast to this; None: the model's own precision.
 
     Raises:
         InputError: the blocks are not found, or do not feed each other.
     """
-    stack = find_block_stack(model, layers)
-    with evaluation_mode(model), torch.no_grad(), autocast(model, autocast_dtype):
+    stack = block_stack_of(model)
+    with evaluation_mode(stack.model), torch.no_grad(), autocast(stack.model, autocast_dtype):
         for batch in model_batches(batches):
             observation = _observe(stack, batch, measures)
             for measure in measures:

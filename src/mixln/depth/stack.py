@@ -112,6 +112,15 @@ def find_block_stack(model: nn.Module, layers: str | None = None) -> BlockStack:
     return BlockStack(model, chosen[0], candidates[chosen[0]])
 
 
+def block_stack_of(model: nn.Module | BlockStack) -> BlockStack:
+    """The blocks of a model, found if they are not yet.
+
+    Raises:
+        InputError: as `find_block_stack`.
+    """
+    return model if isinstance(model, BlockStack) else find_block_stack(model)
+
+
 def _candidates(model: nn.Module) -> dict[str, BlockList]:
     found: dict[str, BlockList] = {}
     for name, module in model.named_modules():

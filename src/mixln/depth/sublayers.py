@@ -127,10 +127,13 @@ class SublayerShares(Measure):
 
     A layer whose both shares are small hardly changes what it is given. Behind a norm (N_branch, N_out) what reaches
     the stream is scaled once more; the share is that of F itself.
+
+    Args:
+        sublayers: if they are found already.
     """
 
-    def __init__(self) -> None:
-        self._finder = SublayerFinder()
+    def __init__(self, sublayers: SublayerFinder | None = None) -> None:
+        self._finder = sublayers or SublayerFinder()
         self._sums = DocumentSums()
 
     def watch(self, stack: BlockStack) -> AbstractContextManager[object]:

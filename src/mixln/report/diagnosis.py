@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-DIAGNOSIS_SCHEMA_VERSION = 1
+DIAGNOSIS_SCHEMA_VERSION = 2
 
-Axis = Literal["layer", "state", "first_of_pair", "first_of_run"]
+Axis = Literal["layer", "state", "first_of_pair", "first_of_run", "model"]
 """What a series has an entry for: each layer 1 .. L; each state x_1 .. x_(L+1); each pair of neighbours by its first
-layer; each run of layers by its first layer."""
+layer; each run of layers by its first layer; the whole model, one entry."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class ModelDiagnosis:
         documents: that the tokens are of.
         performance: what performance drops are drops of, with its unit.
         performance_of_whole: of the whole model; None if nothing was measured.
+        performance_of_whole_low: lower end of its interval; None where there is none.
+        performance_of_whole_high: upper end.
         series: by the name of the measure.
         angular_distance: row n-1, entry l-1: d(l, n) in [0, 1]; row n-1 has L - n + 1 entries.
         angular_distance_low: lower ends of its intervals; None where there is none.
@@ -84,13 +86,15 @@ class ModelDiagnosis:
     performance_tokens: int
     documents: int
     performance: str
-    performance_of_whole: float | None
-    series: dict[str, Series]
-    angular_distance: list[list[float]]
-    angular_distance_low: list[list[float | None]]
-    angular_distance_high: list[list[float | None]]
-    norm_scales: list[NormScaleResult]
-    log10_gradient_factor: float | None
+    performance_of_whole: float | None = None
+    performance_of_whole_low: float | None = None
+    performance_of_whole_high: float | None = None
+    series: dict[str, Series] = field(default_factory=dict)
+    angular_distance: list[list[float]] = field(default_factory=list)
+    angular_distance_low: list[list[float | None]] = field(default_factory=list)
+    angular_distance_high: list[list[float | None]] = field(default_factory=list)
+    norm_scales: list[NormScaleResult] = field(default_factory=list)
+    log10_gradient_factor: float | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 

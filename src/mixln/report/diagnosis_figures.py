@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mixln.report.aggregate import Array, Band
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_triangles
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
-from mixln.report.diagnosis_summary import RUN_SERIES
+from mixln.report.diagnosis_summary import RUN_SERIES, SCORE_SERIES, removal_of_score, score_names
 from mixln.report.style import label_styles
 
 
@@ -43,9 +43,11 @@ class DiagnosisFigure:
 def _has(model: ModelDiagnosis, names: tuple[str, ...]) -> bool:
     if not names:
         return bool(model.angular_distance)
-    return any(
-        own == name or (own.startswith(RUN_SERIES) and name == RUN_SERIES) for own in model.series for name in names
-    )
+    return any(own == name or (own.startswith(name) and name in _FAMILIES) for own in model.series for name in names)
+
+
+_FAMILIES = (RUN_SERIES, SCORE_SERIES)
+"""What stands for all series whose names begin so."""
 
 
 def _bands(report: DepthReport, names: dict[str, str]) -> dict[str, Band]:
@@ -99,6 +101,11 @@ def _draw_runs(report: DepthReport) -> Figure:
     )
 
 
+def _draw_scores(report: DepthReport) -> Figure:
+    names = dict.fromkeys(name for model in report.models for name in score_names(model))
+    return _bar_figure("removed layer", {removal_of_score(name): name for name in names})(report)
+
+
 def _line_figure(x: str, title: str, names: dict[str, str], *, log: bool = False) -> Callable[[DepthReport], Figure]:
     def draw(report: DepthReport) -> Figure:
         bands = _bands(report, names)
@@ -116,6 +123,15 @@ FIGURES: tuple[DiagnosisFigure, ...] = (
         "Whiskers are 95 % confidence intervals over documents.",
         ("removal",),
         _bar_figure("removed layer", {"removal": ""}),
+    ),
+    DiagnosisFigure(
+        "score_removal",
+        "Harm done by removing a layer, by score",
+        "Score with all layers - score without layer l.",
+        "Tasks need layers that the loss can spare, and the other way round. Whiskers are 95 % confidence intervals "
+        "of the difference, over items.",
+        (SCORE_SERIES,),
+        _draw_scores,
     ),
     DiagnosisFigure(
         "run_removal",

@@ -38,6 +38,7 @@ class _Model:
     columns: list[LayerColumn]
     rows: list[list[str]]
     norms: list[NormScaleResult]
+    perplexity: str
     duration: str
 
 
@@ -62,6 +63,7 @@ def render_diagnosis(report: DepthReport, drawn: dict[str, bytes]) -> str:
 
 def _model(model: ModelDiagnosis) -> _Model:
     columns = layer_columns(model)
+    perplexity = model.series.get("perplexity")
     return _Model(
         model,
         findings(model),
@@ -69,6 +71,7 @@ def _model(model: ModelDiagnosis) -> _Model:
         columns,
         layer_rows(model, columns),
         model.norm_scales,
+        "" if perplexity is None else cells.perplexity(perplexity.values[0]),
         cells.duration(model.seconds),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,9 @@ by less than this), at the upper end of the interval if there is one."""
 RUN_SERIES = "removal_of_"
 """How the names of the series begin that are about runs of layers; the length of the runs follows."""
 
+SCORE_SERIES = "score_"
+"""How the names of the series begin that are a score of the whole model: see `removal_of_score`."""
+
 _RUN_SHARE = 6
 """The run of layers whose angular distance is named is L / this long."""
 
@@ -30,27 +34,30 @@ class LayerColumn:
     Attributes:
         head: of the column.
         series: what it shows.
-        form: of its numbers.
+        form: how its numbers read.
         in_terminal: whether it is shown in a terminal too, which is narrower than a page.
     """
 
     head: str
     series: str
-    form: str = ".3f"
+    form: Callable[[float], str] = "{:.3f}".format
     in_terminal: bool = False
 
 
+_SIGNED = "{:+.3f}".format
+
 COLUMNS = (
-    LayerColumn("removal", "removal", "+.3f", in_terminal=True),
-    LayerColumn("attention removed", "attention_removal", "+.3f", in_terminal=True),
-    LayerColumn("feed-forward removed", "feed_forward_removal", "+.3f", in_terminal=True),
-    LayerColumn("swap with next", "swap", "+.3f"),
-    LayerColumn("repeat", "repeat", "+.3f"),
+    LayerColumn("removal", "removal", _SIGNED, in_terminal=True),
+    LayerColumn("perplexity without", "perplexity_without", cells.perplexity, in_terminal=True),
+    LayerColumn("attention removed", "attention_removal", _SIGNED, in_terminal=True),
+    LayerColumn("feed-forward removed", "feed_forward_removal", _SIGNED, in_terminal=True),
+    LayerColumn("swap with next", "swap", _SIGNED),
+    LayerColumn("repeat", "repeat", _SIGNED),
     LayerColumn("block influence", "block_influence", in_terminal=True),
     LayerColumn("|J - I| / |I|", "jacobian_distance", in_terminal=True),
     LayerColumn("attention share", "attention_share"),
     LayerColumn("feed-forward share", "feed_forward_share"),
-    LayerColumn("gradient norm", "gradient_norm", ".3g"),
+    LayerColumn("gradient norm", "gradient_norm", "{:.3g}".format),
 )
 
 
@@ -77,6 +84,7 @@ def findings(model: ModelDiagnosis) -> list[str]:
     if removal is not None:
         sentences += [_dead_sentence(model, removal), _costliest_sentence(model, removal)]
     sentences += [_run_sentence(series) for name, series in model.series.items() if name.startswith(RUN_SERIES)]
+    sentences += [_score_sentence(model, name) for name in score_names(model)]
     length = max(1, model.num_layers // _RUN_SHARE)
     if len(model.angular_distance) >= length:
         distances = model.angular_distance[length - 1]
@@ -131,16 +139,28 @@ def _run_sentence(series: Series) -> str:
     )
 
 
+def _score_sentence(model: ModelDiagnosis, name: str) -> str:
+    whole, removal = model.series[f"{SCORE_SERIES}{name}"], model.series[removal_of_score(name)]
+    cheapest, costliest = (choose(range(len(removal.values)), key=removal.values.__getitem__) for choose in (min, max))
+    return (
+        f"{name} ({whole.unit}): the whole model has {_with_interval(whole, 0, '.4f')}. Removing layer {costliest + 1} "
+        f"costs most, {_with_interval(removal, costliest)}; layer {cheapest + 1} least, "
+        f"{_with_interval(removal, cheapest)}."
+    )
+
+
 def _costliest_sentence(model: ModelDiagnosis, removal: Series) -> str:
     costliest = max(range(len(removal.values)), key=removal.values.__getitem__)
     whole = f"; the whole model has {model.performance_of_whole:.3f}" if model.performance_of_whole else ""
+    if "perplexity" in model.series:
+        whole += f" (perplexity {cells.perplexity(model.series['perplexity'].values[0])})"
     return f"The costliest is layer {costliest + 1}: {_with_interval(removal, costliest)} {model.performance}{whole}."
 
 
-def _with_interval(series: Series, index: int) -> str:
+def _with_interval(series: Series, index: int, form: str = "+.4f") -> str:
     low, high = series.low[index], series.high[index]
-    value = f"{series.values[index]:+.4f}"
-    return value if low is None or high is None else f"{value} [{low:+.4f}, {high:+.4f}]"
+    value = f"{series.values[index]:{form}}"
+    return value if low is None or high is None else f"{value} [{low:{form}}, {high:{form}}]"
 
 
 def _least_turning(first: int, length: int) -> str:
@@ -175,7 +195,18 @@ def headline(report: DepthReport) -> str:
 
 def layer_columns(model: ModelDiagnosis) -> list[LayerColumn]:
     """The columns that there is something for."""
-    return [column for column in COLUMNS if column.series in model.series]
+    scores = [LayerColumn(name, removal_of_score(name), _SIGNED, in_terminal=True) for name in score_names(model)]
+    return [column for column in (*COLUMNS, *scores) if column.series in model.series]
+
+
+def score_names(model: ModelDiagnosis) -> list[str]:
+    """The scores that the model was given, beside the loss."""
+    return [name.removeprefix(SCORE_SERIES) for name in model.series if name.startswith(SCORE_SERIES)]
+
+
+def removal_of_score(name: str) -> str:
+    """The series of what removing each layer costs of a score."""
+    return f"removal_{name}"
 
 
 def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[str]]:
@@ -186,7 +217,7 @@ def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[s
         for column in columns:
             values = model.series[column.series].values
             there = index < len(values) and math.isfinite(values[index])
-            row.append(f"{values[index]:{column.form}}" if there else cells.MISSING)
+            row.append(column.form(values[index]) if there else cells.MISSING)
         rows.append(row)
     return rows
 

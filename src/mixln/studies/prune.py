@@ -18,7 +18,8 @@ from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.errors import InputError
 from mixln.files import require_new_folder
 from mixln.report.diagnosis import ModelDiagnosis
-from mixln.studies.diagnose import DiagnosisConfig, ReportStep, diagnose_model
+from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+from mixln.studies.stages import ReportStage
 from mixln.training.run_folder import save_model
 from mixln.version import __version__
 
@@ -188,7 +189,7 @@ def select_layers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     stack: BlockStack,
-    report_step: ReportStep | None = None,
+    report_stage: ReportStage | None = None,
 ) -> list[int]:
     """Return the indices (from 0) of the layers that a request means, measuring if it has to.
 
@@ -210,7 +211,7 @@ def select_layers(
         layers=request.stack,
     )
     texts = open_corpus(request.text).documents()
-    diagnosis = diagnose_model(model, tokenizer, texts, config, report_step=report_step)
+    diagnosis = diagnose_model(model, tokenizer, texts, config, report_step=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 

@@ -19,7 +19,6 @@ from mixln.errors import InputError
 from mixln.files import require_new_folder, whole_folder, write_file
 from mixln.models.load import load_model
 from mixln.posttraining import HealingConfig, heal, validation_loss
-from mixln.studies.diagnose import ReportStep as ReportStage
 from mixln.studies.diagnose import is_causal_language_model
 from mixln.studies.prune import (
     PRUNING_FILE,
@@ -30,6 +29,7 @@ from mixln.studies.prune import (
     select_layers,
     to_text,
 )
+from mixln.studies.stages import ReportStage
 from mixln.training import MODEL_FOLDER, differences
 from mixln.training.run_log import ReportStep
 
