@@ -43,8 +43,13 @@ def counted_positions(batch: TokenBatch) -> torch.Tensor:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device that the model takes its input on: that of its first parameter."""
-    return next(model.parameters()).device
+    """The device that the model takes its input on: that of its first parameter.
+
+    If accelerate keeps that elsewhere until it is used (then it is on the meta device here), it is the one that
+    accelerate runs the model on.
+    """
+    device = next(model.parameters()).device
+    return torch.device(model._hf_hook.execution_device) if device.type == "meta" else device
 
 
 def batch_logits(model: nn.Module, batch: TokenBatch) -> torch.Tensor:
