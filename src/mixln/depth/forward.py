@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -49,7 +49,8 @@ def model_device(model: nn.Module) -> torch.device:
     accelerate runs the model on.
     """
     device = next(model.parameters()).device
-    return torch.device(model._hf_hook.execution_device) if device.type == "meta" else device
+    hook: Any = getattr(model, "_hf_hook", None)
+    return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device
 
 
 def batch_logits(model: nn.Module, batch: TokenBatch) -> torch.Tensor:
