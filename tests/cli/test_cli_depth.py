@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from tasks import make_items, write_task
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from mixln.cli import main
-from mixln.commands.diagnose import display_names
+from mixln.commands.diagnose import build_parser, display_names
 from mixln.data import PreparedData
 from mixln.depth.stack import find_block_stack
 from mixln.progress import TrainingProgress
+from mixln.studies.diagnose import DiagnosisConfig
 
 FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
 
@@ -53,6 +55,43 @@ def test_diagnose_shows_layers_and_writes_a_report(
     assert report["models"][0]["model"] == llama.name
     assert report["command"].startswith("mixln diagnose")
     assert len(list((out / "figures").glob("*.png"))) == 9
+
+
+def test_options_are_spelt_with_dashes_and_as_in_python() -> None:
+    parser = build_parser()
+    dashed, plain = (
+        parser.parse_args(
+            ["m", f"--max{mark}tokens", "5", f"--run{mark}lengths", "[2,3]", f"--fresh{mark}gradients", "true"]
+        )
+        for mark in "-_"
+    )
+    assert dashed == plain
+    assert (dashed.max_tokens, dashed.run_lengths, dashed.fresh_gradients) == (5, (2, 3), True)
+    defaults = parser.parse_args(["m"])
+    assert all(defaults[field.name] == field.default for field in fields(DiagnosisConfig) if field.name != "measures")
+
+
+def test_a_report_is_replaced_with_a_word(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), "--only", "growth", *FAST]
+    assert main(command) == 0
+    assert "Replacing" not in capsys.readouterr().out
+    assert main(command) == 0
+    assert f"Replacing the report in {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_model_is_shared_out_over_devices(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("accelerate", reason="a device_map needs accelerate")
+    found: list[object] = []
+    for options in ([], ["--device-map", "auto"]):
+        out = tmp_path / "-".join(options)
+        given = ["--text", str(corpus), "--out", str(out), "--only", "removal", "--gradient-tokens", "0", *FAST[:4]]
+        assert main(["diagnose", str(llama), *given, *options]) == 0, capsys.readouterr().err
+        found.append(json.loads((out / "report.json").read_text())["models"][0]["series"])
+    assert found[0] == found[1]
 
 
 def test_diagnose_scores_tasks_without_each_layer(

@@ -119,7 +119,7 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     with pytest.raises(InputError, match=r"no measure 'angle'.*similarity"):
         DiagnosisConfig(measures=("angle",)).check()
     assert "removal" in MEASURE_NAMES
-    with pytest.raises(InputError, match="add --fresh_gradients true"):
+    with pytest.raises(InputError, match="add --fresh-gradients true"):
         DiagnosisConfig(measures=("gradient_norm_at_init",)).check()
     assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, measures=())).series == {}
     with pytest.raises(InputError, match="run_lengths has 4, and the model 4 layers"):

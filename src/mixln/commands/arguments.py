@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from mixln.errors import InputError
@@ -92,6 +94,23 @@ def add_recipe(parser: ArgumentParser) -> None:
     parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
     parser.add_class_arguments(Recipe, as_group=True)
     parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
+
+
+def add_fields(parser: ArgumentParser, kind: Any, skip: Collection[str] = ()) -> None:
+    """Add an option for each field of a flat dataclass, `--max-tokens` or, as the field is called, `--max_tokens`.
+
+    Args:
+        parser: to add them to.
+        kind: the dataclass; its docstring says in `Attributes` what its fields mean.
+        skip: names of fields without an option.
+    """
+    types, documented = get_type_hints(kind), docstring_parser.parse(kind.__doc__)
+    meanings = {attribute.arg_name: attribute.description for attribute in documented.params}
+    group = parser.add_argument_group((documented.short_description or "").rstrip("."))
+    for field in fields(kind):
+        if field.name not in skip:
+            names = dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"])
+            group.add_argument(*names, type=types[field.name], default=field.default, help=meanings[field.name])
 
 
 def recipe_from(given: Namespace, parser: ArgumentParser) -> Recipe:

@@ -9,12 +9,13 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from mixln.commands.arguments import Command, claim_output, command_parser
+from mixln.commands.arguments import Command, add_fields, claim_output, command_parser
 from mixln.data import open_corpus
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.models.load import load_model
 from mixln.progress import StageProgress
+from mixln.report.diagnosis import REPORT_FILE
 from mixln.report.diagnosis_summary import findings, layer_table
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
 from mixln.studies.task_scores import LoadedTask, load_task, task_score
@@ -55,14 +56,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--task-metric", type=str, default=None, help="such as acc_norm; default: the first of each task"
     )
-    parser.add_class_arguments(DiagnosisConfig, as_group=True, skip={"measures"})
+    add_fields(parser, DiagnosisConfig, skip={"measures"})
     return parser
 
 
 def run(given: Namespace, command: str) -> int:
     """Run `mixln diagnose`."""
-    values = build_parser().instantiate(given)
-    own = {field.name: values[field.name] for field in fields(DiagnosisConfig) if field.name != "measures"}
+    own = {field.name: given[field.name] for field in fields(DiagnosisConfig) if field.name != "measures"}
     config = DiagnosisConfig(**own, measures=None if given.only is None else tuple(given.only)).check()
     if len(set(given.models)) < len(given.models):
         raise InputError("a model is named twice: name each once")
@@ -72,6 +72,8 @@ def run(given: Namespace, command: str) -> int:
     claim_output(out)
     diagnoses = []
     console = Console()
+    if (out / REPORT_FILE).exists():
+        console.print(f"Replacing the report in {out}", markup=False, highlight=False, soft_wrap=True)
     with StageProgress() as progress:
         for source, name in zip(given.models, display_names(given.models), strict=True):
             model, tokenizer = load_model(

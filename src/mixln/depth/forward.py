@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -43,8 +43,14 @@ def counted_positions(batch: TokenBatch) -> torch.Tensor:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device that the model takes its input on: that of its first parameter."""
-    return next(model.parameters()).device
+    """The device that the model takes its input on: that of its first parameter.
+
+    If accelerate keeps that elsewhere until it is used (then it is on the meta device here), it is the one that
+    accelerate runs the model on.
+    """
+    device = next(model.parameters()).device
+    hook: Any = getattr(model, "_hf_hook", None)
+    return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device
 
 
 def batch_logits(model: nn.Module, batch: TokenBatch) -> torch.Tensor:

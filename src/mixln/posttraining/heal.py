@@ -22,10 +22,10 @@ from mixln.training.validation import validate
 
 @dataclass(frozen=True)
 class HealingConfig:
-    """How a pruned model is trained on: one pass over text, AdamW without decay, warmup over 10 %, cosine to 10 %.
+    """How a pruned model is trained on: AdamW without decay, warmup over 10 % of the steps, cosine to 10 %.
 
     Attributes:
-        tokens: to train on.
+        tokens: to train on; a text that has fewer is gone through again.
         method: full trains all weights; lora trains low-rank updates (Hu et al. 2021), merged in the end, as Gromov et
             al. 2024 did: less memory, and less can be forgotten.
         learning_rate: the peak; null: 1e-4 for full, 1e-3 for lora.
@@ -71,19 +71,20 @@ class HealingConfig:
         for name in ("tokens", "rank", "batch_size", "sequence_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"healing.{name} must be at least 1, not {getattr(self, name)}")
+        steps = math.ceil(self.tokens / (self.batch_size * self.sequence_length))
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
         return Recipe(
             data=DataConfig(
                 corpus=corpus,
                 validation_corpus=self.validation_corpus,
                 tokenizer=tokenizer,
-                # a row's last token is the first of the next, and the last partial row is dropped
-                max_tokens=self.tokens + self.sequence_length + 1,
+                # a row's targets reach one token further, and the last partial row is dropped
+                max_tokens=steps * self.batch_size * self.sequence_length + 1,
                 max_validation_tokens=self.max_validation_tokens,
                 sequence_length=self.sequence_length,
             ),
             optimizer=OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95),
-            steps=math.ceil(self.tokens / (self.batch_size * self.sequence_length)),
+            steps=steps,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,

@@ -8,6 +8,8 @@ from typing import Literal
 
 DIAGNOSIS_SCHEMA_VERSION = 2
 
+REPORT_FILE = "report.json"
+
 Axis = Literal["layer", "state", "first_of_pair", "first_of_run", "model"]
 """What a series has an entry for: each layer 1 .. L; each state x_1 .. x_(L+1); each pair of neighbours by its first
 layer; each run of layers by its first layer; the whole model, one entry."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mixln.files import remove_file, write_file
 from mixln.report import cells
-from mixln.report.diagnosis import DepthReport, ModelDiagnosis, NormScaleResult
+from mixln.report.diagnosis import REPORT_FILE, DepthReport, ModelDiagnosis, NormScaleResult
 from mixln.report.diagnosis_figures import FIGURES, DiagnosisFigure
 from mixln.report.diagnosis_summary import (
     LayerColumn,
@@ -84,7 +84,7 @@ def write_diagnosis(report: DepthReport, folder: Path) -> Path:
     Raises:
         InputError: a file cannot be written.
     """
-    write_file(folder / "report.json", to_json(report))
+    write_file(folder / REPORT_FILE, to_json(report))
     drawn: dict[str, bytes] = {}
     for kind in FIGURES:
         for suffix in ("png", "svg"):  # of an earlier report

@@ -64,7 +64,7 @@ class DiagnosisConfig:
             if name not in MEASURE_NAMES:
                 raise InputError(f"there is no measure {name!r}. There are: {', '.join(MEASURE_NAMES)}")
         if self.measures and "gradient_norm_at_init" in self.measures and not self.fresh_gradients:
-            raise InputError("gradient_norm_at_init needs a freshly initialised model: add --fresh_gradients true")
+            raise InputError("gradient_norm_at_init needs a freshly initialised model: add --fresh-gradients true")
         return self
 
     def measures_of(self, num_layers: int) -> list[MeasureKind]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def with_gradient_norms(
     batches: Iterable[ModelBatch],
     autocast_dtype: torch.dtype | None,
 ) -> ModelDiagnosis:
-    """The diagnosis with a series of `GRADIENT_SERIES`.
+    """The diagnosis with a series of `GRADIENT_SERIES`, or a note if weights are offloaded.
 
     Args:
         diagnosis: so far.
@@ -43,7 +44,11 @@ def with_gradient_norms(
     Raises:
         InputError: no position with a target, or no fresh model can be made.
     """
-    norms = gradient_norms(GRADIENT_SERIES[name](stack), batches, autocast_dtype=autocast_dtype)
+    measured = GRADIENT_SERIES[name](stack)
+    if any(parameter.is_meta for parameter in measured.layers.parameters()):
+        note = f"Weights are offloaded (device_map) and take no gradients, so {name} was left out."
+        return replace(diagnosis, notes=[*diagnosis.notes, note])
+    norms = gradient_norms(measured, batches, autocast_dtype=autocast_dtype)
     return with_series(diagnosis, name, "layer", "nats per token and unit of weight", norms)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.data.hub_errors import HUB_ERRORS
+from mixln.depth.forward import model_device
 from mixln.errors import InputError
 from mixln.studies.diagnose import is_causal_language_model
 
@@ -135,6 +136,7 @@ class TaskScore:
             # it gives the tokenizer a padding token; its registry hides the arguments from type checkers
             wrap, tokenizer = cast("Any", huggingface.HFLM), copy.deepcopy(self.tokenizer)
             wrapped = wrap(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=self.batch_size)
+            wrapped._device = model_device(model)  # it would take the one of offloaded weights
             try:
                 # not simple_evaluate, which besides describes the machine, for seconds, every time
                 found = evaluate(wrapped, {"tasks": dict(self.task.parts)}, limit=self.limit, bootstrap_iters=0)

@@ -1,0 +1,113 @@
+"""What large models are measured with: half precision, and weights that accelerate keeps elsewhere."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tasks import make_items, write_task
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mixln.data import PreparedData
+from mixln.depth.forward import model_device
+from mixln.report.diagnosis import ModelDiagnosis
+from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+
+CONFIG = DiagnosisConfig(window=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,))
+TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon. " * 12 for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def folder(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = LlamaConfig(
+        vocab_size=len(data.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, data: PreparedData) -> ModelDiagnosis:
+    return diagnose_model(LlamaForCausalLM.from_pretrained(folder), data.tokenizer, TEXTS, CONFIG)
+
+
+def numbers(found: ModelDiagnosis, name: str) -> list[float]:
+    return found.series[name].values
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_with_float32(
+    folder: Path, data: PreparedData, expected: ModelDiagnosis, dtype: torch.dtype
+) -> None:
+    """Performance drops within 0.01 nats, all else within 1 %."""
+    half = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    found = diagnose_model(half, data.tokenizer, TEXTS, CONFIG)
+    assert set(found.series) == set(expected.series)
+    for name, series in expected.series.items():
+        assert all(map(math.isfinite, numbers(found, name))), name
+        rel, abs_ = (0.0, 0.01) if series.unit == expected.performance else (0.01, 0.0)
+        assert numbers(found, name) == pytest.approx(series.values, rel=rel, abs=abs_), name
+    for row, own in zip(expected.angular_distance, found.angular_distance, strict=True):
+        assert own == pytest.approx(row, abs=0.002)
+    for norm, own in zip(expected.norm_scales, found.norm_scales, strict=True):
+        assert (own.name, own.is_on_stream) == (norm.name, norm.is_on_stream)
+        assert own.sigma == pytest.approx(norm.sigma, rel=0.01)
+
+
+AROUND = {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+MAPS = {
+    "some blocks": {**AROUND, "model.embed_tokens": "cpu", "model.layers.1": "disk", "model.layers.3": "disk"}
+    | {f"model.layers.{index}": "cpu" for index in (0, 2)},
+    "embedding": {**AROUND, "model.embed_tokens": "disk"} | {f"model.layers.{index}": "cpu" for index in range(4)},
+    "everything": {"": "disk"},
+}
+
+
+@pytest.mark.parametrize("device_map", MAPS.values(), ids=MAPS)
+def test_offloaded_weights_make_no_difference(
+    folder: Path, data: PreparedData, expected: ModelDiagnosis, device_map: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="a device_map needs accelerate")
+    offloaded = LlamaForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    assert model_device(offloaded) == torch.device("cpu")
+
+    def spread(model: nn.Module) -> float:
+        return model(input_ids=torch.arange(10)[None]).logits.std().item()
+
+    found = diagnose_model(offloaded, data.tokenizer, TEXTS, CONFIG, scores={"spread": spread})
+    whole = LlamaForCausalLM.from_pretrained(folder)
+    plain = diagnose_model(
+        whole, data.tokenizer, TEXTS, DiagnosisConfig(window=32, max_tokens=100, measures=()), scores={"spread": spread}
+    )
+    has_gradients = device_map.get("model.layers.1") == "cpu"
+    missing = set() if has_gradients else {"gradient_norm"}
+    assert set(expected.series) - set(found.series) == missing
+    assert any("Weights are offloaded" in note for note in found.notes) is not has_gradients
+    for name in set(expected.series) - missing:
+        assert numbers(found, name) == pytest.approx(numbers(expected, name), rel=1e-6, abs=1e-7), name
+    assert found.angular_distance == expected.angular_distance
+    assert found.norm_scales == expected.norm_scales
+    assert numbers(found, "removal_spread") == pytest.approx(numbers(plain, "removal_spread"), abs=1e-6)
+
+
+def test_tasks_run_on_offloaded_weights(
+    folder: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
+    from mixln.studies.task_scores import task_score
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    score = task_score(data.tokenizer, "words", include_path=write_task(tmp_path / "tasks", make_items(6)))
+    offloaded = LlamaForCausalLM.from_pretrained(folder, device_map={"": "disk"}, offload_folder=tmp_path / "off")
+    assert score(offloaded) == score(LlamaForCausalLM.from_pretrained(folder))
