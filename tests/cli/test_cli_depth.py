@@ -12,7 +12,8 @@ import pytest
 import torch
 from depth_architectures import ARCHITECTURES
 from tasks import make_items, write_task
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from tiny import save_tiny_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
 
 from mixln.cli import main
 from mixln.commands.diagnose import build_parser, display_names
@@ -26,20 +27,7 @@ FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", 
 
 @pytest.fixture(scope="module")
 def llama(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=len(data.tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"), data.tokenizer, 5, num_key_value_heads=2)
 
 
 def test_diagnose_shows_layers_and_writes_a_report(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from tasks import make_items, write_task
+from tiny import save_tiny_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from mixln.data import PreparedData
 from mixln.depth.forward import model_device
@@ -22,18 +23,7 @@ TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon
 
 @pytest.fixture(scope="module")
 def folder(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = LlamaConfig(
-        vocab_size=len(data.tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("model"), data.tokenizer, 4)
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from scipy import stats
 from tasks import make_items, write_task
-from tiny import SHARED
+from tiny import SHARED, tiny_llama
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from mixln.data import PreparedData
 from mixln.depth.pruning import without_blocks
@@ -38,16 +38,7 @@ def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(data: PreparedData) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(data.tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(data.tokenizer, 3)
 
 
 def correct(model: nn.Module, tokenizer: PreTrainedTokenizerBase, items: list[dict[str, Any]]) -> list[float]:

@@ -7,6 +7,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from mixln.data import DataConfig
 from mixln.training import ModelConfig, OptimizerConfig, Recipe
 
@@ -18,6 +21,28 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(topics)[:documents]:
         (folder / f"{name}.txt").write_text(topics[name], encoding="utf-8")
+    return folder
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast, num_hidden_layers: int, **fields: Any) -> LlamaForCausalLM:
+    """Return transformers' own Llama, with weights so large that its layers matter; the same every time."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        **fields,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def save_tiny_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, num_hidden_layers: int, **fields: Any) -> Path:
+    """Write it with the tokenizer, and return the folder."""
+    tiny_llama(tokenizer, num_hidden_layers, **fields).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

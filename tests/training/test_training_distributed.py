@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import save_tiny_llama
 from training_processes import Job, run_jobs
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mixln.data import PreparedData, prepare_data
 from mixln.errors import InputError
@@ -86,20 +86,11 @@ def test_ddp_and_fsdp_give_the_losses_of_one_process(
 def test_a_trained_model_of_another_library_is_shared_out_too(
     long: Recipe, data: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
-    config = LlamaConfig(
-        vocab_size=len(data.tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "source")
-    data.tokenizer.save_pretrained(tmp_path / "source")
+    source = save_tiny_llama(tmp_path / "source", data.tokenizer, 4)
     one = placed(long, "pre")  # its model plays no part
-    train(one, data, tmp_path / "one", source=PretrainedModel(tmp_path / "source", one, data.tokenizer))
+    train(one, data, tmp_path / "one", source=PretrainedModel(source, one, data.tokenizer))
     jobs = [
-        Job(placed(long, "pre", execution), tmp_path / execution.strategy, pretrained=tmp_path / "source")
+        Job(placed(long, "pre", execution), tmp_path / execution.strategy, pretrained=source)
         for execution in (DDP, FSDP)
     ]
     run_jobs(jobs, cache)
@@ -147,6 +138,7 @@ def test_data_and_tensor_parallelism_together(long: Recipe, data: PreparedData, 
 _DIES_ONCE = """
 import os, signal, sys
 from pathlib import Path
+from tiny import save_tiny_llama
 from training_processes import Job
 from test_training_distributed import placed, DDP
 from mixln.data import prepare_data
