@@ -42,7 +42,11 @@ def model(recipe: Recipe, data: PreparedData) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def report(model: nn.Module, data: PreparedData) -> DepthReport:
-    return diagnose(model, data.tokenizer, TEXTS, SMALL)
+    return diagnose(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": quiz})
+
+
+def quiz(model: nn.Module) -> list[float]:
+    return model(input_ids=torch.arange(12).reshape(3, 4)).logits.std((1, 2)).tolist()
 
 
 def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
@@ -51,7 +55,7 @@ def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
     assert set(found.series) == {
         *("block_influence", "variance", "rms", "norm", "attention_share", "feed_forward_share", "removal"),
         *("attention_removal", "feed_forward_removal", "swap", "repeat", "jacobian_distance", "removal_of_2"),
-        *("gradient_norm", "perplexity", "perplexity_without"),
+        *("gradient_norm", "perplexity", "perplexity_without", "score_quiz", "removal_quiz"),
     }
     for series in found.series.values():
         assert len(series.values) == len(series.low) == len(series.high) == lengths[series.axis]
@@ -104,7 +108,8 @@ def test_the_report_survives_json(report: DepthReport) -> None:
 
 
 def test_numbers_do_not_depend_on_batch_size(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
-    other = diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(**{**vars(SMALL), "batch_size": 7}))
+    config = DiagnosisConfig(**{**vars(SMALL), "batch_size": 7})
+    other = diagnose_model(model, data.tokenizer, TEXTS, config, scores={"quiz": quiz})
     for name, series in report.models[0].series.items():
         assert other.series[name].values == pytest.approx(series.values, rel=1e-4, abs=1e-5), name
     for one, two in zip(other.angular_distance, report.models[0].angular_distance, strict=True):
@@ -133,7 +138,7 @@ def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedDat
         told.setdefault(stage, []).append((done, total))
 
     diagnose_model(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": lambda _: 1.0}, report_step=report)
-    assert list(told) == ["hidden states", "interventions", "gradient norm", "quiz"]
+    assert list(told) == ["quiz", "hidden states", "interventions", "gradient norm"]
     for steps in told.values():
         total = steps[0][1]
         assert steps == [(done, total) for done in range(total + 1)]

@@ -16,7 +16,7 @@ from mixln.errors import InputError
 from mixln.models.load import load_model
 from mixln.progress import StageProgress
 from mixln.report.diagnosis import REPORT_FILE
-from mixln.report.diagnosis_summary import findings, layer_table
+from mixln.report.diagnosis_summary import findings, layer_tables
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
 from mixln.studies.task_scores import LoadedTask, load_task, task_score
 from mixln.training.run_folder import MODEL_FOLDER
@@ -94,7 +94,8 @@ def run(given: Namespace, command: str) -> int:
             # what has been found so far is safe if a later model fails
             page = make_report(diagnoses, text=given.text, command=command).save(out)
     for found in diagnoses:
-        console.print(layer_table(found))
+        for table in layer_tables(found):
+            console.print(table)
         for sentence in findings(found):
             console.print(f"- {sentence}", markup=False, highlight=False)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)

@@ -54,7 +54,7 @@ COLUMNS = (
     LayerColumn("swap with next", "swap", _SIGNED),
     LayerColumn("repeat", "repeat", _SIGNED),
     LayerColumn("block influence", "block_influence", in_terminal=True),
-    LayerColumn("|J - I| / |I|", "jacobian_distance", in_terminal=True),
+    LayerColumn("|J - I| / |I|", "jacobian_distance"),
     LayerColumn("attention share", "attention_share"),
     LayerColumn("feed-forward share", "feed_forward_share"),
     LayerColumn("gradient norm", "gradient_norm", "{:.3g}".format),
@@ -195,8 +195,12 @@ def headline(report: DepthReport) -> str:
 
 def layer_columns(model: ModelDiagnosis) -> list[LayerColumn]:
     """The columns that there is something for."""
-    scores = [LayerColumn(name, removal_of_score(name), _SIGNED, in_terminal=True) for name in score_names(model)]
-    return [column for column in (*COLUMNS, *scores) if column.series in model.series]
+    return [*(column for column in COLUMNS if column.series in model.series), *score_columns(model)]
+
+
+def score_columns(model: ModelDiagnosis) -> list[LayerColumn]:
+    """What removing each layer costs of each score."""
+    return [LayerColumn(name, removal_of_score(name), _SIGNED) for name in score_names(model)]
 
 
 def score_names(model: ModelDiagnosis) -> list[str]:
@@ -222,15 +226,24 @@ def layer_rows(model: ModelDiagnosis, columns: list[LayerColumn]) -> list[list[s
     return rows
 
 
-def layer_table(model: ModelDiagnosis) -> Table:
-    """The layers of a model for the terminal; dead weight is dim and marked."""
-    table = Table(
-        box=SIMPLE_HEAD, title=f"{model.model}: {model.kind}, {model.num_layers} layers", title_justify="left"
-    )
-    columns = [column for column in layer_columns(model) if column.in_terminal]
+def layer_tables(model: ModelDiagnosis) -> list[Table]:
+    """The layers of a model for the terminal, scores in a table of their own; dead weight is dim and marked."""
+    columns = layer_columns(model)
+    layers = _table(model, [column for column in columns if column.in_terminal])
+    layers.title = f"{model.model}: {model.kind}, {model.num_layers} layers"
+    scores = score_columns(model)
+    if not scores:
+        return [layers]
+    table = _table(model, scores)
+    table.title = "harm to scores"
+    return [layers, table]
+
+
+def _table(model: ModelDiagnosis, columns: list[LayerColumn]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title_justify="left")
     table.add_column("layer")
     for column in columns:
-        table.add_column(column.head, justify="right")
+        table.add_column(column.head, justify="right", overflow="fold")
     dead = set(dead_layers(model))
     for layer, row in enumerate(layer_rows(model, columns), start=1):
         first = f"{row[0]} *" if layer in dead else row[0]

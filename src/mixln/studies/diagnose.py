@@ -14,7 +14,7 @@ from mixln.depth.batches import ModelBatch, count_tokens, first_tokens
 from mixln.depth.forward import evaluation_mode, model_device
 from mixln.depth.observation import observe
 from mixln.depth.performance import EmbeddingTurn, LanguageModelLoss, Performance
-from mixln.depth.stack import BlockStack, find_block_stack
+from mixln.depth.stack import BlockStack, find_block_stack, recording
 from mixln.depth.sublayers import SublayerFinder
 from mixln.depth.texts import longest_window, text_batches, text_windows
 from mixln.errors import InputError
@@ -167,6 +167,8 @@ def diagnose_batches(
         performance="" if performance is None else performance.name,
         notes=notes,
     )
+    # first, since they are the caller's own: if one fails, nothing is lost
+    diagnosis = with_scores(diagnosis, stack, scores or {}, report_step)
     for stage, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
         measures = [(kind, kind.build(given)) for kind in kinds if kind.takes_many_passes is many_passes]
         if measures:
@@ -180,14 +182,17 @@ def diagnose_batches(
         for series in config.gradient_series():
             reported = Reported(some, series.replace("_", " "), report_step, passes=2)
             diagnosis = with_gradient_norms(diagnosis, series, stack, reported, autocast_dtype)
-    diagnosis = with_scores(diagnosis, stack, scores or {}, report_step)
     return replace(diagnosis, seconds=time.perf_counter() - started)
 
 
 def _find_sublayers(stack: BlockStack, batch: ModelBatch) -> SublayerFinder:
-    """Find the sublayers of all blocks, by what runs for one row."""
+    """Find the sublayers of all blocks, by what runs for one row.
+
+    Raises:
+        InputError: the blocks do not feed each other, which is better known before hours of work.
+    """
     finder = SublayerFinder()
-    with evaluation_mode(stack.model), torch.no_grad(), finder.watch(stack):
+    with evaluation_mode(stack.model), torch.no_grad(), finder.watch(stack), recording(stack):
         stack.model(**batch.rows(0, 1).arguments_on(model_device(stack.model)))
     return finder
 
