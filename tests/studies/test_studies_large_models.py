@@ -16,6 +16,7 @@ from mixln.data import PreparedData
 from mixln.depth.forward import model_device
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+from mixln.studies.prune import PruningRecord, prune_model
 
 CONFIG = DiagnosisConfig(window=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,))
 TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon. " * 12 for number in range(5)]
@@ -89,6 +90,19 @@ def test_offloaded_weights_make_no_difference(
     assert found.angular_distance == expected.angular_distance
     assert found.norm_scales == expected.norm_scales
     assert numbers(found, "removal_spread") == pytest.approx(numbers(plain, "removal_spread"), abs=1e-6)
+
+
+def test_an_offloaded_model_is_pruned(folder: Path, data: PreparedData, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="a device_map needs accelerate")
+    device_map = MAPS["embedding"] | {"model.layers.1": "disk", "model.layers.3": "disk"}
+    offloaded = LlamaForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "off")
+    record = PruningRecord(str(folder), [2, 3], 4, None, consecutive=False, text=None)
+    prune_model(offloaded, data.tokenizer, [1, 2], tmp_path / "out", record)
+    whole, pruned = (LlamaForCausalLM.from_pretrained(path).model for path in (folder, tmp_path / "out"))
+    for index, original in enumerate((0, 3)):
+        kept = zip(pruned.layers[index].parameters(), whole.layers[original].parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in kept)
+    assert torch.equal(pruned.embed_tokens.weight, whole.embed_tokens.weight)
 
 
 def test_tasks_run_on_offloaded_weights(
