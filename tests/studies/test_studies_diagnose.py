@@ -137,7 +137,7 @@ def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedDat
     def report(stage: str, done: int, total: int) -> None:
         told.setdefault(stage, []).append((done, total))
 
-    diagnose_model(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": lambda _: 1.0}, report_step=report)
+    diagnose_model(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": lambda _: 1.0}, report_stage=report)
     assert list(told) == ["quiz", "hidden states", "interventions", "gradient norm"]
     for steps in told.values():
         total = steps[0][1]

@@ -87,7 +87,7 @@ def run(given: Namespace, command: str) -> int:
                 score.check(model)
             progress.start(name)
             found = diagnose_model(
-                model, tokenizer, corpus.documents(), config, name=name, scores=scores, report_step=progress.step
+                model, tokenizer, corpus.documents(), config, name=name, scores=scores, report_stage=progress.step
             )
             diagnoses.append(found)
             del model

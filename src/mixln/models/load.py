@@ -67,6 +67,11 @@ CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 """How the names of classes end that predict the next token."""
 
 
+def is_causal_language_model(model: torch.nn.Module) -> bool:
+    """Whether a Hugging Face model predicts the next token: its class ends in `ForCausalLM` or `LMHeadModel`."""
+    return type(model).__name__.endswith(CAUSAL_CLASSES)
+
+
 def _load(
     name_or_path: str, auto_class: Any, what: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -18,7 +18,7 @@ from mixln.depth.stack import BlockStack, find_block_stack, recording
 from mixln.depth.sublayers import SublayerFinder
 from mixln.depth.texts import longest_window, text_batches, text_windows
 from mixln.errors import InputError
-from mixln.models.load import CAUSAL_CLASSES
+from mixln.models.load import is_causal_language_model
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.diagnosis_gradients import with_gradient_norms
@@ -34,7 +34,6 @@ __all__ = [
     "diagnose",
     "diagnose_batches",
     "diagnose_model",
-    "is_causal_language_model",
     "make_report",
 ]
 
@@ -48,7 +47,7 @@ def diagnose_model(
     name: str = "",
     autocast_dtype: torch.dtype | None = None,
     scores: Mapping[str, Score] | None = None,
-    report_step: ReportStage | None = None,
+    report_stage: ReportStage | None = None,
 ) -> ModelDiagnosis:
     """Find out which layers of a language model or text encoder earn their place.
 
@@ -63,7 +62,7 @@ def diagnose_model(
         scores: further measures of performance, each a function of the model (higher is better), called once for the
             whole model and once without each layer. It gives one number, or one for each item, of which the mean is
             shown with intervals over items: series `score_<name>` and `removal_<name>`.
-        report_step: progress.
+        report_stage: progress.
 
     Raises:
         InputError: the config makes no sense, the blocks are not found, or the text is shorter than a window.
@@ -87,7 +86,7 @@ def diagnose_model(
         name=name or str(getattr(model_config, "name_or_path", "") or type(model).__name__),
         autocast_dtype=autocast_dtype,
         scores=scores,
-        report_step=report_step,
+        report_stage=report_stage,
     )
 
 
@@ -113,11 +112,6 @@ def make_report(models: list[ModelDiagnosis], *, text: str, command: str = "") -
     return DepthReport(models=models, text=text, machine=describe_machine(), command=command, version=__version__)
 
 
-def is_causal_language_model(model: nn.Module) -> bool:
-    """Whether a Hugging Face model predicts the next token: its class ends in `ForCausalLM` or `LMHeadModel`."""
-    return type(model).__name__.endswith(CAUSAL_CLASSES)
-
-
 def diagnose_batches(
     model: nn.Module,
     batches: Sequence[ModelBatch],
@@ -127,7 +121,7 @@ def diagnose_batches(
     name: str = "",
     autocast_dtype: torch.dtype | None = None,
     scores: Mapping[str, Score] | None = None,
-    report_step: ReportStage | None = None,
+    report_stage: ReportStage | None = None,
 ) -> ModelDiagnosis:
     """As `diagnose`, on batches of any kind (images, say).
 
@@ -139,7 +133,7 @@ def diagnose_batches(
         name: of the model.
         autocast_dtype: autocast to this; None: the model's own precision.
         scores: as in `diagnose`.
-        report_step: progress.
+        report_stage: progress.
 
     Raises:
         InputError: the config makes no sense, or the blocks are not found.
@@ -168,11 +162,11 @@ def diagnose_batches(
         notes=notes,
     )
     # first, since they are the caller's own: if one fails, nothing is lost
-    diagnosis = with_scores(diagnosis, stack, scores or {}, report_step)
+    diagnosis = with_scores(diagnosis, stack, scores or {}, report_stage)
     for stage, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
         measures = [(kind, kind.build(given)) for kind in kinds if kind.takes_many_passes is many_passes]
         if measures:
-            reported = Reported(some, stage, report_step)
+            reported = Reported(some, stage, report_stage)
             observe(stack, reported, [measure for _, measure in measures], autocast_dtype=autocast_dtype)
         for kind, measure in measures:
             for result in kind.results:
@@ -180,7 +174,7 @@ def diagnose_batches(
     if isinstance(performance, LanguageModelLoss):
         some = first_tokens(batches, config.gradient_tokens)
         for series in config.gradient_series():
-            reported = Reported(some, series.replace("_", " "), report_step, passes=2)
+            reported = Reported(some, series.replace("_", " "), report_stage, passes=2)
             diagnosis = with_gradient_norms(diagnosis, series, stack, reported, autocast_dtype)
     return replace(diagnosis, seconds=time.perf_counter() - started)
 

@@ -211,7 +211,7 @@ def select_layers(
         layers=request.stack,
     )
     texts = open_corpus(request.text).documents()
-    diagnosis = diagnose_model(model, tokenizer, texts, config, report_step=report_stage)
+    diagnosis = diagnose_model(model, tokenizer, texts, config, report_stage=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 

@@ -17,9 +17,8 @@ from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import require_new_folder, whole_folder, write_file
-from mixln.models.load import load_model
+from mixln.models.load import is_causal_language_model, load_model
 from mixln.posttraining import HealingConfig, heal, validation_loss
-from mixln.studies.diagnose import is_causal_language_model
 from mixln.studies.prune import (
     PRUNING_FILE,
     PruningRecord,
