@@ -45,6 +45,21 @@ def require_new_folder(folder: Path) -> None:
         raise InputError(f"{folder} exists already. Delete it, or choose another place")
 
 
+def claim_folder(folder: Path) -> None:
+    """Create a folder, and make sure now, before hours of work, that it can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process of the same run may have been here
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}). Choose another folder") from error
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, which becomes `folder` at the end of the block, or vanishes if that fails.
@@ -55,6 +70,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        if not _is_running(leftover.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a kill
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -62,6 +80,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove_file(path: Path) -> None:
@@ -74,6 +102,21 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _unusable("remove", path, error) from error
+
+
+def put_on_disk(folder: Path) -> None:
+    """Have the disk itself hold all files below a folder, and the folders: what is there survives a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the disk itself hold a file, or the entries of a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _unusable(action: str, path: Path, error: OSError) -> InputError:

@@ -11,9 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from depth_architectures import ARCHITECTURES
+from filelock import FileLock
 from tasks import make_items, write_task
 from tiny import save_tiny_llama
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 from mixln.cli import main
 from mixln.commands.diagnose import build_parser, display_names
@@ -277,7 +286,12 @@ def test_an_interrupted_healing_goes_on_by_the_same_command(
     monkeypatch.undo()
     # another request does not go on with it
     changed = [argument if argument != "1500" else "1600" for argument in prune_and_heal]
-    for other, words in ((changed, "tokens was 1500, is 1600"), ([*prune_and_heal, "--any"], "consecutive was True")):
+    others = {
+        "tokens was 1500, is 1600": changed,
+        "consecutive was True": [*prune_and_heal, "--any"],
+        "window was 32, is 16": [*prune_and_heal, "--window", "16"],
+    }
+    for words, other in others.items():
         assert main(other) == 2
         assert words in capsys.readouterr().err
     three = [argument if argument != "2" else "3" for argument in prune_and_heal]
@@ -308,3 +322,33 @@ def test_what_cannot_be_healed_is_told_at_once(
     assert main(["prune", str(encoder), *prune_and_heal[2:]]) == 2
     assert "predicts no next token" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_a_healing_that_is_damaged_or_in_use_is_told(
+    prune_and_heal: list[str], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out.healing"
+    folder.mkdir()
+    with FileLock(folder / ".prune.lock"):
+        assert main(prune_and_heal) == 2
+    assert "another process works in" in capsys.readouterr().err
+    (folder / "pruned").mkdir()
+    record = {"source": str(llama), "removed_layers": [1, 2], "num_layers_before": 5}
+    (folder / "pruned" / "pruning.json").write_text(json.dumps({**record, "criterion": None, "consecutive": False}))
+    (folder / "healing.json").write_text('{"text": 1}')
+    assert main(prune_and_heal) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_model_whose_layers_depend_on_their_place_is_not_pruned_wrongly(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = GPT2Config(
+        vocab_size=len(data.tokenizer), n_embd=32, n_layer=4, n_head=4, scale_attn_by_inverse_layer_idx=True
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    data.tokenizer.save_pretrained(tmp_path / "gpt2")
+    assert main(["prune", str(tmp_path / "gpt2"), str(tmp_path / "out"), "--layers", "1-2"]) == 2
+    assert "depends on the place of the layer" in capsys.readouterr().err
+    # what is before them stays where it was
+    assert main(["prune", str(tmp_path / "gpt2"), str(tmp_path / "out"), "--layers", "3-4"]) == 0

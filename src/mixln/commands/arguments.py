@@ -11,6 +11,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from mixln.errors import InputError
+from mixln.files import claim_folder
 from mixln.training import Recipe
 from mixln.training.recipes import list_recipes
 
@@ -132,12 +133,9 @@ def claim_output(folder: Path) -> None:
         InputError: it cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process of the same run may have been here
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be written ({error.strerror}). Choose another folder") from error
+        claim_folder(folder)
+    except InputError as error:
+        raise InputError(f"--out {error}") from error
 
 
 def cache_folder(given: Namespace) -> Path | None:

@@ -10,7 +10,7 @@ from mixln.commands.arguments import Command, cache_folder, command_parser
 from mixln.depth.stack import find_block_stack
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import require_new_folder
+from mixln.files import claim_folder, require_new_folder
 from mixln.models.load import load_model
 from mixln.posttraining import HealingConfig
 from mixln.progress import StageProgress, TrainingProgress
@@ -84,6 +84,7 @@ def run(given: Namespace, _command: str) -> int:
         return _prune_and_heal(request, config, given.heal or given.text, out, given)
     if config != HealingConfig():
         raise InputError("--healing options go with --heal")
+    claim_folder(out.absolute().parent)
     model, tokenizer = load_model(request.source, device=default_device(), device_map=given.device_map)
     stack = find_block_stack(model, request.stack)
     with StageProgress() as progress:
@@ -125,14 +126,14 @@ def _request(given: Namespace) -> PruningRequest:
 
 
 def _prune_and_heal(request: PruningRequest, config: HealingConfig, corpus: str, out: Path, given: Namespace) -> int:
-    work = PruneAndHeal(request, config, corpus, out)
-    with StageProgress() as progress:
-        progress.start(request.source)
-        work.prepare(cache_folder(given), progress.report)
-        work.prune(progress.report, progress.step, device_map=given.device_map)
-    with TrainingProgress(work.recipe.steps) as training:
-        training.start_run(0, "healing")
-        report = work.heal(training.step)
+    with PruneAndHeal(request, config, corpus, out) as work:
+        with StageProgress() as progress:
+            progress.start(request.source)
+            work.prepare(cache_folder(given), progress.report)
+            work.prune(progress.report, progress.step, device_map=given.device_map)
+        with TrainingProgress(work.recipe.steps) as training:
+            training.start_run(0, "healing")
+            report = work.heal(training.step)
     print(_result(report))
     print(f"{out}; metrics and the model before healing: {healing_folder(out)}")
     return 0

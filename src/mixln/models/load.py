@@ -56,12 +56,16 @@ def load_model(
     except (*_UNUSABLE, StrictDataclassError) as error:
         raise InputError(_cannot_open(name_or_path, "a model", error)) from error
     is_causal = any(name.endswith(CAUSAL_CLASSES) for name in config.architectures or [])
+    if device_map is not None and device_map not in _DEVICE_MAPS:
+        raise InputError(f"there is no --device-map {device_map}. There are: {', '.join(_DEVICE_MAPS)}")
     options = {"dtype": dtype, **({} if device_map is None else {"device_map": device_map})}
     model, tokenizer = _load(name_or_path, AutoModelForCausalLM if is_causal else AutoModel, "a model", options)
     if device is not None and device_map is None:
         torch.nn.Module.to(model, device)
     return model, tokenizer
 
+
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda")
 
 CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 """How the names of classes end that predict the next token."""
@@ -78,14 +82,33 @@ def _load(
     _check_path(name_or_path)
     try:
         model = auto_class.from_pretrained(name_or_path, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except ImportError as error:
         raise InputError(
             f"{name_or_path} needs a package that is not installed: {str(error).splitlines()[0]}"
         ) from error
     except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
         raise InputError(_cannot_open(name_or_path, what, error)) from error
-    return model.eval(), tokenizer
+    return model.eval(), load_tokenizer(name_or_path)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model.
+
+    Raises:
+        InputError: there is no such model, or none that can be opened with it.
+    """
+    _check_path(name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (*_UNUSABLE, ImportError) as error:
+        raise InputError(
+            f"{name_or_path} has no tokenizer that can be opened ({type(error).__name__}: {_first_line(error)}). Save "
+            "the model's beside it, with tokenizer.save_pretrained"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["without a reason"])[0].rstrip(".")
 
 
 def _check_path(name_or_path: str) -> None:
@@ -102,7 +125,7 @@ def _check_path(name_or_path: str) -> None:
 def _cannot_open(name_or_path: str, what: str, error: BaseException) -> str:
     # a strict config names its field first, and says what is wrong with it in the cause
     cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
-    reason = f"{type(cause).__name__}: {cause}".split("\n")[0]
+    reason = f"{type(cause).__name__}: {_first_line(cause)}"
     return (
         f"{name_or_path} cannot be opened as {what}: {reason}. Give a folder that save_pretrained wrote, or the name "
         "of a model on the Hugging Face hub"

@@ -73,7 +73,7 @@ class HealingConfig:
                 raise InputError(f"healing.{name} must be at least 1, not {getattr(self, name)}")
         steps = math.ceil(self.tokens / (self.batch_size * self.sequence_length))
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
-        return Recipe(
+        recipe = Recipe(
             data=DataConfig(
                 corpus=corpus,
                 validation_corpus=self.validation_corpus,
@@ -91,7 +91,12 @@ class HealingConfig:
             precision=self.precision,
             evaluation_batch_size=self.micro_batch_size or self.batch_size,
             execution=ExecutionConfig(compile=self.compile),
-        ).check()
+        )
+        try:
+            recipe.data.check()
+            return recipe.check()
+        except InputError as error:
+            raise InputError(f"--healing: {error}") from error
 
 
 def heal(

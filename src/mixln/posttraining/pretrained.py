@@ -70,7 +70,7 @@ class PretrainedModel:
         self._low_rank = low_rank
         self._adapter: LoraModel | None = None
         self._saved_dtype = torch.float32
-        self._fingerprint = _fingerprint(folder)
+        self._fingerprint = model_fingerprint(folder)
         if low_rank is not None:
             _require_peft()
             if recipe.execution.strategy == "fsdp":
@@ -234,8 +234,8 @@ def _require_peft() -> None:
         raise InputError("LoRA needs PEFT: pip install 'mixln[healing]', or train all weights") from error
 
 
-def _fingerprint(folder: Path) -> str:
-    """sha256 over config and weights.
+def model_fingerprint(folder: Path) -> str:
+    """sha256 over config and weights of a folder that `save_pretrained` wrote.
 
     Raises:
         InputError: there are none.

@@ -86,6 +86,18 @@ def _encode(value: object, path: str) -> Any:
     raise TypeError(f"{path} is a {type(value).__name__}, which JSON does not know: convert it before storing")
 
 
+Kind = TypeVar("Kind")
+
+
+def decode(kind: type[Kind], document: object) -> Kind:
+    """A dataclass from what JSON gave, every field of the type that it is annotated with.
+
+    Raises:
+        InputError: a field is missing, unknown or of another type.
+    """
+    return _decode(kind, document, "")
+
+
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)

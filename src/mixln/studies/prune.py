@@ -74,6 +74,8 @@ class PruningRequest:
             criterion=self.by if chosen else None,
             consecutive=chosen and self.consecutive,
             text=self.text if chosen else None,
+            max_tokens=self.measurement.max_tokens if chosen else None,
+            window=self.measurement.window if chosen else None,
         )
 
 
@@ -88,6 +90,8 @@ class PruningRecord:
         criterion: how the layers were chosen; None: they were named.
         consecutive: whether they had to be a run.
         text: what was measured on, if something was.
+        max_tokens: of it.
+        window: tokens of a piece of it.
         version: of mixln.
     """
 
@@ -96,7 +100,9 @@ class PruningRecord:
     num_layers_before: int
     criterion: Criterion | None
     consecutive: bool
-    text: str | None
+    text: str | None = None
+    max_tokens: int | None = None
+    window: int | None = None
     version: str = __version__
 
 
@@ -200,6 +206,8 @@ def select_layers(
     if request.layers is not None:
         check_removable(request.layers, num_layers)
         return list(request.layers)
+    if request.drop > num_layers:
+        raise InputError(f"{request.drop} layers are to be removed, and the model has {num_layers}")
     check_removable(range(request.drop), num_layers)
     runs = (request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else ()
     config = replace(
@@ -253,7 +261,11 @@ def to_text(record: DataclassInstance) -> str:
 
 
 def _check_config(model: PreTrainedModel) -> None:
-    """Build the model that the config describes, without weights, and compare parameters."""
+    """Build the model that the config describes, without weights, and compare parameters, and modules' own numbers.
+
+    Such a number can depend on the place of a layer (GPT-2 can divide its attention by it), so that the reloaded model
+    would be another than the one that was measured.
+    """
     try:
         with torch.device("meta"):
             described = type(model)._from_config(type(model.config)(**model.config.to_dict()))
@@ -270,3 +282,20 @@ def _check_config(model: PreTrainedModel) -> None:
             f"a {type(model).__name__} of the shortened config would have other parameters than are left "
             f"({', '.join(differing[:3])} ...): its layers differ from each other by a rule of the config"
         )
+    for (name, module), (_, other) in zip(model.named_modules(), described.named_modules(), strict=True):
+        for attribute, value in _numbers(module).items():
+            if attribute in (there := _numbers(other)) and there[attribute] != value:
+                raise InputError(
+                    f"in a {type(model).__name__} of the shortened config {name}.{attribute} would be "
+                    f"{there[attribute]}, and is {value} in what is left: it depends on the place of the layer, so the "
+                    "saved model would be another than the one that was measured"
+                )
+
+
+def _numbers(module: torch.nn.Module) -> dict[str, int | float]:
+    """A module's own numbers and switches, beside those that change with use."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float)) and not name.startswith("_") and name != "training"
+    }

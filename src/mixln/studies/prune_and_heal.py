@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from mixln.data import prepare_data
@@ -16,9 +18,11 @@ from mixln.depth.pruning import without_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import require_new_folder, whole_folder, write_file
-from mixln.models.load import is_causal_language_model, load_model
+from mixln.files import claim_folder, put_on_disk, require_new_folder, whole_folder, write_file
+from mixln.models.load import is_causal_language_model, load_model, load_tokenizer
 from mixln.posttraining import HealingConfig, heal, validation_loss
+from mixln.posttraining.pretrained import model_fingerprint
+from mixln.report.serialize import decode
 from mixln.studies.prune import (
     PRUNING_FILE,
     PruningRecord,
@@ -33,6 +37,8 @@ from mixln.training import MODEL_FOLDER, differences
 from mixln.training.run_log import ReportStep
 
 HEALING_FILE = "healing.json"
+_LOCK_FILE = ".prune.lock"
+_LEAST_LOST = 0.01
 PRUNED_FOLDER = "pruned"
 
 
@@ -42,6 +48,7 @@ class HealingReport:
 
     Attributes:
         text: trained on.
+        source_sha256: of config and weights of the model before pruning; None: it came from the hub.
         validation_tokens: that the losses are over.
         loss_before: of the whole model.
         loss_pruned: without the removed layers.
@@ -52,6 +59,7 @@ class HealingReport:
     """
 
     text: str
+    source_sha256: str | None
     validation_tokens: int
     loss_before: float
     loss_pruned: float
@@ -62,9 +70,16 @@ class HealingReport:
 
     @property
     def recovered(self) -> float | None:
-        """The part of the loss of pruning that healing took back: (pruned - healed) / (pruned - before)."""
+        """The part of the loss of pruning that healing took back: (pruned - healed) / (pruned - before).
+
+        None if pruning cost less than 0.01 nats: then the ratio says nothing.
+        """
         lost = self.loss_pruned - self.loss_before
-        return None if self.loss_healed is None or lost <= 0 else (self.loss_pruned - self.loss_healed) / lost
+        return None if self.loss_healed is None or lost < _LEAST_LOST else (self.loss_pruned - self.loss_healed) / lost
+
+
+def _source_fingerprint(source: str) -> str | None:
+    return model_fingerprint(Path(source)) if Path(source).is_dir() else None
 
 
 def healing_folder(out: Path) -> Path:
@@ -75,8 +90,9 @@ def healing_folder(out: Path) -> Path:
 class PruneAndHeal:
     """Prune a model, train what is left on, and write it as a Hugging Face folder.
 
-    `prepare`, `prune` and `heal`, in this order. The pruned model, checkpoints and metrics lie in
-    `healing_folder(out)`: called anew after an interruption, they go on there.
+    `prepare`, `prune` and `heal`, in this order, inside a `with` block, in which no other process can work on the same.
+    The pruned model, checkpoints and metrics lie in `healing_folder(out)`: called anew after an interruption, they go
+    on there.
 
     Args:
         request: what to remove.
@@ -96,9 +112,25 @@ class PruneAndHeal:
         self._out = out
         self._folder = healing_folder(out)
         self._pruned = self._folder / PRUNED_FOLDER
+        self._lock = FileLock(self._folder / _LOCK_FILE)
+
+    def __enter__(self) -> Self:
+        """Raise InputError if another process works there, or the place cannot be written."""
+        claim_folder(self._folder)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"another process works in {self._folder}. Wait for it, or choose another place than {self._out}"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def prepare(self, cache: Path | None, say: Report) -> None:
         """Tokenise the text, or find it done already; see `prepare_data`."""
+        load_tokenizer(self._request.source)  # whose errors are about the model, and come first
         self._data = prepare_data(self.recipe.data, cache, say)
 
     def prune(self, say: Report, report_stage: ReportStage | None = None, *, device_map: str | None = None) -> None:
@@ -158,6 +190,7 @@ class PruneAndHeal:
                 shutil.copytree(model, temporary, dirs_exist_ok=True)
                 (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")
                 (temporary / HEALING_FILE).write_text(to_text(report), encoding="utf-8")
+                put_on_disk(temporary)  # what it was copied from is removed next
         except OSError as error:
             raise InputError(
                 f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
@@ -172,6 +205,7 @@ class PruneAndHeal:
             after = validation_loss(model, self.recipe, self._data)
         return HealingReport(
             text=self.recipe.data.corpus,
+            source_sha256=_source_fingerprint(self._request.source),
             validation_tokens=before.num_tokens,
             loss_before=before.mean,
             loss_pruned=after.mean,
@@ -188,9 +222,13 @@ class PruneAndHeal:
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
         indices = request.layers or [number - 1 for number in record.removed_layers]
         asked = replace(request.record(indices, record.num_layers_before), version=record.version)
-        begun = {**asdict(record), **asdict(self._report.config), "healing text": self._report.data_fingerprint}
-        now = {**asdict(asked), **asdict(self._config), "healing text": self._data.fingerprint}
-        return list(differences(begun, now))
+        begun = {**asdict(record), "source's content": self._report.source_sha256, **asdict(self._report.config)}
+        source = _source_fingerprint(request.source)
+        changes = list(differences(begun, {**asdict(asked), "source's content": source, **asdict(self._config)}))
+        # other numbers of tokens are other texts, but not what a user changed
+        if not changes and self._report.data_fingerprint != self._data.fingerprint:
+            return ["the text to heal on has changed"]
+        return changes
 
 
 def _read(folder: Path) -> tuple[PruningRecord, HealingReport]:
@@ -202,6 +240,6 @@ def _read(folder: Path) -> tuple[PruningRecord, HealingReport]:
     try:
         record = json.loads((folder / PRUNED_FOLDER / PRUNING_FILE).read_text(encoding="utf-8"))
         report = json.loads((folder / HEALING_FILE).read_text(encoding="utf-8"))
-        return PruningRecord(**record), HealingReport(**{**report, "config": HealingConfig(**report["config"])})
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        return decode(PruningRecord, record), decode(HealingReport, report)
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"{folder} is damaged ({error}). Delete it to begin anew") from error

@@ -38,6 +38,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mixln.data.cache import read_manifest, write_manifest
 from mixln.errors import InputError
+from mixln.files import put_on_disk, sync_folder
 from mixln.training.config import ExecutionConfig
 from mixln.training.distributed import Processes
 
@@ -212,7 +213,7 @@ class Checkpoints:
             put_on_disk(temporary)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             temporary.replace(final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
             self._remove(list_checkpoints(self._folder.parent)[: -self._execution.keep_last])
 
     def _remove(self, paths: list[Path]) -> None:
@@ -337,17 +338,3 @@ def disk_reason(error: BaseException) -> str | None:
     # torch's zip writer stumbles over what was not written, after the system has said why
     before = error.__cause__ or error.__context__
     return (before and disk_reason(before)) or os.strerror(errno.ENOSPC)
-
-
-def put_on_disk(folder: Path) -> None:
-    """Have the disk itself hold all files below a folder, and the folders: what is there survives a power cut."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

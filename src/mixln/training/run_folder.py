@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.errors import InputError
-from mixln.files import whole_folder, write_file
-from mixln.training.checkpoint import CHECKPOINTS_FOLDER, disk_reason, put_on_disk
+from mixln.files import put_on_disk, whole_folder, write_file
+from mixln.training.checkpoint import CHECKPOINTS_FOLDER, disk_reason
 from mixln.training.config import Recipe
 from mixln.training.metrics import METRICS_FILE
 
