@@ -12,7 +12,7 @@ from mixln.report.aggregate import Array, Band
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_triangles
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
 from mixln.report.diagnosis_summary import RUN_SERIES, SCORE_SERIES, removal_of_score, score_names
-from mixln.report.style import label_styles
+from mixln.report.style import grouped_styles, label_styles
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,24 @@ _FAMILIES = (RUN_SERIES, SCORE_SERIES)
 
 def _bands(report: DepthReport, names: dict[str, str]) -> dict[str, Band]:
     """Label to band, of each model and series; `names` maps series to what they are called in the legend."""
-    bands: dict[str, Band] = {}
-    for model in report.models:
-        for name, called in names.items():
-            if name in model.series:
-                parts = [part for part in (model.model if len(report.models) > 1 or not called else "", called) if part]
-                bands[", ".join(parts)] = _band(model.series[name])
-    return bands
+    return {
+        label: _band(model.series[name])
+        for model, labels in zip(report.models, _labels_by_model(report, names), strict=True)
+        for name, label in labels.items()
+        if name in model.series
+    }
+
+
+def _labels_by_model(report: DepthReport, names: dict[str, str]) -> list[dict[str, str]]:
+    """For each model, series to the label that its line or bars have."""
+    several = len(report.models) > 1
+    return [
+        {
+            name: ", ".join(part for part in (model.model if several or not called else "", called) if part)
+            for name, called in names.items()
+        }
+        for model in report.models
+    ]
 
 
 def _band(series: Series) -> Band:
@@ -109,7 +120,9 @@ def _draw_scores(report: DepthReport) -> Figure:
 def _line_figure(x: str, title: str, names: dict[str, str], *, log: bool = False) -> Callable[[DepthReport], Figure]:
     def draw(report: DepthReport) -> Figure:
         bands = _bands(report, names)
-        return draw_lines(bands, label_styles(bands), x, title, always_log=log)
+        several = len(report.models) > 1 and len(names) > 1
+        styles = grouped_styles(_labels_by_model(report, names)) if several else label_styles(bands)
+        return draw_lines(bands, styles, x, title, always_log=log)
 
     return draw
 

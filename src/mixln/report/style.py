@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mixln.report.results import ComparisonResult
 
@@ -48,6 +48,20 @@ def label_styles(labels: Iterable[str], baseline: str | None = None) -> dict[str
         styles[label] = SchemeStyle(palette[index], _LINES[turn], _MARKERS[used % len(_MARKERS)], _HATCHES[turn])
         used += 1
     return styles
+
+
+def grouped_styles(groups: Sequence[Mapping[str, str]]) -> dict[str, SchemeStyle]:
+    """A style for each label: those of a group share their colour, and differ in line and hatch.
+
+    Args:
+        groups: what each label of a group is of, to the label; the same is drawn with the same line in every group.
+    """
+    colors = label_styles([str(number) for number in range(len(groups))])
+    return {
+        label: replace(colors[str(number)], line=_LINES[turn % len(_LINES)], hatch=_HATCHES[turn % len(_HATCHES)])
+        for number, group in enumerate(groups)
+        for turn, label in enumerate(group.values())
+    }
 
 
 def wrap_label(label: str, width: int = 26) -> str:
