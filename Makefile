@@ -21,7 +21,7 @@ fast: $(VENV)/ready
 	$(BIN)/pytest
 
 slow: $(VENV)/ready
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 0
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixln needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
