@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as error:
         return _fail(f"{error}. Run the same command again to go on", status=128 + error.signal_number)
     except KeyboardInterrupt:
-        return _fail("interrupted. Run the same command again to go on", status=130)
+        return _fail("interrupted. Run the same command again: what it had finished by then is kept", status=130)
 
 
 def build_parser() -> ArgumentParser:

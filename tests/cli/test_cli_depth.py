@@ -135,6 +135,21 @@ def test_an_unknown_task_is_one_message(llama: Path, tmp_path: Path, capsys: pyt
     assert "Did you mean arc_easy" in message
 
 
+def test_an_interrupted_diagnosis_leaves_what_it_had_measured(
+    llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixln.studies.diagnose.with_gradient_norms", interrupt)
+    assert main(["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), *FAST]) == 130
+    assert "what it had finished by then is kept" in capsys.readouterr().err
+    (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert {"removal", "block_influence"} <= found["series"].keys()
+    assert "gradient_norm" not in found["series"]
+    assert "did not come to its end" in found["notes"][-1]
+
+
 def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     for name in ("runs/a/model", "runs/b/model", "other"):
         (tmp_path / name).mkdir(parents=True)

@@ -13,10 +13,12 @@ from mixln.commands.arguments import Command, add_fields, claim_output, command_
 from mixln.data import open_corpus
 from mixln.device import default_device
 from mixln.errors import InputError
+from mixln.files import write_file
 from mixln.models.load import load_model
 from mixln.progress import StageProgress
-from mixln.report.diagnosis import REPORT_FILE
+from mixln.report.diagnosis import REPORT_FILE, ModelDiagnosis
 from mixln.report.diagnosis_summary import findings, layer_tables
+from mixln.report.serialize import to_json
 from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose_model, make_report
 from mixln.studies.task_scores import LoadedTask, load_task, task_score
 from mixln.training.run_folder import MODEL_FOLDER
@@ -70,7 +72,7 @@ def run(given: Namespace, command: str) -> int:
     corpus = open_corpus(given.text)
     page = out = Path(given.out)
     claim_output(out)
-    diagnoses = []
+    diagnoses: list[ModelDiagnosis] = []
     console = Console()
     if (out / REPORT_FILE).exists():
         console.print(f"Replacing the report in {out}", markup=False, highlight=False, soft_wrap=True)
@@ -86,8 +88,20 @@ def run(given: Namespace, command: str) -> int:
             for score in scores.values():
                 score.check(model)
             progress.start(name)
+
+            def keep(unfinished: ModelDiagnosis) -> None:
+                report = make_report([*diagnoses, unfinished], text=given.text, command=command)
+                write_file(out / REPORT_FILE, to_json(report))
+
             found = diagnose_model(
-                model, tokenizer, corpus.documents(), config, name=name, scores=scores, report_stage=progress.step
+                model,
+                tokenizer,
+                corpus.documents(),
+                config,
+                name=name,
+                scores=scores,
+                report_stage=progress.step,
+                keep=keep,
             )
             diagnoses.append(found)
             del model

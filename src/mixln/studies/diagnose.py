@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+Keep = Callable[[ModelDiagnosis], None]
+"""Puts a diagnosis that is not finished where it is safe."""
+
+
 def diagnose_model(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -48,6 +52,7 @@ def diagnose_model(
     autocast_dtype: torch.dtype | None = None,
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
+    keep: Keep | None = None,
 ) -> ModelDiagnosis:
     """Find out which layers of a language model or text encoder earn their place.
 
@@ -63,6 +68,7 @@ def diagnose_model(
             whole model and once without each layer. It gives one number, or one for each item, of which the mean is
             shown with intervals over items: series `score_<name>` and `removal_<name>`.
         report_stage: progress.
+        keep: told what has been found so far after a stage, in case it ends here.
 
     Raises:
         InputError: the config makes no sense, the blocks are not found, or the text is shorter than a window.
@@ -87,6 +93,7 @@ def diagnose_model(
         autocast_dtype=autocast_dtype,
         scores=scores,
         report_stage=report_stage,
+        keep=keep,
     )
 
 
@@ -122,6 +129,7 @@ def diagnose_batches(
     autocast_dtype: torch.dtype | None = None,
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
+    keep: Keep | None = None,
 ) -> ModelDiagnosis:
     """As `diagnose`, on batches of any kind (images, say).
 
@@ -134,6 +142,7 @@ def diagnose_batches(
         autocast_dtype: autocast to this; None: the model's own precision.
         scores: as in `diagnose`.
         report_stage: progress.
+        keep: as in `diagnose_model`.
 
     Raises:
         InputError: the config makes no sense, or the blocks are not found.
@@ -163,6 +172,7 @@ def diagnose_batches(
     )
     # first, since they are the caller's own: if one fails, nothing is lost
     diagnosis = with_scores(diagnosis, stack, scores or {}, report_stage)
+    keep = keep or (lambda _: None)
     for stage, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
         measures = [(kind, kind.build(given)) for kind in kinds if kind.takes_many_passes is many_passes]
         if measures:
@@ -171,12 +181,19 @@ def diagnose_batches(
         for kind, measure in measures:
             for result in kind.results:
                 diagnosis = result(measure, diagnosis)
+        if measures:
+            keep(_unfinished(diagnosis))
     if isinstance(performance, LanguageModelLoss):
         some = first_tokens(batches, config.gradient_tokens)
         for series in config.gradient_series():
             reported = Reported(some, series.replace("_", " "), report_stage, passes=2)
             diagnosis = with_gradient_norms(diagnosis, series, stack, reported, autocast_dtype)
     return replace(diagnosis, seconds=time.perf_counter() - started)
+
+
+def _unfinished(diagnosis: ModelDiagnosis) -> ModelDiagnosis:
+    note = "The diagnosis did not come to its end: what is missing was not measured."
+    return replace(diagnosis, notes=[*diagnosis.notes, note])
 
 
 def _find_sublayers(stack: BlockStack, batch: ModelBatch) -> SublayerFinder:

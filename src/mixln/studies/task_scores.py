@@ -206,7 +206,8 @@ def _load(name: str, include_path: str | Path | None) -> Mapping[str, Task]:
         if name not in manager.all_tasks:
             raise InputError(_no_such_task(name, manager.all_tasks))
     try:
-        return manager.load([name])["tasks"]
+        with _quiet():
+            return manager.load([name])["tasks"]
     except _CANNOT_LOAD as error:
         raise InputError(
             f"the task {name} cannot be loaded: {_reason(error)}. Check its file and, if its data are on the hub, the "
