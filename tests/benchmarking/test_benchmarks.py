@@ -195,6 +195,6 @@ def test_a_mode_from_beginning_to_end(mode: list[str], corpus: Path, tmp_path: P
     if mode[0] == "--schemes":
         assert summary["step_time_ratio"]["count"] == 2
         assert 0.2 < summary["step_time_ratio"]["median"] < 5
-    else:
+    elif results["summary"]["disturbed"] == 0:  # on a machine that has other work, nothing is summed up
         assert summary["tokens_per_second"]["median"] > 0
         assert summary["peak_bytes"]["median"] > 0
