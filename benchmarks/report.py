@@ -79,13 +79,13 @@ class ContenderReport:
         ours = speeds(measurements, MIXLN)
         return {
             "matrix_peak_flops": _as_dict(_estimate_all(peaks)),
+            "disturbed": count_disturbed(measurements, self.contenders),
             **{name: _contender(speeds(measurements, name), ours, peaks) for name in self.contenders},
         }
 
     def tables(self, measurements: Sequence[Measurement]) -> list[Table]:
         """Return one table of speed and memory, and one of the share of the machine's peak."""
         found = self.summary(measurements)
-        found["disturbed"] = count_disturbed(measurements, self.contenders)
         return [_speed_table(found, self.contenders, measurements), _peak_table(found, self.contenders)]
 
 
