@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -50,11 +51,7 @@ def load_model(
     Raises:
         InputError: there is no such checkpoint, or it is damaged or incomplete, or accelerate is needed and missing.
     """
-    _check_path(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (*_UNUSABLE, StrictDataclassError) as error:
-        raise InputError(_cannot_open(name_or_path, "a model", error)) from error
+    config = load_config(name_or_path)
     is_causal = any(name.endswith(CAUSAL_CLASSES) for name in config.architectures or [])
     if device_map is not None and device_map not in _DEVICE_MAPS:
         raise InputError(f"there is no --device-map {device_map}. There are: {', '.join(_DEVICE_MAPS)}")
@@ -89,6 +86,19 @@ def _load(
     except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
         raise InputError(_cannot_open(name_or_path, what, error)) from error
     return model.eval(), load_tokenizer(name_or_path)
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """Return the config of a model.
+
+    Raises:
+        InputError: there is no such model, or its config is damaged.
+    """
+    _check_path(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name_or_path)
+    except (*_UNUSABLE, StrictDataclassError) as error:
+        raise InputError(_cannot_open(name_or_path, "a model", error)) from error
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

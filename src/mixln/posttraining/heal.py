@@ -19,6 +19,9 @@ from mixln.training.distributed import Processes
 from mixln.training.run_log import ReportStep
 from mixln.training.validation import validate
 
+LONGEST_ROW = 512
+"""Tokens, where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class HealingConfig:
@@ -30,7 +33,7 @@ class HealingConfig:
             al. 2024 did: less memory, and less can be forgotten.
         learning_rate: the peak; null: 1e-4 for full, 1e-3 for lora.
         rank: of the updates of lora.
-        sequence_length: tokens in a row.
+        sequence_length: tokens in a row; null: 512, or as many as the model takes.
         batch_size: rows of a step.
         micro_batch_size: rows of a forward and backward; null: all of the step's.
         validation_corpus: what the losses are measured on; null: documents split off the text.
@@ -44,7 +47,7 @@ class HealingConfig:
     method: Literal["full", "lora"] = "full"
     learning_rate: float | None = None
     rank: int = 16
-    sequence_length: int = 512
+    sequence_length: int | None = None
     batch_size: int = 8
     micro_batch_size: int | None = None
     validation_corpus: str | None = None
@@ -58,20 +61,23 @@ class HealingConfig:
         """The low-rank updates to train, if any."""
         return LowRankConfig(self.rank) if self.method == "lora" else None
 
-    def recipe(self, corpus: str, tokenizer: str) -> Recipe:
+    def recipe(self, corpus: str, tokenizer: str, longest: int = LONGEST_ROW) -> Recipe:
         """Return the recipe of the run.
 
         Args:
             corpus: to train on, as in `mixln train`.
             tokenizer: folder or hub name of the model's.
+            longest: tokens of a row that the model takes.
 
         Raises:
             InputError: a number is out of range.
         """
         for name in ("tokens", "rank", "batch_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"healing.{name} must be at least 1, not {getattr(self, name)}")
-        steps = math.ceil(self.tokens / (self.batch_size * self.sequence_length))
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"healing.{name} must be at least 1, not {value}")
+        length = self.sequence_length or longest
+        steps = math.ceil(self.tokens / (self.batch_size * length))
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
         recipe = Recipe(
             data=DataConfig(
@@ -79,9 +85,9 @@ class HealingConfig:
                 validation_corpus=self.validation_corpus,
                 tokenizer=tokenizer,
                 # a row's targets reach one token further, and the last partial row is dropped
-                max_tokens=steps * self.batch_size * self.sequence_length + 1,
+                max_tokens=steps * self.batch_size * length + 1,
                 max_validation_tokens=self.max_validation_tokens,
-                sequence_length=self.sequence_length,
+                sequence_length=length,
             ),
             optimizer=OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95),
             steps=steps,

@@ -16,11 +16,13 @@ from mixln.data import prepare_data
 from mixln.data.cache import Report
 from mixln.depth.pruning import without_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
+from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import claim_folder, put_on_disk, require_new_folder, whole_folder, write_file
-from mixln.models.load import is_causal_language_model, load_model, load_tokenizer
+from mixln.models.load import is_causal_language_model, load_config, load_model, load_tokenizer
 from mixln.posttraining import HealingConfig, heal, validation_loss
+from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint
 from mixln.report.serialize import decode
 from mixln.studies.prune import (
@@ -106,7 +108,8 @@ class PruneAndHeal:
 
     def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
-        self.recipe = config.recipe(corpus, tokenizer=request.source)
+        longest = longest_window(load_tokenizer(request.source), load_config(request.source), LONGEST_ROW)
+        self.recipe = config.recipe(corpus, request.source, longest)
         self._request = request
         self._config = config
         self._out = out
@@ -130,7 +133,6 @@ class PruneAndHeal:
 
     def prepare(self, cache: Path | None, say: Report) -> None:
         """Tokenise the text, or find it done already; see `prepare_data`."""
-        load_tokenizer(self._request.source)  # whose errors are about the model, and come first
         self._data = prepare_data(self.recipe.data, cache, say)
 
     def prune(self, say: Report, report_stage: ReportStage | None = None, *, device_map: str | None = None) -> None:
