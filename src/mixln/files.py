@@ -71,7 +71,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not _is_running(leftover.suffixes[-2].removeprefix(".")):
+        process = leftover.suffixes[-2].removeprefix(".")
+        if process.isdecimal() and not _is_running(int(process)):  # other names are not ours
             shutil.rmtree(leftover, ignore_errors=True)  # of a kill
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -82,10 +83,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_running(process: str) -> bool:
+def _is_running(process: int) -> bool:
     try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError, OverflowError):
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -120,7 +120,7 @@ def load_model(folder: Path, device: torch.device) -> PreTrainedModel:
         InputError: it cannot be read.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(folder)  # an architecture may have no sdpa
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
     torch.nn.Module.to(model, device)
