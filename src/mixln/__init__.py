@@ -36,4 +36,10 @@ def __getattr__(name: str) -> Any:
         from mixln.studies import diagnose
 
         return getattr(diagnose, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # an architecture's classes, which nobody has to list here
+    from mixln import models
+
+    try:
+        return getattr(models, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Parts:
-    """What a block is made of: its two sublayers, and norms by name."""
+    """What a block is made of: its two sublayers, norms by name, and other learned tensors by name."""
 
     attention: Callable[[Tensor], Tensor]
     ffn: Callable[[Tensor], Tensor]
-    norm: Callable[[str, Tensor], Tensor]
+    norm: Callable[..., Tensor]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def pre(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
@@ -102,6 +103,17 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return gain * x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
 
 
+def norm_by_name(name: str, x: Tensor, w: Mapping[str, Tensor], eps: float, groups: int = 1) -> Tensor:
+    """The norm whose parameters have this name: RMSNorm over groups of channels, or a pointwise kind."""
+    if f"{name}.shift" in w:
+        return torch.erf(x * w[f"{name}.alpha"] + w[f"{name}.shift"]) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    if f"{name}.alpha" in w:
+        return torch.tanh(x * w[f"{name}.alpha"]) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    gain = w[f"{name}.weight"]
+    parts = zip(x.chunk(groups, -1), gain.chunk(groups), strict=True)
+    return torch.cat([rms_norm(part, part_gain, eps) for part, part_gain in parts], dim=-1)
+
+
 def rotate(x: Tensor, theta: float) -> Tensor:
     """RoFormer on (batch, heads, sequence, head size), halves paired as Llama does: (x_i, x_{i + size/2})."""
     length, size = x.shape[-2:]
@@ -117,10 +129,18 @@ def rotate(x: Tensor, theta: float) -> Tensor:
 def attend(x: Tensor, w: Mapping[str, Tensor], shape: Shape) -> Tensor:
     """Causal softmax attention with rotary positions; each key-value head serves consecutive query heads."""
     batch, length, _ = x.shape
-    q, k, v = (
-        (x @ w[f"self_attn.{name}_proj.weight"].T).view(batch, length, heads, -1).transpose(1, 2)
-        for name, heads in (("q", shape.heads), ("k", shape.key_value_heads), ("v", shape.key_value_heads))
-    )
+
+    def project(name: str, heads: int) -> Tensor:
+        states = x @ w[f"self_attn.{name}_proj.weight"].T
+        norm, size = f"self_attn.{name}_norm", states.shape[-1] // heads
+        if f"{norm}.weight" in w and len(w[f"{norm}.weight"]) > size:
+            states = norm_by_name(norm, states, w, shape.eps)
+        states = states.view(batch, length, heads, size)
+        if f"{norm}.weight" in w and len(w[f"{norm}.weight"]) == size:
+            states = norm_by_name(norm, states, w, shape.eps)
+        return states.transpose(1, 2)
+
+    q, k, v = project("q", shape.heads), project("k", shape.key_value_heads), project("v", shape.key_value_heads)
     q, k = rotate(q, shape.theta), rotate(k, shape.theta)
     k, v = (part.repeat_interleave(shape.heads // shape.key_value_heads, dim=1) for part in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
@@ -140,16 +160,20 @@ def llama_logits(
     """Logits of a whole Llama whose blocks follow the reference of `text` (a key of CASES)."""
     scheme, options = CASES.get(text, (text, {}))
     x = weights["model.embed_tokens.weight"][ids] * embedding_factor
+    if "model.embedding_norm.weight" in weights:
+        x = norm_by_name("model.embedding_norm", x, weights, shape.eps)
     for position in range(shape.layers):
         prefix = f"model.layers.{position}."
         w = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         parts = Parts(
             attention=lambda h, w=w: attend(h, w, shape),
             ffn=lambda h, w=w: swiglu(h, w),
-            norm=lambda name, h, w=w: rms_norm(h, w[f"{name}.weight"], shape.eps),
+            norm=lambda name, h, w=w, **options: norm_by_name(name, h, w, shape.eps, **options),
+            weights=w,
         )
         x = BLOCKS[scheme](x, position + 1, shape.layers, parts, **options)
-    x = rms_norm(x, weights["model.norm.weight"], shape.eps)
+    if "model.norm.weight" in weights:
+        x = norm_by_name("model.norm", x, weights, shape.eps)
     return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
 
 

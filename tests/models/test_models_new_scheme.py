@@ -13,7 +13,7 @@ from models_tools import generate, gradients_of, logits_of, tiny_config, tiny_mo
 from transformers import AutoModelForCausalLM
 
 import mixln
-from mixln import MixLNLlamaForCausalLM, PlacementError
+from mixln import MixLNLlamaForCausalLM
 from mixln.placement import NORM, BlockPlan, Interval, QKVNormPlan, SublayerPlan
 from mixln.placement.registry import SCHEMES
 
@@ -44,10 +44,6 @@ def test_a_new_scheme_works_end_to_end(bypassed: str, tmp_path: Path, monkeypatc
 
     monkeypatch.setitem(BLOCKS, bypassed, reference)
     weights = dict(model.state_dict())
-    # the reference has no norm on the embedding, so it is given the normed embedding of every token
-    embedding = weights["model.embed_tokens.weight"]
-    scale = torch.rsqrt(embedding.pow(2).mean(-1, keepdim=True) + 1e-6)
-    weights["model.embed_tokens.weight"] = embedding * scale * weights.pop("model.embedding_norm.weight")
     torch.testing.assert_close(
         logits_of(model, ids), llama_logits(weights, ids, Shape(4, 4, 2), bypassed), rtol=1e-4, atol=1e-4
     )
@@ -127,17 +123,25 @@ def test_learned_parts_are_initialised_saved_and_loaded(everything: str, tmp_pat
     assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
 
 
-@pytest.fixture
-def normed_queries() -> Iterator[str]:
-    @mixln.register_scheme("test_queries")
+@pytest.fixture(params=[True, False], ids=["per head", "full width"])
+def normed_heads(request: pytest.FixtureRequest) -> Iterator[str]:
+    @mixln.register_scheme("test_heads")
     def scheme(depth: int, num_layers: int) -> BlockPlan:
         del depth, num_layers
-        return BlockPlan(SublayerPlan(input_norm=NORM, qkv_norm=QKVNormPlan()), SublayerPlan(input_norm=NORM))
+        qkv_norm = QKVNormPlan(("query", "key", "value"), per_head=request.param)
+        return BlockPlan(SublayerPlan(input_norm=NORM, qkv_norm=qkv_norm), SublayerPlan(input_norm=NORM))
 
-    yield "test_queries"
-    del SCHEMES["test_queries"]
+    yield "test_heads"
+    del SCHEMES["test_heads"]
 
 
-def test_llama_refuses_norms_that_its_attention_does_not_have(normed_queries: str) -> None:
-    with pytest.raises(PlacementError, match="'test_queries': Llama's attention has no query, key or value norms"):
-        MixLNLlamaForCausalLM(tiny_config(normed_queries))
+def test_norms_inside_the_attention_are_those_of_the_reference(
+    normed_heads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = tiny_model(normed_heads), token_ids()
+    names = {name for name, _ in model.model.layers[0].self_attn.named_parameters() if "norm" in name}
+    assert names == {"q_norm.weight", "k_norm.weight", "v_norm.weight"}
+    monkeypatch.setitem(BLOCKS, normed_heads, BLOCKS["pre"])
+    expected = llama_logits(dict(model.state_dict()), ids, Shape(4, 4, 2), normed_heads)
+    torch.testing.assert_close(logits_of(model, ids), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected, logits_of(tiny_model("pre"), ids), atol=1e-1)

@@ -5,7 +5,7 @@ import torch
 from placement_tools import PLACEMENTS, ROLES, WIDTH, Stack
 from torch import nn
 
-from mixln.placement import Placement, PlacementError, StackPlan, draw, find_role, initialize
+from mixln.placement import FusedRoles, Placement, PlacementError, StackPlan, draw, find_role, initialize
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
@@ -180,3 +180,32 @@ def test_a_draw_in_bfloat16_is_the_rounded_float32_draw() -> None:
     draw(full, "x", std=0.5, seed=3)
     draw(half, "x", std=0.5, seed=3)
     assert torch.equal(full.to(torch.bfloat16), half)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_each_part_of_a_fused_matrix_has_the_fans_and_gain_of_its_own(dim: int) -> None:
+    width, layers = 64, 4
+    shape = (3 * width, width) if dim == 0 else (width, 3 * width)
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(shape))
+
+    def drawn(text: str) -> tuple[torch.Tensor, ...]:
+        module, plan = nn.ModuleList([Fused()]), Placement.parse(text).plan(layers)
+        roles = {"*.weight": FusedRoles(("query", "key", "value"), dim)}
+        initialize(module, plan, roles, seed=0, hidden_size=width)
+        return module[0].get_parameter("weight").detach().chunk(3, dim)
+
+    xavier = (2 / (width + width)) ** 0.5
+    for part, gain in zip(drawn("deepnorm"), (1.0, 1.0, (8 * layers) ** -0.25), strict=True):
+        assert part.std().item() == pytest.approx(gain * xavier, rel=0.05)
+    # common draws: the same numbers up to their standard deviation
+    for part, base, gain in zip(drawn("deepnorm"), drawn("pre"), (1.0, 1.0, (8 * layers) ** -0.25), strict=True):
+        torch.testing.assert_close(part, base / 0.02 * gain * xavier)
+
+
+def test_a_matrix_that_cannot_be_cut_into_its_parts_is_refused() -> None:
+    with pytest.raises(PlacementError, match="not of 3 equal parts"):
+        draw(torch.empty(4, 4), "weight", std=[1.0, 1.0, 1.0], seed=0)

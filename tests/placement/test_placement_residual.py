@@ -178,7 +178,7 @@ def test_the_gate_scales_the_activation_and_leaves_the_gradient() -> None:
     by_h, by_g = torch.autograd.grad(output, [h, gate.weight], upstream)
     assert torch.equal(by_h, upstream)
     slope = sigmoid * (1 + g * (1 - sigmoid))
-    torch.testing.assert_close(by_g, -(upstream * h).sum() * slope, rtol=1e-12, atol=0)
+    torch.testing.assert_close(by_g, -(upstream * h).sum()[None] * slope, rtol=1e-12, atol=0)
 
 
 def test_one_gate_is_shared_by_both_sublayers() -> None:
@@ -253,8 +253,10 @@ def test_the_block_refuses_norms_that_it_cannot_reach() -> None:
 
 
 def test_the_norm_factory_refuses_what_it_cannot_build() -> None:
-    with pytest.raises(PlacementError, match="NormPlan"):
-        norm_factory(WIDTH)(NormPlan(groups=2))
+    with pytest.raises(PlacementError, match="unknown kind of norm 'batch'"):
+        norm_factory(WIDTH)(NormPlan(kind="batch"))
+    with pytest.raises(PlacementError, match=f"3 groups of channels do not divide a width of {WIDTH}"):
+        norm_factory(WIDTH)(NormPlan(groups=3))
     kind: Any = "batchnorm"
     with pytest.raises(PlacementError, match=r"'batchnorm'\. Valid: rmsnorm, layernorm"):
         norm_factory(WIDTH, kind)

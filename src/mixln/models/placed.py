@@ -14,8 +14,21 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from mixln.placement import ActivationGate, Placement, Residual, Role, StackPlan, find_role, initialize
+from mixln.placement import (
+    ActivationGate,
+    DynamicErf,
+    DynamicTanh,
+    GroupedNorm,
+    NormFactory,
+    ParameterRole,
+    Placement,
+    Residual,
+    StackPlan,
+    find_role,
+    initialize,
+)
 
 
 @dataclass(kw_only=True)
@@ -33,15 +46,24 @@ class PlacedConfig(PreTrainedConfig):
     stock_placement: ClassVar[str] = "pre"
     """The placement of the architecture as transformers has it: only that one may be opened by stock classes."""
 
+    recipe_names: ClassVar[Mapping[str, str | None]] = {}
+    """What the architecture calls a recipe's field; None if it has none. Others are called as in the recipe."""
+
+    recipe_values: ClassVar[Mapping[str, Any]] = {}
+    """Values of fields that recipes do not have, where a model that is trained from one departs from the default."""
+
     placement: str = "pre"
     embedding_std: int | float | None = None
     placement_depths: list[int] | None = None
     placement_num_layers: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # what `to_dict` puts there for stock classes to stumble over
+        # what `to_dict` puts there for stock classes to stumble over; some architectures have such a field, others not
+        own = kwargs.pop(_OWN_LAYER_TYPES, None)
         if any(str(layer_type).startswith(_REFUSAL) for layer_type in kwargs.get("layer_types") or ()):
             kwargs.pop("layer_types")
+        if any(str(layer_type).startswith(_REFUSAL) for layer_type in getattr(self, "layer_types", None) or ()):
+            self.layer_types = own
         self.placement = str(Placement.parse(self.placement))
         super().__post_init__(**kwargs)
 
@@ -53,6 +75,39 @@ class PlacedConfig(PreTrainedConfig):
         """Check that the standard deviation is a positive number."""
         if self.embedding_std is not None and not 0 < self.embedding_std < math.inf:
             raise ValueError(f"embedding_std must be a finite number above 0, not {self.embedding_std}")
+
+    def validate_heads(self) -> None:
+        """Check what stock configs do not: that heads divide what they share, and that rotary pairs fit in each."""
+        heads, head_dim = self.num_attention_heads, getattr(self, "head_dim", None)
+        if heads < 1 or (head_dim is None and self.hidden_size % heads != 0):
+            raise ValueError(f"num_attention_heads ({heads}) does not divide hidden_size ({self.hidden_size})")
+        key_value_heads = getattr(self, "num_key_value_heads", heads)
+        if not key_value_heads or heads % key_value_heads != 0:
+            raise ValueError(f"num_key_value_heads ({key_value_heads}) does not divide num_attention_heads ({heads})")
+        size = self.hidden_size // heads if head_dim is None else head_dim
+        if hasattr(self, "rope_parameters") and size % 2 != 0:
+            raise ValueError(f"the size of a head ({size}) must be even for rotary position embeddings")
+
+    def norm_factory(self) -> NormFactory:
+        """Return the factory of the architecture's own norms."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_recipe(cls, **fields: Any) -> Self:
+        """Return a config from the fields of a recipe, which are called as Llama calls them.
+
+        Raises:
+            ValueError: the architecture lacks a field that is given and not None.
+            PlacementError, StrictDataclassError: as the constructor.
+        """
+        named: dict[str, Any] = {}
+        for name, value in fields.items():
+            own = cls.recipe_names.get(name, name)
+            if own is not None:
+                named[own] = value
+            elif value is not None:
+                raise ValueError(f"{cls.model_type.removeprefix('mixln_')} has no {name}: set it to null")
+        return cls(**{**cls.recipe_values, **named})
 
     @property
     def stack_plan(self) -> StackPlan:
@@ -86,11 +141,14 @@ class PlacedConfig(PreTrainedConfig):
         output = super().to_dict()
         if not self.is_stock:
             reason = f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM"
+            if output.get("layer_types") is not None:
+                output[_OWN_LAYER_TYPES] = output["layer_types"]
             output["layer_types"] = [reason] + ["full_attention"] * (self.num_hidden_layers - 1)
         return output
 
 
 _REFUSAL = "mixln placement"
+_OWN_LAYER_TYPES = "own_layer_types"
 
 
 @lru_cache(maxsize=256)
@@ -104,6 +162,9 @@ _LOADED = "_is_hf_initialized"
 """The mark that transformers leaves on a tensor that it has loaded, so that initialisation passes it over."""
 
 
+_PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, DynamicTanh, DynamicErf)
+
+
 def _is_loaded(tensor: torch.Tensor) -> bool:
     return getattr(tensor, _LOADED, False)
 
@@ -111,7 +172,7 @@ def _is_loaded(tensor: torch.Tensor) -> bool:
 class PlacedPreTrainedModel(PreTrainedModel):
     """Initialisation by role, and loading that fails rather than leave a parameter behind."""
 
-    parameter_roles: ClassVar[Mapping[str, Role]] = {}
+    parameter_roles: ClassVar[Mapping[str, ParameterRole]] = {}
     """Parameter-name pattern (relative to the base model) to role; `*` is the position of a block."""
 
     def initialize(self, seed: int) -> Self:
@@ -162,20 +223,23 @@ class PlacedPreTrainedModel(PreTrainedModel):
             draw_name=lambda name: name.removeprefix(prefix),
         )
 
-    def _role_patterns(self) -> dict[str, Role]:
+    def _role_patterns(self) -> dict[str, ParameterRole]:
         prefix = f"{self.base_model_prefix}."
         return {pattern: role for name, role in self.parameter_roles.items() for pattern in (name, prefix + name)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (Residual, ActivationGate)):
+        if isinstance(module, _PLACEMENT_MODULES):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding) and not _is_loaded(module.weight):
             # matrices with a role are drawn by name in `_draw`; this is for one that transformers makes when it resizes
             assert isinstance(self.config, PlacedConfig)
             nn.init.normal_(module.weight, std=self.config.initial_embedding_std)
+        elif isinstance(module, Conv1D) and not _is_loaded(module.bias):
+            nn.init.zeros_(module.bias)
         else:
-            super()._init_weights(module)
+            # not the architecture's own rules for its weights: the placement has them
+            PreTrainedModel._init_weights(self, module)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:

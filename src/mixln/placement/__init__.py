@@ -1,8 +1,8 @@
 """Where the norms of a transformer stand, as data, and the one module that executes it. Pure PyTorch."""
 
 from mixln.placement import schemes
-from mixln.placement.initialize import draw, find_role, initialize
-from mixln.placement.norms import architecture_norm, norm_factory
+from mixln.placement.initialize import FusedRoles, ParameterRole, draw, find_role, initialize
+from mixln.placement.norms import DynamicErf, DynamicTanh, GroupedNorm, architecture_norm, norm_factory
 from mixln.placement.plan import (
     NORM,
     BlockPlan,
@@ -15,6 +15,7 @@ from mixln.placement.plan import (
     StackPlan,
     SublayerPlan,
 )
+from mixln.placement.profile import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.placement.registry import Interval, list_modifiers, list_schemes, register_modifier, register_scheme
 from mixln.placement.residual import ActivationGate, Block, NormFactory, PlacedBlock, Residual
 from mixln.placement.text import Placement, Term
@@ -24,10 +25,15 @@ __all__ = [
     "ActivationGate",
     "Block",
     "BlockPlan",
+    "DynamicErf",
+    "DynamicTanh",
+    "FusedRoles",
+    "GroupedNorm",
     "InitRule",
     "Interval",
     "NormFactory",
     "NormPlan",
+    "ParameterRole",
     "PlacedBlock",
     "Placement",
     "PlacementError",
@@ -41,11 +47,14 @@ __all__ = [
     "architecture_norm",
     "draw",
     "find_role",
+    "has_residual_scales_to_profile",
     "initialize",
     "list_modifiers",
     "list_schemes",
     "norm_factory",
+    "profile_residual_scales",
     "register_modifier",
     "register_scheme",
     "schemes",
+    "set_residual_scales",
 ]

@@ -1,43 +1,186 @@
-"""Norms for use without transformers. Models in `mixln.models` pass their architecture's own norm class instead."""
+"""Norms that architectures lack, and factories of the norms that a plan asks for.
+
+Models in `mixln.models` pass their architecture's own norm class to `architecture_norm`; `norm_factory` gives PyTorch's
+own ones for use without transformers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import nn
 
 from mixln.placement.plan import NORM, NormPlan, PlacementError
 from mixln.placement.residual import NormFactory
 
 
+class GroupedNorm(nn.Module):
+    """Each token's channels normalised in groups of neighbours, in float32 at least:
+
+        y = w * (x - mean_g) / sqrt(mean_g((x - mean_g)^2) + eps) + b
+
+    with the means over the channels of x's own group. Without centring, mean_g in the formula is 0 (RMSNorm).
+
+    Args:
+        width: channels; x is of shape (..., width).
+        groups: must divide the width.
+        eps: added to the variance.
+        centered: whether the mean is taken off (LayerNorm) or not (RMSNorm).
+        has_weight: whether there is a learned w of shape (width,), else 1.
+        has_bias: whether there is a learned b of shape (width,), else 0.
+
+    Raises:
+        PlacementError: the groups do not divide the width.
+    """
+
+    def __init__(
+        self, width: int, groups: int, eps: float, *, centered: bool, has_weight: bool = True, has_bias: bool = False
+    ) -> None:
+        super().__init__()
+        if width % groups != 0:
+            raise PlacementError(f"{groups} groups of channels do not divide a width of {width}")
+        self.groups, self.eps, self.centered = groups, eps, centered
+        self.weight = nn.Parameter(torch.ones(width)) if has_weight else None
+        self.bias = nn.Parameter(torch.zeros(width)) if has_bias else None
+
+    def reset_parameters(self) -> None:
+        """Set w to 1 and b to 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return y for x = `hidden_states`, of the same shape and dtype."""
+        precise = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        grouped = precise.unflatten(-1, (self.groups, -1))
+        if self.centered:
+            grouped = grouped - grouped.mean(-1, keepdim=True)
+        grouped = grouped * torch.rsqrt(grouped.pow(2).mean(-1, keepdim=True) + self.eps)
+        output = grouped.flatten(-2).to(hidden_states.dtype)
+        if self.weight is not None:
+            output = output * self.weight
+        return output if self.bias is None else output + self.bias
+
+    def extra_repr(self) -> str:
+        """Show the groups."""
+        return f"groups={self.groups}, eps={self.eps}, centered={self.centered}"
+
+
+class DynamicTanh(nn.Module):
+    """DyT: y = w * tanh(alpha * x) + b, with a learned scalar alpha (Zhu et al. 2025, arXiv 2503.10622, eq. 2).
+
+    Pointwise: it takes no mean over channels. w starts at 1 and b at 0.
+
+    Args:
+        width: channels; x is of shape (..., width).
+        slope: initial value of alpha; the paper's default is 0.5.
+    """
+
+    def __init__(self, width: int, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        # of shape (1,) and not (): FSDP2 cannot share out a scalar
+        self.alpha = nn.Parameter(torch.full((1,), slope))
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def reset_parameters(self) -> None:
+        """Set alpha to its initial value, w to 1 and b to 0."""
+        nn.init.constant_(self.alpha, self.slope)
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return y for x = `hidden_states`, of the same shape."""
+        return self.weight * torch.tanh(self.alpha * hidden_states) + self.bias
+
+
+class DynamicErf(nn.Module):
+    """Derf: y = w * erf(alpha * x + s) + b, with learned scalars alpha and s (Chen et al. 2025, arXiv 2512.10938).
+
+    Pointwise: it takes no mean over channels. w starts at 1, b and s at 0.
+
+    Args:
+        width: channels; x is of shape (..., width).
+        slope: initial value of alpha; the paper's default is 0.5.
+    """
+
+    def __init__(self, width: int, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.alpha = nn.Parameter(torch.full((1,), slope))
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def reset_parameters(self) -> None:
+        """Set alpha to its initial value, w to 1, s and b to 0."""
+        nn.init.constant_(self.alpha, self.slope)
+        nn.init.zeros_(self.shift)
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return y for x = `hidden_states`, of the same shape."""
+        return self.weight * torch.erf(self.alpha * hidden_states + self.shift) + self.bias
+
+
+POINTWISE: dict[str, Callable[[int, float], nn.Module]] = {"dyt": DynamicTanh, "derf": DynamicErf}
+"""Kinds of norm that every factory builds, from (width, slope)."""
+
+
 def norm_factory(hidden_size: int, kind: Literal["rmsnorm", "layernorm"] = "rmsnorm", eps: float = 1e-6) -> NormFactory:
-    """Return a factory of PyTorch's own norms over the last dimension, of size `hidden_size`.
+    """Return a factory of PyTorch's own norms over the last dimension, of size `hidden_size` unless another is given.
 
     RMSNorm: w * x / sqrt(mean(x^2) + eps). LayerNorm: w * (x - mean(x)) / sqrt(var(x) + eps) + b.
 
     Raises:
-        PlacementError: `kind` is neither; or, from the factory, a plan asks for a norm that it cannot build.
+        PlacementError: `kind` is neither; or, from the factory, as those of `architecture_norm`.
     """
-    builders: dict[str, Callable[[], nn.Module]] = {
-        "rmsnorm": lambda: nn.RMSNorm(hidden_size, eps=eps),
-        "layernorm": lambda: nn.LayerNorm(hidden_size, eps=eps),
+    builders: dict[str, Callable[[int], nn.Module]] = {
+        "rmsnorm": lambda width: nn.RMSNorm(width, eps=eps),
+        "layernorm": lambda width: nn.LayerNorm(width, eps=eps),
     }
     if kind not in builders:
         raise PlacementError(f"unknown kind of norm {kind!r}. Valid: {', '.join(builders)}")
-    return architecture_norm(builders[kind])
+    is_layernorm = kind == "layernorm"
+    return architecture_norm(builders[kind], hidden_size, eps=eps, centered=is_layernorm, has_bias=is_layernorm)
 
 
-def architecture_norm(build: Callable[[], nn.Module]) -> NormFactory:
-    """Return the factory of a model that has one norm class: `build()` for every plan that asks for it.
+def architecture_norm(
+    build: Callable[[int], nn.Module],
+    hidden_size: int,
+    *,
+    eps: float,
+    centered: bool = False,
+    has_weight: bool = True,
+    has_bias: bool = False,
+) -> NormFactory:
+    """Return the factory of a model whose own norm over a width is `build(width)`.
+
+    Args:
+        build: the architecture's norm.
+        hidden_size: the width where none is given.
+        eps: of that norm.
+        centered: whether it takes the mean off, as LayerNorm does and RMSNorm does not.
+        has_weight: whether it has a learned gain.
+        has_bias: whether it has a learned bias. These four describe it where it is to work on groups of channels.
 
     Raises (from the factory):
-        PlacementError: a plan asks for another kind of norm, or for one over groups of channels.
+        PlacementError: a plan asks for a kind of norm that there is not, or for groups that do not divide the width.
     """
 
-    def build_planned(plan: NormPlan) -> nn.Module:
-        if plan != NORM:
-            raise PlacementError(f"this model cannot build the norm {plan}; it has only its architecture's own")
-        return build()
+    def build_planned(plan: NormPlan, width: int | None = None) -> nn.Module:
+        width = hidden_size if width is None else width
+        if plan.kind in POINTWISE:
+            return POINTWISE[plan.kind](width, plan.slope)
+        if plan.kind != NORM.kind:
+            raise PlacementError(f"unknown kind of norm {plan.kind!r}. Valid: {NORM.kind}, {', '.join(POINTWISE)}")
+        if plan.groups == 1:
+            return build(width)
+        return GroupedNorm(width, plan.groups, eps, centered=centered, has_weight=has_weight, has_bias=has_bias)
 
     return build_planned

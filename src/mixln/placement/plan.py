@@ -16,7 +16,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-Role = Literal["embedding", "query", "key", "value", "attention_output", "gate", "up", "down", "head"]
+Role = Literal[
+    "embedding", "position_embedding", "query", "key", "value", "attention_output", "gate", "up", "down", "head"
+]
 """What a weight matrix does in a transformer. Initialisation is keyed on it, never on a parameter's name."""
 
 BLOCK_ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "gate", "up", "down")
@@ -37,12 +39,14 @@ class NormPlan:
 
     Attributes:
         kind: `"architecture"` is the norm of the model around it (RMSNorm in Llama, LayerNorm in GPT-2). Any other kind
-            is handed to the model's norm factory, which says if it cannot build it.
+            is one of `mixln.placement.norms`; a norm factory says if it cannot build it.
         groups: the channels of each token are normalised in so many groups.
+        slope: initial factor on the input of a pointwise kind; other kinds have none.
     """
 
     kind: str = "architecture"
     groups: int = 1
+    slope: float = 1.0
 
 
 NORM = NormPlan()
@@ -51,10 +55,14 @@ NORM = NormPlan()
 
 @dataclass(frozen=True)
 class QKVNormPlan:
-    """Which projections of an attention sublayer are normalised, and over what: each head alone, or the full width."""
+    """Which projections of an attention sublayer are normalised, and over what: each head alone, or the full width.
+
+    The norms stand right behind the projections, before rotary positions.
+    """
 
     projections: tuple[Literal["query", "key", "value"], ...] = ("query", "key")
     per_head: bool = True
+    norm: NormPlan = NORM
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class SublayerPlan:
         gain: factor on the normalised input (LayerNorm Scaling: 1/sqrt(l)).
         branch_norm: N_branch, on the sublayer's output before it joins the stream.
         output_norm: N_out, on the stream after the addition.
-        residual_scale: rho, factor on the stream before the addition; `"learned"` is one learned factor per channel.
+        residual_scale: rho, factor on the stream before the addition; `"learned"` is one learned factor per channel,
+            whose initial value is to be profiled (`mixln.placement.profile_residual_scales`).
         bypass: factor on the block's input, added to the stream as well (B2T).
         gate: where the block's learned gate acts: `"stream"` is S in the formula, `"output"` is P.
         qkv_norm: norms inside the attention, between the projections and the scores.

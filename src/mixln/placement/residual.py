@@ -17,7 +17,8 @@ x_block (the block's input)                x (the sublayer's input)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -25,8 +26,14 @@ from torch.nn import functional as F
 
 from mixln.placement.plan import BlockPlan, NormPlan, PlacementError, SublayerPlan
 
-NormFactory = Callable[[NormPlan], nn.Module]
-"""Builds the norm a plan asks for. Models pass one that returns their architecture's own class."""
+
+class NormFactory(Protocol):
+    """Builds the norm a plan asks for. Models pass one that returns their architecture's own class."""
+
+    def __call__(self, plan: NormPlan, width: int | None = None) -> nn.Module:
+        """Return a norm over the last dimension, of size `width`, or the hidden size if that is None."""
+        ...
+
 
 Sublayer = Callable[[torch.Tensor], torch.Tensor]
 """An attention or a feed-forward, as a function of (batch, sequence, hidden) alone; shape-preserving."""
@@ -109,7 +116,8 @@ class ActivationGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
+        # of shape (1,) and not (): FSDP2 cannot share out a scalar
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def reset_parameters(self) -> None:
         """Set the gate back to 0, where it is the identity."""
@@ -135,13 +143,17 @@ class PlacedBlock(nn.Module):
     In a sublayer with both N_branch and N_out, N_out ends in `_residual_layernorm` instead.
     """
 
+    norm_names: ClassVar[Mapping[tuple[str, str], str]] = {}
+    """Other names, by sublayer and part, of an architecture that calls its norms otherwise."""
+
     attention_residual: Residual
     feed_forward_residual: Residual
 
     def add_placement(self, plan: BlockPlan, norm: NormFactory, hidden_size: int) -> None:
         """Create the norms, the gate and the two residual connections that the plan asks for."""
         self.part_names = {"attention": {}, "feed_forward": {}}
-        for sublayer_name, part, attribute, norm_plan in _norms_of(plan):
+        for sublayer_name, part, default, norm_plan in _norms_of(plan):
+            attribute = self.norm_names.get((sublayer_name, part), default)
             self.add_module(attribute, norm(norm_plan))
             self.part_names[sublayer_name][part] = attribute
         gated = [name for name in self.part_names if getattr(plan, name).gate is not None]

@@ -80,7 +80,8 @@ def compiled_modules(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of a model (those that transformers says not to split), and its final norm."""
     block_names: set[str] = set(getattr(model, "_no_split_modules", None) or ())
     modules = [module for module in model.modules() if type(module).__name__ in block_names]
-    final_norm = getattr(model.get_submodule(str(getattr(model, "base_model_prefix", ""))), "norm", None)
+    stack = model.get_submodule(str(getattr(model, "base_model_prefix", "")))
+    final_norm = getattr(stack, "norm", getattr(stack, "ln_f", None))
     return [*modules, final_norm] if isinstance(final_norm, nn.Module) else modules
 
 

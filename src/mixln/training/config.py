@@ -11,8 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from mixln.data import DataConfig
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig
-
-Architecture = Literal["llama"]
+from mixln.placement import PlacementError
+from mixln.placement.registry import unknown
 
 _LEAST_LAYER_METRICS_EVERY = 50
 """A measurement takes up to half as long as a step of a small model: so it stays at a hundredth of the time."""
@@ -23,7 +23,7 @@ class ModelConfig:
     """The model of a recipe; the vocabulary comes from the tokenizer.
 
     Attributes:
-        architecture: which of the library's architectures.
+        architecture: llama, or another of the library's architectures.
         placement: text form of the norm placement, for example mix(alpha=0.25).
         hidden_size: width of the residual stream.
         intermediate_size: width of the feed-forward's inner layer.
@@ -37,7 +37,7 @@ class ModelConfig:
         embedding_std: standard deviation of the initial embedding; null: by the placement's rule for all matrices.
     """
 
-    architecture: Architecture = "llama"
+    architecture: str = "llama"
     placement: str = "pre"
     hidden_size: int = 128
     intermediate_size: int = 344
@@ -277,8 +277,10 @@ def model_config(
         InputError: the sizes do not fit together, or the placement does not fit the number of layers.
     """
     model = recipe.model
+    if model.architecture not in ARCHITECTURES:
+        raise InputError(f"model.architecture: {unknown('architecture', model.architecture, ARCHITECTURES)}")
     try:
-        return ARCHITECTURES[model.architecture](
+        return ARCHITECTURES[model.architecture].config_class.from_recipe(
             vocab_size=vocab_size,
             placement=model.placement,
             hidden_size=model.hidden_size,
@@ -296,6 +298,8 @@ def model_config(
             eos_token_id=eos_token_id,
             pad_token_id=None,
         )
-    except StrictDataclassError as error:
+    except PlacementError:
+        raise
+    except (StrictDataclassError, ValueError) as error:
         # the reason stands behind a line about the validator
         raise InputError(f"model: {error.__cause__ or error}") from error

@@ -1,0 +1,144 @@
+"""What decoders of every architecture share: blocks, stack and language model, built from transformers' own parts.
+
+input_ids -> embedding -> * embedding factor -> [embedding_norm] -> block 1 .. L -> final norm -> head -> logits
+                                                                      |
+                                  attention and feed-forward, each inside a `Residual` (see mixln.placement.residual)
+
+An architecture's file names the parts, and what its own names for them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mixln.models.attention import PlacedAttention
+from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.placement import ParameterRole, PlacedBlock
+
+LLAMA_ROLES: Mapping[str, ParameterRole] = {
+    "embed_tokens.weight": "embedding",
+    "layers.*.self_attn.q_proj.weight": "query",
+    "layers.*.self_attn.k_proj.weight": "key",
+    "layers.*.self_attn.v_proj.weight": "value",
+    "layers.*.self_attn.o_proj.weight": "attention_output",
+    "layers.*.mlp.gate_proj.weight": "gate",
+    "layers.*.mlp.up_proj.weight": "up",
+    "layers.*.mlp.down_proj.weight": "down",
+    "lm_head.weight": "head",
+}
+"""The roles of the matrices of Llama, and of all that are named like it."""
+
+
+class PlacedDecoderLayer(PlacedBlock, GradientCheckpointingLayer):
+    """One block: an architecture's attention and feed-forward, with the norms where the plan puts them.
+
+    Attributes:
+        attention_class: of (config, layer_idx).
+        mlp_class: of (config).
+        attention_name: what the architecture calls its attention.
+    """
+
+    attention_class: ClassVar[type[PlacedAttention]]
+    mlp_class: ClassVar[Callable[[Any], nn.Module]]
+    attention_name: ClassVar[str] = "self_attn"
+    mlp: nn.Module
+
+    def __init__(self, config: PlacedConfig, layer_idx: int) -> None:
+        super().__init__()
+        plan, norm = config.stack_plan.blocks[layer_idx], config.norm_factory()
+        attention = self.attention_class(config=config, layer_idx=layer_idx)
+        attention.add_qkv_norms(plan.attention.qkv_norm, norm)
+        self.add_module(self.attention_name, attention)
+        self.mlp = type(self).mlp_class(config)
+        self.add_placement(plan, norm, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the block's output (batch, sequence, hidden); `kwargs` are those of the architecture's attention."""
+        attention = getattr(self, self.attention_name)
+        return self.run_sublayers(
+            hidden_states, attention=lambda x: attention(hidden_states=x, **kwargs)[0], feed_forward=self.mlp
+        )
+
+
+class PlacedModel(PlacedPreTrainedModel):
+    """The stack without the head. Mixed in before an architecture's own model, whose forward runs the blocks.
+
+    Attributes:
+        layer_class: of the blocks.
+        rotary_class: of (config), or None without rotary positions.
+    """
+
+    layer_class: ClassVar[type[PlacedDecoderLayer]]
+    rotary_class: ClassVar[Callable[..., nn.Module] | None] = None
+
+    def __init__(self, config: PlacedConfig) -> None:
+        # not the architecture's constructor, which would build stock layers to be thrown away
+        PreTrainedModel.__init__(self, config)
+        plan, norm = config.stack_plan, config.norm_factory()
+        self.embedding_factor = plan.embedding_factor(config.hidden_size)
+        self.gradient_checkpointing = False
+        self.build_parts(
+            embedding=nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id),
+            embedding_norm=None if plan.embedding_norm is None else norm(plan.embedding_norm),
+            layers=nn.ModuleList(self.layer_class(config, i) for i in range(config.num_hidden_layers)),
+            final_norm=nn.Identity() if plan.final_norm is None else norm(plan.final_norm),
+        )
+        self.post_init()
+
+    def build_parts(
+        self, embedding: nn.Embedding, embedding_norm: nn.Module | None, layers: nn.ModuleList, final_norm: nn.Module
+    ) -> None:
+        """Give the parts the names that the architecture has for them; here those of Llama."""
+        config: Any = self.config
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = embedding
+        if embedding_norm is not None:
+            self.embedding_norm = embedding_norm
+        self.layers = layers
+        self.norm = final_norm
+        assert self.rotary_class is not None
+        self.rotary_emb = type(self).rotary_class(config=config)  # pyright: ignore[reportOptionalCall]
+        # asked for by those architectures whose layers can differ in it
+        self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+    def forward(
+        self, input_ids: torch.LongTensor | None = None, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the stack as the architecture's own forward does.
+
+        `inputs_embeds` are what the embedding returns: the placement's embedding factor and norm come after them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            assert inputs_embeds is not None
+        if self.embedding_factor != 1.0:
+            inputs_embeds = inputs_embeds * self.embedding_factor
+        if hasattr(self, "embedding_norm"):
+            inputs_embeds = self.embedding_norm(inputs_embeds)
+        return super().forward(inputs_embeds=inputs_embeds, **kwargs)
+
+
+class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):
+    """The language model. Mixed in before an architecture's own, whose forward it is.
+
+    Attributes:
+        model_class: of the stack.
+    """
+
+    model_class: ClassVar[type[PlacedModel]]
+
+    def __init__(self, config: PlacedConfig) -> None:
+        # not the architecture's constructor, which would build a stock stack to be thrown away
+        PreTrainedModel.__init__(self, config)
+        self.add_module(self.base_model_prefix, self.model_class(config))
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

@@ -1,0 +1,88 @@
+"""Admin's profiling pass: a learned residual scale begins where one forward pass says (Liu et al. 2020, 2004.08249)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixln.placement.residual import Residual
+
+Moments = torch.Tensor
+"""(sum, sum of squares, count) of some numbers, float64, shape (3,)."""
+
+
+def has_residual_scales_to_profile(module: nn.Module) -> bool:
+    """Whether any residual connection of a model has a learned scale."""
+    return any(isinstance(found.residual_scale, nn.Parameter) for found in _residuals(module))
+
+
+def profile_residual_scales(
+    module: nn.Module, run: Callable[[], object], *, reduce: Callable[[Moments], Moments] = lambda moments: moments
+) -> list[float]:
+    """Set every learned residual scale omega from one forward pass, and return them, first sublayer to last.
+
+    Number the sublayers with a learned scale i = 1, 2, ... in the order in which they run. Each is set when the pass
+    reaches it, and what it does is measured with the scale that it got:
+
+        omega_1 = 1,    omega_(i+1) = sqrt( Var(omega_i * x_i) + Var(F_i(x_i)) )
+
+    with the variances over all tokens and channels, and omega the same in every channel (Admin, section 4.2). Works on
+    sharded weights (FSDP2): the scales of whoever runs this pass come out alike on all processes if `reduce` adds up.
+
+    Args:
+        module: the model, with its initial weights; its mode (training or evaluation) and gradients are left alone.
+        run: runs its forward once, on a batch of real data.
+        reduce: adds up moments over the processes that have a share of the batch; by default there is only one.
+
+    Returns:
+        The values that were set; empty if there are no learned scales.
+    """
+    residuals = [found for found in _residuals(module) if isinstance(found.residual_scale, nn.Parameter)]
+    found: dict[Residual, float] = {}
+    upcoming = 1.0
+
+    def before(residual: Residual, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        nonlocal upcoming
+        hidden_states, sublayer, *rest = args
+        omega = found[residual] = upcoming
+        # where weights are gathered for the forward, this is the gathered copy, which the shards do not see
+        residual.get_parameter("residual_scale").data.fill_(omega)
+
+        def measured(branch_input: torch.Tensor) -> torch.Tensor:
+            nonlocal upcoming
+            output = sublayer(branch_input)
+            upcoming = (_variance(hidden_states, reduce) * omega**2 + _variance(output, reduce)) ** 0.5
+            return output
+
+        return (hidden_states, measured, *rest), kwargs
+
+    handles = [residual.register_forward_pre_hook(before, with_kwargs=True) for residual in residuals]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[residual] for residual in residuals]
+
+
+def set_residual_scales(module: nn.Module, values: list[float]) -> None:
+    """Set the learned residual scales of a model, sharded or not, to what `profile_residual_scales` returned."""
+    residuals = [found for found in _residuals(module) if isinstance(found.residual_scale, nn.Parameter)]
+    with torch.no_grad():
+        for residual, value in zip(residuals, values, strict=True):
+            residual.get_parameter("residual_scale").fill_(value)
+
+
+def _variance(hidden_states: torch.Tensor, reduce: Callable[[Moments], Moments]) -> float:
+    values = hidden_states.detach().double()
+    count = torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
+    total, square, number = reduce(torch.stack((values.sum(), values.pow(2).sum(), count))).tolist()
+    return square / number - (total / number) ** 2
+
+
+def _residuals(module: nn.Module) -> list[Residual]:
+    return [found for found in module.modules() if isinstance(found, Residual)]
