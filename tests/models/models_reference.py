@@ -69,6 +69,13 @@ def sandwich(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return x + p.norm("post_feedforward_layernorm", p.ffn(p.norm("pre_feedforward_layernorm", x)))
 
 
+def b2t(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Takase et al. 2022: LN(x_block + h + FFN(h)), h = LN(x_block + Attn(x_block))."""
+    del depth, layers
+    h = p.norm("post_attention_layernorm", x + p.attention(x))
+    return p.norm("post_feedforward_layernorm", x + h + p.ffn(h))
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -76,6 +83,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "lns": lns,
     "deepnorm": deepnorm,
     "sandwich": sandwich,
+    "b2t": b2t,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

@@ -29,7 +29,7 @@ def profile_residual_scales(
 
         omega_1 = 1,    omega_(i+1) = sqrt( Var(omega_i * x_i) + Var(F_i(x_i)) )
 
-    with the variances over all tokens and channels, and omega the same in every channel (Admin, section 4.2). Works on
+    with the variances over all tokens and channels, and omega the same in every channel. Works on
     sharded weights (FSDP2): the scales of whoever runs this pass come out alike on all processes if `reduce` adds up.
 
     Args:

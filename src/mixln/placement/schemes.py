@@ -97,6 +97,15 @@ def sandwich(depth: int, num_layers: int) -> BlockPlan:
     return _both(SublayerPlan(input_norm=NORM, branch_norm=NORM))
 
 
+@register_scheme("b2t")
+def b2t(depth: int, num_layers: int) -> BlockPlan:
+    """B2T connection: y = N(x + F(x)), and in the feed-forward y = N(x_block + x + F(x)) (Takase et al. 2022).
+
+    The block's input goes past all its norms but the last one.
+    """
+    return BlockPlan(attention=SublayerPlan(output_norm=NORM), feed_forward=SublayerPlan(output_norm=NORM, bypass=1.0))
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
