@@ -76,6 +76,11 @@ def b2t(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return p.norm("post_feedforward_layernorm", x + h + p.ffn(h))
 
 
+def peri(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Peri-LN: Norm on both ends of every sublayer; the norm on the embedding is not part of the block."""
+    return sandwich(x, depth, layers, p)
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -84,6 +89,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "deepnorm": deepnorm,
     "sandwich": sandwich,
     "b2t": b2t,
+    "peri": peri,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

@@ -106,6 +106,12 @@ def b2t(depth: int, num_layers: int) -> BlockPlan:
     return BlockPlan(attention=SublayerPlan(output_norm=NORM), feed_forward=SublayerPlan(output_norm=NORM, bypass=1.0))
 
 
+@register_scheme("peri", embedding_norm=NORM)
+def peri(depth: int, num_layers: int) -> BlockPlan:
+    """Peri-LN: y = x + N'(F(N(x))), with a norm on the embedding output (Kim et al. 2025, arXiv 2502.02732)."""
+    return sandwich(depth, num_layers)
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
@@ -136,4 +142,10 @@ def scaled_init(plan: StackPlan) -> StackPlan:
 @register_modifier("scaled_embed")
 def scaled_embed(plan: StackPlan) -> StackPlan:
     """Scaled embedding: the embedding's output times sqrt(d) (Takase et al. 2023, Scaled Embed)."""
+    if plan.embedding_norm is not None:
+        warnings.warn(
+            "scaled_embed does nothing where a norm stands on the embedding: it takes the factor off again",
+            PlacementWarning,
+            stacklevel=3,
+        )
     return replace(plan, embedding_scale="sqrt_hidden_size")
