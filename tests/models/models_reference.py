@@ -81,6 +81,13 @@ def peri(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return sandwich(x, depth, layers, p)
 
 
+def reordered(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """OLMo 2: h = x + RMSNorm(Attention(x)), y = h + RMSNorm(MLP(h))."""
+    del depth, layers
+    h = x + p.norm("post_attention_layernorm", p.attention(x))
+    return h + p.norm("post_feedforward_layernorm", p.ffn(h))
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -90,6 +97,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "sandwich": sandwich,
     "b2t": b2t,
     "peri": peri,
+    "reordered": reordered,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

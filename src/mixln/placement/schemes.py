@@ -112,6 +112,15 @@ def peri(depth: int, num_layers: int) -> BlockPlan:
     return sandwich(depth, num_layers)
 
 
+@register_scheme("reordered")
+def reordered(depth: int, num_layers: int) -> BlockPlan:
+    """Reordered norm: y = x + N(F(x)) (OLMo 2: Walsh et al. 2025, arXiv 2501.00656).
+
+    OLMo 2 itself is `reordered+qk_norm(per_head=false)`.
+    """
+    return _both(SublayerPlan(branch_norm=NORM))
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
