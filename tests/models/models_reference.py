@@ -88,6 +88,17 @@ def reordered(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return h + p.norm("post_feedforward_layernorm", p.ffn(h))
 
 
+def hybrid(x: Tensor, depth: int, layers: int, p: Parts, first_pre: bool = False) -> Tensor:
+    """HybridNorm: FFN(Norm(Y)) + Norm(Y), Y = MHA_QKV(X) + X; HybridNorm*: MHA_QKV and FFN Pre-LN in the first block.
+
+    The norms of q, k and v are those that `attend` finds among the weights.
+    """
+    if first_pre and depth == 1:
+        return pre(x, depth, layers, p)
+    normed = p.norm("post_attention_layernorm", p.attention(x) + x)
+    return p.ffn(normed) + normed
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -98,6 +109,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "b2t": b2t,
     "peri": peri,
     "reordered": reordered,
+    "hybrid": hybrid,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {
@@ -106,6 +118,7 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "mix(alpha=0.67)": ("mix", {"alpha": 0.67}),
     "mix(post_layers=3)": ("mix", {"post_layers": 3}),
     "deepnorm(residual_scale=1.5)": ("deepnorm", {"residual_scale": 1.5}),
+    "hybrid(first_pre=true)": ("hybrid", {"first_pre": True}),
 }
 """Text form, and the reference with its options."""
 

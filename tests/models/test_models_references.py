@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from models_reference import BLOCKS, CASES, Parts, Shape, llama_logits, next_token_loss, rms_norm
+from models_reference import BLOCKS, CASES, Parts, Shape, llama_logits, next_token_loss, norm_by_name
 from models_tools import SCHEMES, assert_close_by_tensor, gradients_of, logits_of, tiny_model, token_ids
 from torch import nn
 
@@ -78,13 +80,17 @@ def test_a_block_around_anyones_modules_is_the_reference_too(text: str) -> None:
     layers, width = 6, 16
     scheme, options = CASES[text]
     for depth, plan in enumerate(Placement.parse(text).plan(layers).blocks, start=1):
+        # norms inside the attention are the attention's own affair here
+        plan = replace(plan, attention=replace(plan.attention, qkv_norm=None))
         attention, ffn = nn.Sequential(nn.Linear(width, width), nn.Tanh()), nn.Linear(width, width)
         block = Block(plan, attention, ffn, norm_factory(width), width).double()
-        for name, parameter in block.named_parameters():
-            if name.endswith("layernorm.weight"):
-                nn.init.uniform_(parameter, 0.5, 1.5)
         weights = dict(block.named_parameters())
-        parts = Parts(attention, ffn, lambda name, h, w=weights: rms_norm(h, w[f"{name}.weight"], 1e-6))
+        for name, parameter in weights.items():
+            if not name.startswith(("attention.", "feed_forward.")):
+                nn.init.uniform_(parameter, 0.5, 1.5)
+        parts = Parts(
+            attention, ffn, lambda name, h, w=weights, **options: norm_by_name(name, h, w, 1e-6, **options), weights
+        )
         x = torch.randn(2, 3, width, dtype=torch.float64)
         expected = BLOCKS[scheme](x, depth, layers, parts, **options)
         torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)

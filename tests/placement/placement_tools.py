@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from mixln.placement import (
     Block,
-    NormPlan,
+    BlockPlan,
     Role,
     StackPlan,
     list_modifiers,
@@ -47,6 +48,11 @@ def make_mlp(width: int = WIDTH) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 3 * width, bias=False), nn.SiLU(), nn.Linear(3 * width, width, bias=False))
 
 
+def around_anything(block: BlockPlan) -> BlockPlan:
+    """The plan without norms inside the attention, which a block around anyone's modules cannot reach."""
+    return replace(block, attention=replace(block.attention, qkv_norm=None))
+
+
 class Stack(nn.Module):
     """Anyone's transformer: an embedding, placed blocks, a final norm, a head."""
 
@@ -56,14 +62,15 @@ class Stack(nn.Module):
         self.factor = plan.embedding_factor(width)
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(
-            Block(block, Attention(width), make_mlp(width), norm, width) for block in plan.blocks
+            Block(around_anything(block), Attention(width), make_mlp(width), norm, width) for block in plan.blocks
         )
-        self.norm = norm(NormPlan()) if plan.final_norm is not None else nn.Identity()
+        self.embedding_norm = norm(plan.embedding_norm) if plan.embedding_norm is not None else nn.Identity()
+        self.norm = norm(plan.final_norm) if plan.final_norm is not None else nn.Identity()
         self.head = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
-        x = self.embedding(ids) * self.factor
+        x = self.embedding_norm(self.embedding(ids) * self.factor)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.head(self.norm(x))

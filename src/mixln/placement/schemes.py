@@ -18,6 +18,7 @@ from mixln.placement.plan import (
     InitRule,
     PlacementError,
     PlacementWarning,
+    QKVNormPlan,
     Role,
     StackPlan,
     SublayerPlan,
@@ -119,6 +120,19 @@ def reordered(depth: int, num_layers: int) -> BlockPlan:
     OLMo 2 itself is `reordered+qk_norm(per_head=false)`.
     """
     return _both(SublayerPlan(branch_norm=NORM))
+
+
+@register_scheme("hybrid")
+def hybrid(depth: int, num_layers: int, *, first_pre: bool = False) -> BlockPlan:
+    """HybridNorm: y = N(x + A(x)) with q, k, v normed per head, then z = y + FFN(y) (Zhuo et al. 2025, 2503.04598).
+
+    With Y = x + A(x) this is the paper's FFN(N(Y)) + N(Y). `first_pre` is HybridNorm*: the first block is Pre-LN in
+    both sublayers, q, k and v normed as in the others.
+    """
+    heads = QKVNormPlan(("query", "key", "value"), per_head=True)
+    if first_pre and depth == 1:
+        return BlockPlan(SublayerPlan(input_norm=NORM, qkv_norm=heads), SublayerPlan(input_norm=NORM))
+    return BlockPlan(attention=SublayerPlan(output_norm=NORM, qkv_norm=heads), feed_forward=SublayerPlan())
 
 
 @register_modifier("scaled_init")
