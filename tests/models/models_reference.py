@@ -99,6 +99,13 @@ def hybrid(x: Tensor, depth: int, layers: int, p: Parts, first_pre: bool = False
     return p.ffn(normed) + normed
 
 
+def groupnorm(x: Tensor, depth: int, layers: int, p: Parts, groups: int = 8) -> Tensor:
+    """Pre-LN whose norms take each group of neighbouring channels for itself."""
+    del depth, layers
+    x = x + p.attention(p.norm("input_layernorm", x, groups=groups))
+    return x + p.ffn(p.norm("post_attention_layernorm", x, groups=groups))
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -110,6 +117,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "peri": peri,
     "reordered": reordered,
     "hybrid": hybrid,
+    "groupnorm": groupnorm,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {
@@ -119,6 +127,7 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "mix(post_layers=3)": ("mix", {"post_layers": 3}),
     "deepnorm(residual_scale=1.5)": ("deepnorm", {"residual_scale": 1.5}),
     "hybrid(first_pre=true)": ("hybrid", {"first_pre": True}),
+    "groupnorm(groups=2)": ("groupnorm", {"groups": 2}),
 }
 """Text form, and the reference with its options."""
 

@@ -16,6 +16,7 @@ from mixln.placement.plan import (
     NORM,
     BlockPlan,
     InitRule,
+    NormPlan,
     PlacementError,
     PlacementWarning,
     QKVNormPlan,
@@ -133,6 +134,16 @@ def hybrid(depth: int, num_layers: int, *, first_pre: bool = False) -> BlockPlan
     if first_pre and depth == 1:
         return BlockPlan(SublayerPlan(input_norm=NORM, qkv_norm=heads), SublayerPlan(input_norm=NORM))
     return BlockPlan(attention=SublayerPlan(output_norm=NORM, qkv_norm=heads), feed_forward=SublayerPlan())
+
+
+@register_scheme("groupnorm", default_options={"groups": 8})
+def groupnorm(depth: int, num_layers: int, *, groups: Annotated[int, Interval(1)]) -> BlockPlan:
+    """Group-LN: Pre-LN, y = x + F(N_g(x)), N_g norming each token's channels in g groups (Mix-LN, table 6).
+
+    The final norm is over all channels. (The authors' own code took PyTorch's GroupNorm over all tokens of a row at
+    once, later ones included, which a causal model may not do.)
+    """
+    return _both(SublayerPlan(input_norm=NormPlan(groups=groups)))
 
 
 @register_modifier("scaled_init")
