@@ -106,6 +106,13 @@ def groupnorm(x: Tensor, depth: int, layers: int, p: Parts, groups: int = 8) -> 
     return x + p.ffn(p.norm("post_attention_layernorm", x, groups=groups))
 
 
+def admin(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """Admin: LN(omega x + F(x)), omega a vector of the sublayer's own."""
+    del depth, layers
+    x = p.norm("post_attention_layernorm", p.weights["attention_residual.residual_scale"] * x + p.attention(x))
+    return p.norm("post_feedforward_layernorm", p.weights["feed_forward_residual.residual_scale"] * x + p.ffn(x))
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -118,6 +125,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "reordered": reordered,
     "hybrid": hybrid,
     "groupnorm": groupnorm,
+    "admin": admin,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

@@ -46,8 +46,11 @@ def test_references_differ_from_each_other(text: str) -> None:
     """So that agreement with one of them says something."""
     if text == "pre":
         pytest.skip("the others are compared with it")
-    model = tiny_model("sandwich")
-    weights = tensors = dict(model.state_dict())
+    weights = tensors = dict(tiny_model("sandwich").state_dict())
+    for layer in range(4):
+        for name in ("attention_residual.residual_scale", "feed_forward_residual.residual_scale"):
+            weights[f"model.layers.{layer}.{name}"] = torch.rand(32) + 0.5
+        weights[f"model.layers.{layer}.activation_gate.weight"] = torch.ones(1)
     shape, ids = Shape(4, 4, 2), token_ids()
     assert not torch.allclose(
         llama_logits(weights, ids, shape, text), llama_logits(tensors, ids, shape, "pre"), rtol=1e-2

@@ -146,6 +146,16 @@ def groupnorm(depth: int, num_layers: int, *, groups: Annotated[int, Interval(1)
     return _both(SublayerPlan(input_norm=NormPlan(groups=groups)))
 
 
+@register_scheme("admin")
+def admin(depth: int, num_layers: int) -> BlockPlan:
+    """Admin: y = N(omega * x + F(x)) with omega learned, one factor per channel (Liu et al. 2020, 2004.08249).
+
+    omega begins where a profiling pass puts it (`profile_residual_scales`): omega_1 = 1 and then, sublayer by sublayer,
+    omega_(i+1) = sqrt(Var(omega_i * x_i) + Var(F_i)), the same in every channel.
+    """
+    return _both(SublayerPlan(output_norm=NORM, residual_scale="learned"))
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
