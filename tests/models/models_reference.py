@@ -113,6 +113,13 @@ def admin(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return p.norm("post_feedforward_layernorm", p.weights["feed_forward_residual.residual_scale"] * x + p.ffn(x))
 
 
+def no_norms(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """A residual network and nothing else."""
+    del depth, layers
+    x = x + p.attention(x)
+    return x + p.ffn(x)
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -126,6 +133,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "hybrid": hybrid,
     "groupnorm": groupnorm,
     "admin": admin,
+    "none": no_norms,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

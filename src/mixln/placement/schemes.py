@@ -156,6 +156,12 @@ def admin(depth: int, num_layers: int) -> BlockPlan:
     return _both(SublayerPlan(output_norm=NORM, residual_scale="learned"))
 
 
+@register_scheme("none", final_norm=None)
+def none(depth: int, num_layers: int) -> BlockPlan:
+    """No norm anywhere, before the head neither: y = x + F(x) (LN-free: Baroni et al. 2025, arXiv 2507.02559)."""
+    return _both(SublayerPlan())
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
