@@ -144,6 +144,9 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "deepnorm(residual_scale=1.5)": ("deepnorm", {"residual_scale": 1.5}),
     "hybrid(first_pre=true)": ("hybrid", {"first_pre": True}),
     "groupnorm(groups=2)": ("groupnorm", {"groups": 2}),
+    "pre+qk_norm": ("pre", {}),
+    "mix(alpha=0.5)+qk_norm(per_head=false)": ("mix", {"alpha": 0.5}),
+    "reordered+qk_norm(per_head=false)": ("reordered", {}),
 }
 """Text form, and the reference with its options."""
 

@@ -199,3 +199,20 @@ def scaled_embed(plan: StackPlan) -> StackPlan:
             stacklevel=3,
         )
     return replace(plan, embedding_scale="sqrt_hidden_size")
+
+
+@register_modifier("qk_norm")
+def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
+    """QK norm: queries and keys are normed before rotary positions and scores, besides what the scheme norms itself.
+
+    Per head, one gain for all heads, as in Qwen3 (after Henry et al. 2020, arXiv 2010.04245); `per_head=false` is over
+    the full width, as in OLMo 2 (Walsh et al. 2025, arXiv 2501.00656).
+    """
+
+    def normed(block: BlockPlan) -> BlockPlan:
+        own = () if block.attention.qkv_norm is None else block.attention.qkv_norm.projections
+        others = tuple(name for name in own if name not in ("query", "key"))
+        qkv_norm = QKVNormPlan(("query", "key", *others), per_head=per_head)
+        return replace(block, attention=replace(block.attention, qkv_norm=qkv_norm))
+
+    return replace(plan, blocks=tuple(map(normed, plan.blocks)))
