@@ -120,6 +120,34 @@ def no_norms(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return x + p.ffn(x)
 
 
+def gate(h: Tensor, p: Parts) -> Tensor:
+    """GPAS: h - SiLU(g) sg(h)."""
+    g = p.weights["activation_gate.weight"]
+    return h - g * torch.sigmoid(g) * h.detach()
+
+
+def pre_gpas(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """GPAS on Pre-LN: the gate after each addition."""
+    del depth, layers
+    x = gate(x + p.attention(p.norm("input_layernorm", x)), p)
+    return gate(x + p.ffn(p.norm("post_attention_layernorm", x)), p)
+
+
+def post_gpas(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """GPAS on Post-LN: the gate on the residual alone."""
+    del depth, layers
+    x = p.norm("post_attention_layernorm", gate(x, p) + p.attention(x))
+    return p.norm("post_feedforward_layernorm", gate(x, p) + p.ffn(x))
+
+
+def deepnorm_gpas(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """GPAS on DeepNorm: LN(alpha GPAS(x) + F(x)), alpha = (2 L)^(1/4)."""
+    del depth
+    alpha = math.sqrt(math.sqrt(2 * layers))
+    x = p.norm("post_attention_layernorm", alpha * gate(x, p) + p.attention(x))
+    return p.norm("post_feedforward_layernorm", alpha * gate(x, p) + p.ffn(x))
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -134,6 +162,9 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "groupnorm": groupnorm,
     "admin": admin,
     "none": no_norms,
+    "pre+gpas": pre_gpas,
+    "post+gpas": post_gpas,
+    "deepnorm+gpas": deepnorm_gpas,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

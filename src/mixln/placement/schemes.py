@@ -216,3 +216,20 @@ def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
         return replace(block, attention=replace(block.attention, qkv_norm=qkv_norm))
 
     return replace(plan, blocks=tuple(map(normed, plan.blocks)))
+
+
+@register_modifier("gpas")
+def gpas(plan: StackPlan) -> StackPlan:
+    """Gradient-preserving activation scaling: G(h) = h - silu(g) * stopgrad(h), g learned, 0 at first (2506.22049).
+
+    One g per block, shared by its sublayers: y = G(x + F(...)) in those without N_out, y = N_out(G(rho * x) + F(...))
+    in those with one. At first G is the identity, so that a trained model to which it is added keeps its function.
+    """
+
+    def gated(sublayer: SublayerPlan) -> SublayerPlan:
+        return replace(sublayer, gate="output" if sublayer.output_norm is None else "stream")
+
+    def gated_block(block: BlockPlan) -> BlockPlan:
+        return replace(block, attention=gated(block.attention), feed_forward=gated(block.feed_forward))
+
+    return replace(plan, blocks=tuple(map(gated_block, plan.blocks)))
