@@ -178,6 +178,9 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "pre+qk_norm": ("pre", {}),
     "mix(alpha=0.5)+qk_norm(per_head=false)": ("mix", {"alpha": 0.5}),
     "reordered+qk_norm(per_head=false)": ("reordered", {}),
+    "pre+dyt": ("pre", {}),
+    "mix(alpha=0.5)+dyt(slope=1)": ("mix", {"alpha": 0.5}),
+    "pre+qk_norm+dyt(attention_slope=0.8)": ("pre", {}),
 }
 """Text form, and the reference with its options."""
 

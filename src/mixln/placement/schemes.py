@@ -162,6 +162,30 @@ def none(depth: int, num_layers: int) -> BlockPlan:
     return _both(SublayerPlan())
 
 
+def _with_norms(plan: StackPlan, attention: NormPlan, elsewhere: NormPlan) -> StackPlan:
+    """Return the plan with one norm in place of every norm at and in the attention, and another for the rest."""
+
+    def changed(sublayer: SublayerPlan, norm: NormPlan) -> SublayerPlan:
+        parts = ("input_norm", "branch_norm", "output_norm")
+        norms = {part: norm for part in parts if getattr(sublayer, part) is not None}
+        qkv_norm = None if sublayer.qkv_norm is None else replace(sublayer.qkv_norm, norm=norm)
+        return replace(sublayer, **norms, qkv_norm=qkv_norm)
+
+    return replace(
+        plan,
+        blocks=tuple(
+            replace(
+                block,
+                attention=changed(block.attention, attention),
+                feed_forward=changed(block.feed_forward, elsewhere),
+            )
+            for block in plan.blocks
+        ),
+        embedding_norm=None if plan.embedding_norm is None else elsewhere,
+        final_norm=None if plan.final_norm is None else elsewhere,
+    )
+
+
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
     """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
@@ -233,3 +257,20 @@ def gpas(plan: StackPlan) -> StackPlan:
         return replace(block, attention=gated(block.attention), feed_forward=gated(block.feed_forward))
 
     return replace(plan, blocks=tuple(map(gated_block, plan.blocks)))
+
+
+@register_modifier("dyt")
+def dyt(
+    plan: StackPlan,
+    *,
+    slope: Annotated[float, Interval(0, open_below=True)] = 0.5,
+    attention_slope: Annotated[float | None, Interval(0, open_below=True)] = None,
+) -> StackPlan:
+    """Dynamic Tanh in place of every norm: w * tanh(alpha * x) + b (Zhu et al. 2025, arXiv 2503.10622).
+
+    `slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another. The paper has
+    0.5 outside language models, and for LLaMA (table 11) 0.2 and 0.8 at 7B; its language models also scale the
+    embedding by sqrt(d), here `scaled_embed`.
+    """
+    inner = slope if attention_slope is None else attention_slope
+    return _with_norms(plan, NormPlan(kind="dyt", slope=inner), NormPlan(kind="dyt", slope=slope))
