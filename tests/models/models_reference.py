@@ -181,6 +181,8 @@ CASES: dict[str, tuple[str, dict[str, float]]] = {
     "pre+dyt": ("pre", {}),
     "mix(alpha=0.5)+dyt(slope=1)": ("mix", {"alpha": 0.5}),
     "pre+qk_norm+dyt(attention_slope=0.8)": ("pre", {}),
+    "pre+derf": ("pre", {}),
+    "lns+derf(slope=0.2)": ("lns", {}),
 }
 """Text form, and the reference with its options."""
 

@@ -274,3 +274,19 @@ def dyt(
     """
     inner = slope if attention_slope is None else attention_slope
     return _with_norms(plan, NormPlan(kind="dyt", slope=inner), NormPlan(kind="dyt", slope=slope))
+
+
+@register_modifier("derf")
+def derf(
+    plan: StackPlan,
+    *,
+    slope: Annotated[float, Interval(0, open_below=True)] = 0.5,
+    attention_slope: Annotated[float | None, Interval(0, open_below=True)] = None,
+) -> StackPlan:
+    """Dynamic erf in place of every norm: w * erf(alpha * x + s) + b (Chen et al. 2025, arXiv 2512.10938).
+
+    `slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another; s starts at 0.
+    The paper's language models also scale the embedding by sqrt(d), here `scaled_embed`.
+    """
+    inner = slope if attention_slope is None else attention_slope
+    return _with_norms(plan, NormPlan(kind="derf", slope=inner), NormPlan(kind="derf", slope=slope))
