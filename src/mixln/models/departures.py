@@ -17,7 +17,7 @@ def departures(plan: StackPlan, stock: StackPlan) -> list[str]:
             where = " and ".join(one for one, own in zip(_SUBLAYER_NAMES, by_sublayer, strict=True) if what in own)
             found.setdefault((what, where), []).append(layer)
     parts = [f"{what} ({where}, {_layers(layers)})" for (what, where), layers in found.items()]
-    if plan.embedding_factor(2) != stock.embedding_factor(2):
+    if plan.embedding_scale != stock.embedding_scale:
         parts.append("a factor on the embedding")
     if plan.embedding_norm != stock.embedding_norm:
         parts.append(_norm_in_words("a norm on the embedding", plan.embedding_norm))

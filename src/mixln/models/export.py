@@ -158,9 +158,9 @@ def _refusal(model: PlacedPreTrainedModel, plan: StackPlan, reasons: list[str]) 
     own = next(iter(layouts_for(config)))
     name = own.model_class(has_head=bool(names_of_role(model, "head"))).__name__
     stock = Placement.parse(own.placement).plan(len(plan.blocks))
-    departures = "; ".join(departures(plan, stock))
+    found = "; ".join(departures(plan, stock))
     return (
         f"no class of transformers computes placement {config.placement!r}. Its departures from {name} that weights "
-        f"cannot take up: {departures}. {''.join(f'{reason}. ' for reason in reasons)}"
+        f"cannot take up: {found}. {''.join(f'{reason}. ' for reason in reasons)}"
         f"{_WAYS.format(model_type=config.model_type)}"
     )
