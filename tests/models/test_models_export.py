@@ -83,7 +83,7 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms that stay in float64, where transformers' own go through float32 whatever they are given."""
 
     def rms(self: Any, x: Tensor) -> Tensor:
-        eps = getattr(self, "variance_epsilon", getattr(self, "eps", None))
+        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
         weight = self.weight + 1 if type(self).__name__.startswith("Gemma") else self.weight
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
@@ -98,7 +98,8 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_dtype(model: PlacedPreTrainedModel, dtype: torch.dtype, folder: Path) -> PlacedPreTrainedModel:
     """The model as it is when it is opened in another dtype, which leaves the rotary frequencies in float32."""
     model.save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    return opened
 
 
 def with_sdpa(model: PreTrainedModel) -> PreTrainedModel:
@@ -151,6 +152,7 @@ def test_pruned_models_keep_the_gains_of_their_original_layers(name: str, text: 
         pytest.skip("not exported")
     changes = {"num_hidden_layers": 3, "placement_depths": [1, 3, 6], "placement_num_layers": 7}
     model = tiny_architecture(name, text, **changes).double()
+    model.config.auto_map = {"AutoConfig": "mixln_code.MixLNConfig"}
     stock = stock_model(model)
     assert relative_difference(model, stock) <= 1e-10
     stock.save_pretrained(tmp_path)
@@ -168,9 +170,9 @@ def test_pruned_models_keep_the_gains_of_their_original_layers(name: str, text: 
     ],
 )
 def test_a_tied_head_is_untied_where_the_embedding_changes(text: str, stays: bool, tmp_path: Path) -> None:
-    model = tiny_architecture("llama", text, tie_word_embeddings=True)
+    model: Any = tiny_architecture("llama", text, tie_word_embeddings=True)
     stock_model(model).save_pretrained(tmp_path)
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    stock: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert (stock.get_output_embeddings().weight is stock.get_input_embeddings().weight) is stays
     assert stock.config.tie_word_embeddings is stays
     assert torch.equal(stock.get_output_embeddings().weight, model.get_output_embeddings().weight)
@@ -373,13 +375,14 @@ def test_saving_brings_tokenizer_and_generation_config_along(tmp_path: Path) -> 
     assert model.generation_config is not None
     model.generation_config.max_new_tokens = 7
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "model" / name).write_text("{}")
     (tmp_path / "model" / "notes.txt").write_text("not of the model")
     exported = save_stock(tmp_path / "model", tmp_path / "out")
     assert type(exported.model) is LlamaForCausalLM
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["max_new_tokens"] == 7
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
     }
 
 
@@ -398,7 +401,8 @@ def test_an_export_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatc
 
 
 def test_bfloat16_is_written_in_bfloat16_whatever_the_difference(tmp_path: Path) -> None:
-    tiny_architecture("llama", "lns").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    model: Any = tiny_architecture("llama", "lns")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     exported = save_stock(tmp_path / "model", tmp_path / "out")
     assert exported.model.dtype == torch.bfloat16
     assert 0 < exported.difference <= 0.1 * exported.largest_logit

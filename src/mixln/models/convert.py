@@ -198,6 +198,8 @@ def _check_parameters(
 COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
     "spiece.model",
     "vocab.*",
     "merges.txt",

@@ -95,7 +95,8 @@ _PLACEMENT_FIELDS = {field.name for field in fields(PlacedConfig)} - {field.name
 def _own(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
     # PreTrainedConfig's own: a PlacedConfig's has marks that stock classes stumble over
     found = PreTrainedConfig.to_dict(config)
-    left_out = {*_PLACEMENT_FIELDS, "model_type", "architectures", "transformers_version"}
+    # auto_map: of a folder that brings this library's code along
+    left_out = {*_PLACEMENT_FIELDS, "model_type", "architectures", "transformers_version", "auto_map"}
     values = {name: value for name, value in found.items() if name not in left_out}
     return _stock_config_class(config)(**values | {"tie_word_embeddings": folded.tied})
 
