@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mixln.placement import NormFactory, QKVNormPlan
 
@@ -80,11 +79,14 @@ class PlacedAttention(nn.Module):
             for letter, states in zip("qkv", self.project(hidden_states), strict=True)
         )
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            # some architectures keep the angles in float32 and go back to the dtype of the queries, others do not
+            query, key = self._own("apply_rotary_pos_emb")(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self._eager())
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, self._own("eager_attention_forward")
+        )
         mixed, weights = attend(
             self,
             query,
@@ -105,7 +107,7 @@ class PlacedAttention(nn.Module):
         heads = (*states.shape[:-1], -1, self.head_dim)
         return norm(states.view(heads)) if self.qkv_norm.per_head else norm(states).view(heads)
 
-    def _eager(self) -> Callable[..., Any]:
-        # each architecture has its own explicit softmax beside its attention class
+    def _own(self, name: str) -> Callable[..., Any]:
+        # each architecture has its own explicit softmax, and its own rotation, beside its attention class
         own = next(one for one in type(self).__mro__ if one.__module__.startswith("transformers."))
-        return sys.modules[own.__module__].eager_attention_forward
+        return getattr(sys.modules[own.__module__], name)
