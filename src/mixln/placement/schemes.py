@@ -248,8 +248,8 @@ def gpas(plan: StackPlan) -> StackPlan:
     """GPAS: G(h) = h - silu(g) * stopgrad(h), with g learned, 0 at first (Chen et al. 2025, arXiv 2506.22049).
 
     Gradient-preserving activation scaling. One g per block, shared by its sublayers: y = G(x + F(...)) in those without
-    N_out, y = N_out(G(rho * x) + F(...)) in those with one. At first G is the identity, so that a trained model to which
-    it is added keeps its function.
+    N_out, y = N_out(G(rho * x) + F(...)) in those with one. At first G is the identity, so that a trained model to
+    which it is added keeps its function.
     """
 
     def gated(sublayer: SublayerPlan) -> SublayerPlan:
