@@ -227,7 +227,7 @@ def test_what_is_around_the_blocks() -> None:
 
 def test_how_matrices_are_drawn() -> None:
     assert describe_stack(stack("pre")).init == ()
-    xavier = "sqrt(2/(fan in + fan out))"
+    xavier = "sqrt(2/(fan_in+fan_out))"
     assert describe_stack(stack("deepnorm")).init == (
         f"query, key: std {xavier}",
         f"value, attention_output, gate, up, down: std {xavier} * 0.319",

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mixln.commands.arguments import Command, command_parser
 from mixln.errors import InputError
+from mixln.files import claim_folder
 from mixln.models.parameter_names import list_placement_parameters
 from mixln.placement import (
     Placement,
@@ -21,6 +22,7 @@ from mixln.placement import (
     list_modifiers,
     list_schemes,
 )
+from mixln.report.placement_figures import write_placement_figure
 from mixln.report.scheme_pages import scheme_table, stack_page, term_page
 
 _MOST_LAYERS = 1000
@@ -48,7 +50,12 @@ def run(given: Namespace, _command: str) -> int:
     if not 1 <= given.layers <= _MOST_LAYERS:
         raise InputError(f"--layers must be in [1, {_MOST_LAYERS}], not {given.layers}")
     if given.figures is not None:
-        return _draw(given)
+        if given.placement is not None:
+            raise InputError("--figures draws every scheme and modifier: leave out the placement")
+        folder = Path(given.figures)
+        claim_folder(folder)
+        _draw(folder, given.layers)
+        return 0
     if given.placement is None:
         console = Console(width=None if sys.stdout.isatty() else 120)
         console.print(scheme_table(describe_schemes(), "Schemes"))
@@ -76,8 +83,12 @@ def _placement(text: str) -> Placement:
     return Placement.parse(f"pre+{text}" if name in list_modifiers() else text)
 
 
-def _draw(given: Namespace) -> int:
-    raise NotImplementedError(Path(given.figures))
+def _draw(folder: Path, num_layers: int) -> None:
+    """Draw every scheme, and every modifier on `pre`."""
+    labels = {name: name for name in list_schemes()} | {name: f"pre+{name}" for name in list_modifiers()}
+    for name, label in labels.items():
+        write_placement_figure(folder / f"{name}.svg", label, describe_stack(Placement.parse(label).plan(num_layers)))
+    print(f"{folder}: {len(labels)} pictures")
 
 
 COMMAND = Command("schemes", "list the schemes and modifiers, or show one", build_parser, run)

@@ -309,7 +309,7 @@ def _describe_init(plan: StackPlan) -> tuple[str, ...]:
 
 
 def _describe_rule(rule: InitRule) -> str:
-    scale = {"base": "of the model", "small": "sqrt(2/(5d))", "xavier": "sqrt(2/(fan in + fan out))"}[rule.distribution]
+    scale = {"base": "of the model", "small": "sqrt(2/(5d))", "xavier": "sqrt(2/(fan_in+fan_out))"}[rule.distribution]
     return scale if rule.gain == 1 else f"{scale} * {rule.gain:.3g}"
 
 

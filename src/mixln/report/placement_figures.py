@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
+from mixln.files import write_file
 from mixln.placement import BlockKind, Part, StackDescription, SublayerParts, block_parts
 from mixln.report.canvas import INK
+from mixln.report.figures import draw_svg
 
 # inches, as all lengths here
 _LETTER, _LINE, _PADDING, _GAP, _RADIUS, _MARGIN = 0.071, 0.165, 0.12, 0.13, 0.085, 0.16
+_APART = 0.16
 _FONT_SIZE = 9.0
 
 # fill and edge
@@ -33,7 +38,7 @@ _MATHEMATICS = {
 def draw_placement(label: str, stack: StackDescription) -> Figure:
     """Return a picture of a placement: its kinds of blocks side by side, and below what is around them."""
     blocks = [_Block.of(kind) for kind in stack.kinds]
-    notes = list_notes(stack)
+    notes = [line for text in list_notes(stack) for line in textwrap.wrap(text, 44, subsequent_indent="    ")]
     titles = [max(block.width, len(block.title) * _LETTER) for block in blocks]
     width = sum(titles) + 0.35 * (len(blocks) - 1) + 2 * _MARGIN
     width = max(width, _LETTER * max(map(len, [label, *notes])) + 2 * _MARGIN)
@@ -94,7 +99,7 @@ class _Block:
 
     @property
     def height(self) -> float:
-        return 0.3 + sum(_sublayer_height(parts) for parts in self.sublayers) + 0.35
+        return 0.2 + sum(_sublayer_height(parts) for parts in self.sublayers) + 0.15
 
     def draw(self, axes: Axes, left: float, top: float) -> None:
         past, stream, branch = left + self.past, left + self.stream, left + self.branch
@@ -120,16 +125,16 @@ class _Block:
             y = start = end
             after = end + _RADIUS + _column_height(parts.merged) + (_GAP if parts.merged else 0.0)
             following = number + 1 < len(self.sublayers)
-            _line(axes, [(stream, end), (stream, after + (0.12 if following else 0.25))], arrow=not following)
+            _line(axes, [(stream, end), (stream, after + (_APART if following else 0.25))], arrow=not following)
             _boxes(axes, parts.merged, stream, end + _RADIUS + _GAP / 2)
             _addition(axes, stream, end)
-            y = after + 0.12
+            y = after + _APART
 
 
 def _sublayer_height(parts: SublayerParts) -> float:
     merged = _column_height(parts.merged) + (_GAP if parts.merged else 0.0)
     columns = max(_column_height(column) for column in (parts.branch, parts.stream, parts.bypass))
-    return _GAP + columns + 0.12 + _RADIUS + merged + 0.12
+    return _GAP + columns + 0.12 + _RADIUS + merged + _APART
 
 
 def _column_height(parts: Sequence[Part]) -> float:
@@ -199,3 +204,12 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], *, arrow: bool = Fa
             },
             zorder=2,
         )
+
+
+def write_placement_figure(path: Path, label: str, stack: StackDescription) -> Path:
+    """Write the picture of a placement as SVG, with its content in text in the file's description.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    return write_file(path, draw_svg(draw_placement(label, stack), label, describe_picture(label, stack)))
