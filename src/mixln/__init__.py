@@ -6,6 +6,8 @@ Importing it registers its architectures with transformers' Auto classes.
 from typing import TYPE_CHECKING, Any
 
 from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
+from mixln.models.apply import apply_placement, preview_placements
+from mixln.models.change import PlacementChange
 from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
 from mixln.placement import list_modifiers as modifiers
 from mixln.placement import list_schemes as schemes
@@ -20,10 +22,13 @@ __all__ = [
     "MixLNLlamaForCausalLM",
     "MixLNLlamaModel",
     "Placement",
+    "PlacementChange",
     "PlacementError",
     "__version__",
+    "apply_placement",
     "diagnose",
     "modifiers",
+    "preview_placements",
     "register_modifier",
     "register_scheme",
     "schemes",

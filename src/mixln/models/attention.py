@@ -50,9 +50,9 @@ class PlacedAttention(nn.Module):
             width = self.head_dim * (1 if plan.per_head else count)
             self.add_module(f"{_LETTERS[projection]}_norm", norm(plan.norm, width))
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return query, key and value of (batch, sequence, hidden), each (batch, sequence, its heads * head size)."""
-        return tuple(getattr(self, f"{letter}_proj")(hidden_states) for letter in "qkv")  # type: ignore[return-value]
+        return tuple(getattr(self, f"{letter}_proj")(hidden_states) for letter in "qkv")
 
     def project_output(self, mixed: torch.Tensor) -> torch.Tensor:
         """Return the sublayer's output for the heads' outputs side by side."""

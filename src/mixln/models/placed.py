@@ -100,14 +100,16 @@ class PlacedConfig(PreTrainedConfig):
             ValueError: the architecture lacks a field that is given and not None.
             PlacementError, StrictDataclassError: as the constructor.
         """
-        named: dict[str, Any] = {}
+        heads = fields["num_attention_heads"]
+        derived = {"num_key_value_heads": heads, "head_dim": fields["hidden_size"] // max(1, heads)}
+        values = {**cls.recipe_values, **{name: value for name, value in derived.items() if hasattr(cls, name)}}
         for name, value in fields.items():
             own = cls.recipe_names.get(name, name)
-            if own is not None:
-                named[own] = value
-            elif value is not None:
-                raise ValueError(f"{cls.model_type.removeprefix('mixln_')} has no {name}: set it to null")
-        return cls(**{**cls.recipe_values, **named})
+            if own is None and value is not None:
+                raise ValueError(f"{cls.model_type.removeprefix('mixln_')} has no {name}: leave it at its default")
+            if own is not None and (value is not None or own not in values):
+                values[own] = value
+        return cls(**values)
 
     @property
     def stack_plan(self) -> StackPlan:

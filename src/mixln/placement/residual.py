@@ -151,9 +151,9 @@ class PlacedBlock(nn.Module):
 
     def add_placement(self, plan: BlockPlan, norm: NormFactory, hidden_size: int) -> None:
         """Create the norms, the gate and the two residual connections that the plan asks for."""
+        self.plan = plan
         self.part_names = {"attention": {}, "feed_forward": {}}
-        for sublayer_name, part, default, norm_plan in _norms_of(plan):
-            attribute = self.norm_names.get((sublayer_name, part), default)
+        for sublayer_name, part, attribute, norm_plan in self.norm_attributes(plan):
             self.add_module(attribute, norm(norm_plan))
             self.part_names[sublayer_name][part] = attribute
         gated = [name for name in self.part_names if getattr(plan, name).gate is not None]
@@ -163,6 +163,17 @@ class PlacedBlock(nn.Module):
                 self.part_names[name]["gate"] = "activation_gate"
         self.attention_residual = Residual(plan.attention, hidden_size)
         self.feed_forward_residual = Residual(plan.feed_forward, hidden_size)
+
+    @classmethod
+    def norm_attributes(cls, plan: BlockPlan) -> list[tuple[str, str, str, NormPlan]]:
+        """Return (sublayer, part of the formula, attribute, plan) of every norm that a block of this class would have.
+
+        Norms inside the attention are not among them.
+        """
+        return [
+            (sublayer, part, cls.norm_names.get((sublayer, part), default), norm)
+            for sublayer, part, default, norm in _norms_of(plan)
+        ]
 
     def run_sublayers(self, hidden_states: torch.Tensor, attention: Sublayer, feed_forward: Sublayer) -> torch.Tensor:
         """Return the block's output for its input (batch, sequence, hidden)."""

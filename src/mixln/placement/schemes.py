@@ -235,10 +235,9 @@ def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
     """
 
     def normed(block: BlockPlan) -> BlockPlan:
-        own = () if block.attention.qkv_norm is None else block.attention.qkv_norm.projections
-        others = tuple(name for name in own if name not in ("query", "key"))
-        qkv_norm = QKVNormPlan(("query", "key", *others), per_head=per_head)
-        return replace(block, attention=replace(block.attention, qkv_norm=qkv_norm))
+        own = block.attention.qkv_norm
+        projections = own.projections if own is not None and "value" in own.projections else ("query", "key")
+        return replace(block, attention=replace(block.attention, qkv_norm=QKVNormPlan(projections, per_head=per_head)))
 
     return replace(plan, blocks=tuple(map(normed, plan.blocks)))
 

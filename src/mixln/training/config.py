@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -279,21 +280,24 @@ def model_config(
     model = recipe.model
     if model.architecture not in ARCHITECTURES:
         raise InputError(f"model.architecture: {unknown('architecture', model.architecture, ARCHITECTURES)}")
+    config_class, defaults = ARCHITECTURES[model.architecture].config_class, ModelConfig()
+    fields: dict[str, Any] = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        # what the architecture does not have, and nobody has set
+        if not (
+            config_class.recipe_names.get(field.name, field.name) is None
+            and getattr(model, field.name) == getattr(defaults, field.name)
+        )
+    }
+    del fields["architecture"]
+    if "rope_theta" in fields:
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     try:
-        return ARCHITECTURES[model.architecture].config_class.from_recipe(
+        return config_class.from_recipe(
+            **fields,
             vocab_size=vocab_size,
-            placement=model.placement,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            num_hidden_layers=model.num_hidden_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.num_key_value_heads,
             max_position_embeddings=recipe.data.sequence_length,
-            rms_norm_eps=model.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-            tie_word_embeddings=model.tie_word_embeddings,
-            initializer_range=model.initializer_range,
-            embedding_std=model.embedding_std,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
             pad_token_id=None,

@@ -1,0 +1,165 @@
+"""Another placement for a model that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architecture_tools import NAMES, STOCK, tiny_architecture, tiny_architecture_config
+from models_tools import gradients_of, logits_of, randomise_gains, token_ids
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
+
+import mixln
+from mixln import PlacementError, apply_placement, preview_placements
+from mixln.models import ARCHITECTURES, PlacedConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
+
+
+def stock_model(name: str, *, headless: bool = False, **changes: Any) -> PreTrainedModel:
+    """A tiny model of transformers' own class, with random weights."""
+    values = tiny_architecture_config(name, STOCK[name], **changes).to_dict()
+    for key in ("model_type", "placement", "architectures"):
+        values.pop(key, None)
+    config = AutoConfig.for_model(ARCHITECTURES[name].stock_model_type, **values)
+    torch.manual_seed(0)
+    model = (AutoModel if headless else AutoModelForCausalLM).from_config(config, attn_implementation="sdpa")
+    assert type(model).__module__.startswith("transformers.")
+    randomise_gains(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stock_placement_leaves_the_model_as_it_is(name: str) -> None:
+    model, ids = stock_model(name), token_ids()
+    before, logits = dict(model.named_parameters()), logits_of(model, ids)
+    change = apply_placement(model, STOCK[name])
+    assert change.keeps_function
+    assert not change.differences
+    assert change.added == change.removed == ()
+    assert isinstance(model, ARCHITECTURES[name].causal_lm_class)
+    assert isinstance(model.config, PlacedConfig)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[parameter] is before[parameter] for parameter in after)
+    assert torch.equal(logits_of(model, ids), logits)
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_placement_is_the_model_of_that_placement_and_reloads(name: str, tmp_path: Path) -> None:
+    ids = token_ids()
+    for text in mixln.schemes():
+        model = stock_model(name)
+        matrices = {key: value for key, value in model.named_parameters() if value.ndim == 2}
+        change = apply_placement(model, text)
+        parameters = dict(model.named_parameters())
+        assert all(parameters[key] is value for key, value in matrices.items()), text
+        assert change.keeps_function == torch.equal(logits_of(model, ids), logits_of(stock_model(name), ids)), text
+        # what is new is where training begins
+        fresh = tiny_architecture(name, text)
+        fresh.initialize(0)
+        for key in change.added:
+            assert torch.equal(parameters[key], fresh.get_parameter(key)), (text, key)
+        assert parameters.keys() == dict(fresh.named_parameters()).keys()
+        assert gradients_of(model, ids).keys() == parameters.keys()
+        model.save_pretrained(tmp_path / text)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / text)
+        assert loaded.config.placement == str(mixln.Placement.parse(text))
+        assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_told_beforehand_is_what_happens(name: str) -> None:
+    ids = token_ids()
+    previews = preview_placements(stock_model(name))
+    assert set(mixln.schemes()) <= set(previews)
+    for text, preview in previews.items():
+        model = stock_model(name)
+        logits = logits_of(model, ids)
+        change = apply_placement(model, text)
+        assert (change.keeps_function, change.differences) == (preview.keeps_function, preview.differences)
+        same = torch.allclose(logits_of(model, ids), logits, rtol=1e-6, atol=1e-6)
+        assert same == change.keeps_function, text
+        assert ("keeps" in str(change)) == change.keeps_function
+    kept = {text for text, preview in previews.items() if preview.keeps_function}
+    assert f"{STOCK[name]}+gpas" in kept
+    assert f"{STOCK[name]}+scaled_init" in kept
+
+
+def test_norms_keep_their_weights_by_place_and_not_by_name() -> None:
+    model = stock_model("llama")
+    layers: Any = model.get_submodule("model.layers")
+    feed_forward_norm, attention_norm = layers[0].post_attention_layernorm.weight, layers[0].input_layernorm.weight
+    apply_placement(model, "sandwich")
+    layers = model.get_submodule("model.layers")
+    # in sandwich `post_attention_layernorm` is behind the attention: another norm of the same name
+    assert layers[0].pre_feedforward_layernorm.weight is feed_forward_norm
+    assert layers[0].input_layernorm.weight is attention_norm
+    assert (layers[0].post_attention_layernorm.weight == 1).all()
+    apply_placement(model, "pre")
+    layers = model.get_submodule("model.layers")
+    assert layers[0].post_attention_layernorm.weight is feed_forward_norm
+
+
+def test_one_placement_after_the_other_and_back_is_the_same_model() -> None:
+    model, ids = stock_model("llama"), token_ids()
+    logits = logits_of(model, ids)
+    for text in ("lns", "pre+gpas", "lns+scaled_embed", "pre"):
+        apply_placement(model, text)
+    assert torch.equal(logits_of(model, ids), logits)
+
+
+def test_an_optimiser_goes_on_with_the_parameters_it_holds() -> None:
+    model, ids = stock_model("llama"), token_ids()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    apply_placement(model, "mix(alpha=0.5)")
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    before = weight.detach().clone()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_draws_the_weights_of_a_fresh_model(name: str) -> None:
+    model = stock_model(name)
+    apply_placement(model, "deepnorm+scaled_embed", seed=7)
+    fresh = AutoModelForCausalLM.from_config(tiny_architecture_config(name, "deepnorm+scaled_embed")).initialize(7)
+    expected = dict(fresh.named_parameters())
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bare_stack_and_tied_heads_and_modes(name: str) -> None:
+    ids = token_ids()
+    stack = stock_model(name, headless=True)
+    expected = stack(input_ids=ids).last_hidden_state
+    apply_placement(stack, STOCK[name])
+    assert isinstance(stack, ARCHITECTURES[name].model_class)
+    assert torch.equal(stack(input_ids=ids).last_hidden_state, expected)
+    tied = stock_model(name, tie_word_embeddings=True).train()
+    apply_placement(tied, "post")
+    head = tied.get_output_embeddings()
+    assert head is not None
+    assert head.weight is tied.get_input_embeddings().weight
+    assert tied.training
+    half = stock_model(name).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    apply_placement(half, "sandwich+qk_norm")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_what_cannot_be_placed_is_refused_and_left_alone() -> None:
+    bert = BertModel(BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32))
+    with pytest.raises(PlacementError, match=r"a BertModel cannot be given a placement.*gpt2, llama"):
+        apply_placement(bert, "mix")
+    model, ids = stock_model("llama"), token_ids()
+    logits = logits_of(model, ids)
+    for text, reason in (("perhaps", "unknown scheme"), ("mix(post_layers=9)", "the model has 4 layers")):
+        with pytest.raises(PlacementError, match=reason):
+            apply_placement(model, text)
+    assert type(model).__module__.startswith("transformers.")
+    assert torch.equal(logits_of(model, ids), logits)

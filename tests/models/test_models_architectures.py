@@ -1,0 +1,286 @@
+"""What holds for every registered architecture under every registered placement."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architecture_tools import (
+    NAMES,
+    PAIRS,
+    STOCK,
+    logits_written_out,
+    stack_of,
+    tiny_architecture,
+    tiny_architecture_config,
+)
+from models_reference import BLOCKS, CASES
+from models_tools import assert_close_by_tensor, assert_same_tensors, generate, gradients_of, logits_of, token_ids
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import mixln
+from mixln import models
+from mixln.models import ARCHITECTURES, PlacedPreTrainedModel
+from mixln.placement import FusedRoles
+
+pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
+
+every_pair = pytest.mark.parametrize(("name", "text"), PAIRS)
+
+
+def test_architectures_are_found_by_being_there() -> None:
+    assert set(NAMES) >= {"llama"}
+    for name, found in ARCHITECTURES.items():
+        assert (Path(models.__file__).parent / f"{name}.py").is_file()
+        assert getattr(mixln, found.config_class.__name__) is found.config_class
+        assert getattr(mixln, found.causal_lm_class.__name__) is found.causal_lm_class
+    with pytest.raises(AttributeError, match="MixLNNothingConfig"):
+        _ = mixln.MixLNNothingConfig  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_stock_placement_is_the_stock_model(name: str, tied: bool, tmp_path: Path) -> None:
+    """Parameter names, logits and gradients are those of transformers' own class, which opens the folder."""
+    model, ids = tiny_architecture(name, STOCK[name], tie_word_embeddings=tied), token_ids()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"] = ARCHITECTURES[name].stock_model_type
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    stock, info = opened
+    assert type(stock).__module__.startswith("transformers.")
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(logits_of(stock, ids), logits_of(model, ids), rtol=1e-5, atol=1e-5)
+    assert_close_by_tensor(gradients_of(model, ids), gradients_of(stock, ids), 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stock_classes_refuse_other_placements(name: str, tmp_path: Path) -> None:
+    for text in ("lns", "mix(alpha=0.5)", "none"):
+        tiny_architecture(name, text).save_pretrained(tmp_path / text)
+        config = json.loads((tmp_path / text / "config.json").read_text())
+        config["model_type"] = ARCHITECTURES[name].stock_model_type
+        (tmp_path / text / "config.json").write_text(json.dumps(config))
+        with pytest.raises(Exception, match="mixln placement"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / text)
+
+
+@pytest.mark.parametrize(("name", "text"), [pair for pair in PAIRS if pair[1] in CASES])
+def test_logits_are_those_of_the_equations_around_the_architectures_own_parts(name: str, text: str) -> None:
+    model, ids = tiny_architecture(name, text), token_ids()
+    scheme, options = CASES[text]
+    with torch.no_grad():
+        expected = logits_written_out(model, ids, scheme, **options)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(logits_of(model, ids), expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_placements_differ(name: str) -> None:
+    """So that agreement with one reference says something."""
+    ids = token_ids()
+    plain = logits_of(tiny_architecture(name, "pre"), ids)
+    for text in BLOCKS:
+        if text not in ("pre", "pre+gpas"):
+            assert not torch.allclose(plain, logits_of(tiny_architecture(name, text), ids), rtol=1e-2, atol=1e-2), text
+
+
+@every_pair
+def test_meta_init_is_normal_init(name: str, text: str) -> None:
+    config = tiny_architecture_config(name, text)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan)
+    model.initialize(3)
+    assert_same_tensors(model, AutoModelForCausalLM.from_config(config).initialize(3))
+
+
+@every_pair
+def test_saving_and_loading_is_bitwise(name: str, text: str, tmp_path: Path) -> None:
+    model, ids = tiny_architecture(name, text), token_ids()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, ARCHITECTURES[name].causal_lm_class)
+    assert_same_tensors(model, loaded)
+    assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
+    config, own = AutoConfig.from_pretrained(tmp_path), model.config
+    assert config.stack_plan == own.stack_plan
+    assert getattr(config, "layer_types", None) == getattr(own, "layer_types", None)
+
+
+@every_pair
+def test_every_parameter_gets_a_finite_gradient(name: str, text: str) -> None:
+    model = tiny_architecture(name, text)
+    gradients = gradients_of(model, token_ids())
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for parameter, gradient in gradients.items():
+        assert gradient.isfinite().all(), parameter
+        assert gradient.any(), parameter
+
+
+@every_pair
+def test_cached_steps_give_the_uncached_logits(name: str, text: str) -> None:
+    model, ids = tiny_architecture(name, text), token_ids(2, 9)
+    expected = logits_of(model, ids)
+    cache: Any = None
+    with torch.no_grad():
+        for start, stop in ((0, 4), (4, 5), (5, 6), (6, 9)):
+            output = model(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            torch.testing.assert_close(
+                output.logits, expected[:, start:stop], rtol=0, atol=1e-5 * expected.abs().max().item()
+            )
+    assert cache.get_seq_length() == 9
+    generated = generate(model, ids, max_new_tokens=4)
+    assert torch.equal(generated[:, :9], ids)
+
+
+@every_pair
+def test_eager_attention_is_sdpa(name: str, text: str) -> None:
+    model, ids = tiny_architecture(name, text), token_ids()
+    expected = logits_of(model, ids)
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(logits_of(model, ids), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    with torch.no_grad():
+        output = model(input_ids=ids, output_attentions=True, output_hidden_states=True)
+    assert len(output.attentions) == 4
+    assert len(output.hidden_states) == 5
+    torch.testing.assert_close(output.attentions[2].sum(-1), torch.ones(2, 4, 12))
+
+
+@every_pair
+def test_left_padding_changes_nothing(name: str, text: str) -> None:
+    model, row = tiny_architecture(name, text), token_ids(1, 7)
+    ids, mask = torch.cat((torch.zeros(1, 2, dtype=torch.long), row), 1), torch.tensor([[0] * 2 + [1] * 7])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = logits_of(model, row)
+    found = logits_of(model, ids, attention_mask=mask, position_ids=positions)[:, 2:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@every_pair
+def test_gradient_checkpointing_changes_no_gradient(name: str, text: str) -> None:
+    model, ids = tiny_architecture(name, text).train(), token_ids()
+    expected = gradients_of(model, ids)
+    model.gradient_checkpointing_enable()
+    assert_close_by_tensor(gradients_of(model, ids), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_are_shared_between_placements_and_follow_their_rules(name: str) -> None:
+    """Matrices of one rule are equal; DeepNorm's have the gain of their role, each part of a fused one its own."""
+    layers = 4
+    base, other = (
+        dict(AutoModelForCausalLM.from_config(tiny_architecture_config(name, text)).initialize(5).named_parameters())
+        for text in ("pre", "deepnorm")
+    )
+    post = AutoModelForCausalLM.from_config(tiny_architecture_config(name, "post")).initialize(5)
+    prefix = f"{post.base_model_prefix}."
+    for parameter_name, parameter in post.named_parameters():
+        if parameter.ndim == 2:
+            assert torch.equal(parameter, base[parameter_name]), parameter_name
+    for pattern, role in ARCHITECTURES[name].causal_lm_class.parameter_roles.items():
+        if "*" not in pattern:
+            continue
+        parameter_name = prefix + pattern.replace("*", "2")
+        roles = role.roles if isinstance(role, FusedRoles) else (role,)
+        dim = role.dim if isinstance(role, FusedRoles) else 0
+        for one, drawn, plain in zip(
+            roles,
+            other[parameter_name].chunk(len(roles), dim),
+            base[parameter_name].chunk(len(roles), dim),
+            strict=True,
+        ):
+            gain = 1.0 if one in ("query", "key") else (8 * layers) ** -0.25
+            std = gain * (2 / sum(drawn.shape)) ** 0.5
+            torch.testing.assert_close(drawn, plain / 0.15 * std)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_initialising_leaves_the_global_generator_alone(name: str) -> None:
+    model = tiny_architecture(name, "mix")
+    state = torch.get_rng_state()
+    model.initialize(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            assert not parameter.any(), parameter_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pruned_layers_keep_their_depth(name: str, tmp_path: Path) -> None:
+    config = tiny_architecture_config(name, "lns", num_hidden_layers=2, placement_depths=[1, 4], placement_num_layers=6)
+    model = AutoModelForCausalLM.from_config(config).initialize(0)
+    model.save_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for one in (model, loaded):
+        _, blocks = stack_of(one)
+        assert [block.attention_residual.gain for block in blocks] == [1.0, 0.5]
+    assert torch.equal(logits_of(loaded.eval(), token_ids()), logits_of(model.eval(), token_ids()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_sizes_are_refused(name: str) -> None:
+    with pytest.raises(Exception, match=r"num_attention_heads|num_key_value_heads|head"):
+        tiny_architecture_config(name, "pre", num_attention_heads=5)
+    with pytest.raises(Exception, match="unknown scheme"):
+        tiny_architecture_config(name, "perhaps")
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_is_eager(name: str) -> None:
+    check_compiled(name, "mix(alpha=0.5)", "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("text", ["pre", "mix(alpha=0.5)"])
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_with_inductor_is_eager(name: str, text: str) -> None:
+    check_compiled(name, text, "inductor")
+
+
+def check_compiled(name: str, text: str, backend: str) -> None:
+    model, ids = tiny_architecture(name, text, num_hidden_layers=2), token_ids()
+    expected, gradients = logits_of(model, ids), gradients_of(model, ids)
+    compiled = torch.compile(model, backend=backend)
+    output = compiled(input_ids=ids, labels=ids, use_cache=False)
+    torch.testing.assert_close(output.logits.detach(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    output.loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert_close_by_tensor(found, gradients, 1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_auto_classes_know_it_once_mixln_is_imported(name: str, tmp_path: Path) -> None:
+    if name != NAMES[-1]:
+        pytest.skip("one process is enough to show it")
+    model = tiny_architecture(name, "mix")
+    assert isinstance(model, PlacedPreTrainedModel)
+    model.save_pretrained(tmp_path)
+    code = (
+        "import sys, mixln; from transformers import AutoModelForCausalLM; "
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == type(model).__name__
