@@ -224,7 +224,19 @@ def test_divergence_has_a_status_of_its_own(
 
 @pytest.mark.parametrize(
     "command",
-    ["", "compare", "train", "generate", "convert", "data prepare", "diagnose", "prune", "export", "estimate"],
+    [
+        "",
+        "compare",
+        "train",
+        "generate",
+        "convert",
+        "data prepare",
+        "diagnose",
+        "prune",
+        "export",
+        "estimate",
+        "schemes",
+    ],
 )
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
