@@ -34,6 +34,8 @@ def check(case: Path) -> None:
 
     # saved again, and opened again, by way of every class that can save
     model.save_pretrained(case / "again", self_contained=True)
+    # as if it came from the hub, where references name the repository
+    stack.config.auto_map = {name: f"owner/name--{found}" for name, found in stack.config.auto_map.items()}
     stack.save_pretrained(case / "again_stack")
     for name, before in (("again", "model"), ("again_stack", "model")):
         written, original = ((case / part / "config.json").read_text() for part in (name, before))
