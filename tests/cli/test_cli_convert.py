@@ -45,9 +45,9 @@ def test_convert_to_hf_writes_a_stock_model_and_says_how_far_it_is(
 BAD = {
     "convert {tmp}/mix {tmp}/out --to hf": "no class of transformers computes placement 'mix(alpha=0.25)'",
     "convert {tmp}/none {tmp}/out --to hf": "no norm before the head",
-    "convert {tmp}/mix {tmp}/out": "say what to do: --placement PLACEMENT imports",
+    "convert {tmp}/mix {tmp}/out": "say what to do: --placement PLACEMENT",
     "convert {tmp}/mix {tmp}/out --to gguf": "there is no --to gguf. There is: hf",
-    "convert {tmp}/mix {tmp}/out --to hf --placement mix": "--placement is for an import",
+    "convert {tmp}/mix {tmp}/out --to hf --placement mix": "are for an import",
     "convert {tmp}/stock {tmp}/out --to hf": "a LlamaForCausalLM, which is a class of transformers already",
     "convert {tmp}/nothing {tmp}/out --to hf": "there is no folder",
     "convert {tmp}/empty {tmp}/out --to hf": "has no config.json",
