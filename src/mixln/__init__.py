@@ -5,10 +5,10 @@ Importing it registers its architectures with transformers' Auto classes.
 
 from typing import TYPE_CHECKING, Any
 
+from mixln.exchange.export import save_stock, stock_model
 from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
 from mixln.models.apply import apply_placement, preview_placements
 from mixln.models.change import PlacementChange
-from mixln.models.export import save_stock, stock_model
 from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
 from mixln.placement import list_modifiers as modifiers
 from mixln.placement import list_schemes as schemes

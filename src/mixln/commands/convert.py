@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from mixln.commands.arguments import Command, command_parser
 from mixln.errors import InputError
-from mixln.models.convert import save_converted
-from mixln.models.export import save_stock
-from mixln.models.published import PUBLISHED_NORM_TYPES, published_placement
+from mixln.exchange.convert import save_converted
+from mixln.exchange.export import save_stock
+from mixln.exchange.published import PUBLISHED_NORM_TYPES, published_placement
 
 TARGETS = ("hf",)
 

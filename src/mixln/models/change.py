@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mixln.models.departures import departures
 from mixln.placement import StackPlan, SublayerPlan
+from mixln.placement.departures import departures
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mixln.errors import InputError
+from mixln.models.causal import CAUSAL_CLASSES
 
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 """What transformers raises, depending on what is wrong with a folder's files."""
@@ -72,14 +73,6 @@ def load_model(
 
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda")
-
-CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
-"""How the names of classes end that predict the next token."""
-
-
-def is_causal_language_model(model: torch.nn.Module) -> bool:
-    """Whether a Hugging Face model predicts the next token: its class ends in `ForCausalLM` or `LMHeadModel`."""
-    return type(model).__name__.endswith(CAUSAL_CLASSES)
 
 
 def _load(

@@ -1,190 +1,32 @@
-"""What every architecture of this library shares: a config that carries its placement, and weights drawn by role.
+"""What the models of all architectures share: weights drawn by role, loading and saving that keep the placement.
 
-An architecture's own file inherits from these and from transformers' classes, and adds only what is its own.
+An architecture's own models inherit from this one and from transformers' own, and add only what is their own.
 """
 
-# no `from __future__ import annotations`: strict dataclasses do not check fields whose annotations are strings
+from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from mixln.models.placed_config import PlacedConfig
+from mixln.models.saving import ModelWithItsCode
 from mixln.placement import (
     ActivationGate,
     DynamicErf,
     DynamicTanh,
     GroupedNorm,
-    NormFactory,
     ParameterRole,
-    Placement,
     Residual,
-    StackPlan,
     find_role,
     initialize,
 )
 
-
-@dataclass(kw_only=True)
-class PlacedConfig(PreTrainedConfig):
-    """The fields that a config of this library has beside those of its architecture.
-
-    Attributes:
-        placement: text form of the placement, for example `mix(alpha=0.25)`.
-        embedding_std: standard deviation of the embedding's initial weights; None: by the placement's rule, which is
-            `initializer_range` unless the placement scales the init.
-        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
-        placement_depths: for a model from which layers were removed, the depth l (from 1) that each of its layers had.
-        placement_num_layers: and the number of layers L that it had.
-    """
-
-    stock_placement: ClassVar[str] = "pre"
-    """The placement of the architecture as transformers has it: only that one may be opened by stock classes."""
-
-    recipe_names: ClassVar[Mapping[str, str | None]] = {}
-    """What the architecture calls a recipe's field; None if it has none. Others are called as in the recipe."""
-
-    recipe_values: ClassVar[Mapping[str, Any]] = {}
-    """Values of fields that recipes do not have, where a model that is trained from one departs from the default."""
-
-    placement: str = "pre"
-    embedding_std: int | float | None = None
-    initializer_range: Any = 0.02  # a number; in config.json also what `to_dict` puts there
-    placement_depths: list[int] | None = None
-    placement_num_layers: int | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        # what `to_dict` puts there for stock classes to stumble over
-        own = kwargs.pop(_OWN_INITIALIZER_RANGE, None)
-        if str(self.initializer_range).startswith(_REFUSAL):
-            self.initializer_range = own
-        # folders of before had it in `layer_types`; some architectures have such a field, others not
-        own = kwargs.pop(_OWN_LAYER_TYPES, None)
-        if any(str(layer_type).startswith(_REFUSAL) for layer_type in kwargs.get("layer_types") or ()):
-            kwargs.pop("layer_types")
-        if any(str(layer_type).startswith(_REFUSAL) for layer_type in getattr(self, "layer_types", None) or ()):
-            self.layer_types = own
-        if not _lies_in_a_folder(type(self)):
-            # of a self-contained folder: it names code that a folder written from here would not have
-            kwargs.pop("auto_map", None)
-        self.placement = str(Placement.parse(self.placement))
-        super().__post_init__(**kwargs)
-
-    def validate_placement(self) -> None:
-        """Check, at construction and on saving, that the placement can be planned for this number of layers."""
-        _ = self.stack_plan
-
-    def validate_embedding_std(self) -> None:
-        """Check that the standard deviation is a positive number."""
-        if self.embedding_std is not None and not 0 < self.embedding_std < math.inf:
-            raise ValueError(f"embedding_std must be a finite number above 0, not {self.embedding_std}")
-
-    def validate_initializer_range(self) -> None:
-        """Check that it is a number."""
-        value = self.initializer_range
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"Field 'initializer_range' expected float, got {type(value).__name__} (value: {value!r})")
-
-    def validate_heads(self) -> None:
-        """Check what stock configs do not: that heads divide what they share, and that rotary pairs fit in each."""
-        heads, head_dim = self.num_attention_heads, getattr(self, "head_dim", None)
-        if heads < 1 or (head_dim is None and self.hidden_size % heads != 0):
-            raise ValueError(f"num_attention_heads ({heads}) does not divide hidden_size ({self.hidden_size})")
-        key_value_heads = getattr(self, "num_key_value_heads", heads)
-        if not key_value_heads or heads % key_value_heads != 0:
-            raise ValueError(f"num_key_value_heads ({key_value_heads}) does not divide num_attention_heads ({heads})")
-        size = self.hidden_size // heads if head_dim is None else head_dim
-        if hasattr(self, "rope_parameters") and size % 2 != 0:
-            raise ValueError(f"the size of a head ({size}) must be even for rotary position embeddings")
-
-    def norm_factory(self) -> NormFactory:
-        """Return the factory of the architecture's own norms."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_recipe(cls, **fields: Any) -> Self:
-        """Return a config from the fields of a recipe, which are called as Llama calls them.
-
-        Raises:
-            ValueError: the architecture lacks a field that is given and not None.
-            PlacementError, StrictDataclassError: as the constructor.
-        """
-        heads = fields["num_attention_heads"]
-        derived = {"num_key_value_heads": heads, "head_dim": fields["hidden_size"] // max(1, heads)}
-        values = {**cls.recipe_values, **{name: value for name, value in derived.items() if hasattr(cls, name)}}
-        for name, value in fields.items():
-            own = cls.recipe_names.get(name, name)
-            if own is None and value is not None:
-                raise ValueError(f"{cls.model_type.removeprefix('mixln_')} has no {name}: leave it at its default")
-            if own is not None and (value is not None or own not in values):
-                values[own] = value
-        return cls(**values)
-
-    @property
-    def stack_plan(self) -> StackPlan:
-        """The plan of this model's stack."""
-        depths = None if self.placement_depths is None else tuple(self.placement_depths)
-        return _plan(self.placement, self.num_hidden_layers, depths, self.placement_num_layers)
-
-    @property
-    def initial_embedding_std(self) -> float:
-        """Standard deviation that the embedding is drawn with."""
-        if self.embedding_std is not None:
-            return float(self.embedding_std)
-        return self.stack_plan.init_rule("embedding").standard_deviation(
-            base_std=self.initializer_range,
-            hidden_size=self.hidden_size,
-            fan_in=self.hidden_size,
-            fan_out=self.vocab_size,
-        )
-
-    @property
-    def is_stock(self) -> bool:
-        """Whether transformers' own class of the architecture computes the same function of the same weights."""
-        return self.stack_plan.same_function_as(_plan(self.stock_placement, self.num_hidden_layers, None, None))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what goes into config.json.
-
-        Stock classes ignore fields that they do not know, and some placements have the very parameters of a stock
-        model; so a placement that they would not execute gets an `initializer_range` that their validation rejects.
-        Not a field that `PreTrainedConfig` itself checks: the Trainer reads config.json with it when it resumes.
-        """
-        output = super().to_dict()
-        if not self.is_stock:
-            output[_OWN_INITIALIZER_RANGE] = output["initializer_range"]
-            output["initializer_range"] = (
-                f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM "
-                "(or, if the folder holds its own code, with trust_remote_code=True)"
-            )
-        return output
-
-
-_REFUSAL = "mixln placement"
-_OWN_INITIALIZER_RANGE = "own_initializer_range"
-_OWN_LAYER_TYPES = "own_layer_types"
-
-
-@lru_cache(maxsize=256)
-def _plan(
-    placement: str, num_layers: int, depths: tuple[int, ...] | None, original_num_layers: int | None
-) -> StackPlan:
-    return Placement.parse(placement).plan(num_layers, depths=depths, original_num_layers=original_num_layers)
-
-
-def _lies_in_a_folder(model_or_config: type) -> bool:
-    """Whether a class is from the python file of a self-contained folder, and not from the installed library."""
-    return model_or_config.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
-
+__all__ = ["PlacedConfig", "PlacedPreTrainedModel"]
 
 _LOADED = "_is_hf_initialized"
 """The mark that transformers leaves on a tensor that it has loaded, so that initialisation passes it over."""
@@ -197,7 +39,7 @@ def _is_loaded(tensor: torch.Tensor) -> bool:
     return getattr(tensor, _LOADED, False)
 
 
-class PlacedPreTrainedModel(PreTrainedModel):
+class PlacedPreTrainedModel(ModelWithItsCode):
     """Initialisation by role, and loading that fails rather than leave a parameter behind."""
 
     parameter_roles: ClassVar[Mapping[str, ParameterRole]] = {}
@@ -291,49 +133,3 @@ class PlacedPreTrainedModel(PreTrainedModel):
                 f"{model.config.placement!r}; {'; '.join(faults)}"
             )
         return (model, info) if wants_info else model
-
-    def save_pretrained(
-        self,
-        save_directory: Any,
-        is_main_process: bool = True,
-        *args: Any,
-        self_contained: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save a model as `transformers.PreTrainedModel.save_pretrained` does, on request with the code that it needs.
-
-        Args:
-            save_directory: folder to write.
-            is_main_process: whether this process is the one that writes.
-            *args: as in transformers.
-            self_contained: also write a python file and a reference to it, so that Auto classes open the folder with
-                `trust_remote_code=True` where this library is not installed. A model that was opened in this way is
-                always saved so.
-            **kwargs: as in transformers.
-
-        Raises:
-            ValueError: the code cannot be put into one file; the error says why.
-        """
-        config: Any = self.config
-        if _lies_in_a_folder(type(self)):
-            # what came from the hub refers to it, also for the classes that transformers does not write anew
-            config.auto_map = {name: found.split("--")[-1] for name, found in getattr(config, "auto_map", {}).items()}
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-            return
-        if not self_contained:
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-            return
-        if kwargs.get("push_to_hub"):
-            raise ValueError(
-                "self_contained=True does not go with push_to_hub=True: save, then upload the folder (hf upload)"
-            )
-        # by its name, since the generator does not go into what it writes
-        generator = importlib.import_module("mixln.models.self_contained")
-        file = generator.modelling_file(config)
-        config.auto_map = file.auto_map
-        try:
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        finally:
-            del config.auto_map
-        if self.should_save_on_this_rank(is_main_process):
-            (Path(save_directory) / file.name).write_text(file.text, encoding="utf-8")

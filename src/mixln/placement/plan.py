@@ -21,6 +21,11 @@ Role = Literal[
 ]
 """What a weight matrix does in a transformer. Initialisation is keyed on it, never on a parameter's name."""
 
+SublayerName = Literal["attention", "feed_forward"]
+
+SUBLAYERS: tuple[SublayerName, ...] = ("attention", "feed_forward")
+"""The sublayers of a block, in the order in which they run."""
+
 BLOCK_ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "gate", "up", "down")
 """The roles that occur once in every block; `up` and `gate` are the feed-forward's inputs, `down` its output."""
 
@@ -124,6 +129,10 @@ class BlockPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", MappingProxyType(dict(self.init)))
+
+    def sublayer(self, name: SublayerName) -> SublayerPlan:
+        """Return the plan of one of the two sublayers."""
+        return self.attention if name == "attention" else self.feed_forward
 
     def __reduce__(self) -> tuple[type[BlockPlan], tuple[SublayerPlan, SublayerPlan, dict[Role, InitRule]]]:
         # a read-only mapping cannot be copied or pickled as it is

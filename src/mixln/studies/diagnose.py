@@ -18,7 +18,7 @@ from mixln.depth.stack import BlockStack, find_block_stack, recording
 from mixln.depth.sublayers import SublayerFinder
 from mixln.depth.texts import longest_window, text_batches, text_windows
 from mixln.errors import InputError
-from mixln.models.load import is_causal_language_model
+from mixln.models.causal import is_causal_language_model
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.diagnosis_gradients import with_gradient_norms

@@ -20,7 +20,8 @@ from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import claim_folder, put_on_disk, require_new_folder, whole_folder, write_file
-from mixln.models.load import is_causal_language_model, load_config, load_model, load_tokenizer
+from mixln.models.causal import is_causal_language_model
+from mixln.models.load import load_config, load_model, load_tokenizer
 from mixln.posttraining import HealingConfig, heal, validation_loss
 from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.depth.forward import model_device
 from mixln.errors import InputError
-from mixln.models.load import is_causal_language_model
+from mixln.models.causal import is_causal_language_model
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

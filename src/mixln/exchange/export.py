@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixln.errors import InputError
+from mixln.exchange.convert import COMPANIONS
+from mixln.exchange.fold import Folded, fold, names_of_role
+from mixln.exchange.layouts import LayoutError, StockLayout, layouts_for
 from mixln.files import require_new_folder, whole_folder
-from mixln.models.convert import COMPANIONS
-from mixln.models.departures import departures
-from mixln.models.fold import Folded, fold, names_of_role
-from mixln.models.layouts import LayoutError, StockLayout, layouts_for
 from mixln.models.load import load_bare_causal_lm, load_tokenizer
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement, StackPlan
+from mixln.placement.departures import departures
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mixln.models.fold import SUBLAYERS, sublayer_plan
-from mixln.placement import NORM, NormPlan, StackPlan, SublayerPlan
+from mixln.placement.plan import NORM, SUBLAYERS, NormPlan, StackPlan, SublayerPlan
 
 
 def departures(plan: StackPlan, stock: StackPlan) -> list[str]:
     """Return what a plan has otherwise than another one, part by part, with the layers (from 1) that it concerns."""
     found: dict[tuple[str, str], list[int]] = {}
     for layer, (block, other) in enumerate(zip(plan.blocks, stock.blocks, strict=True), start=1):
-        by_sublayer = [_differences(sublayer_plan(block, one), sublayer_plan(other, one)) for one in SUBLAYERS]
+        by_sublayer = [_differences(block.sublayer(one), other.sublayer(one)) for one in SUBLAYERS]
         for what in dict.fromkeys(what for differences in by_sublayer for what in differences):
             where = " and ".join(one for one, own in zip(_SUBLAYER_NAMES, by_sublayer, strict=True) if what in own)
             found.setdefault((what, where), []).append(layer)

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from mixln import Placement
 from mixln.errors import InputError
-from mixln.models.convert import convert_published, save_converted
-from mixln.models.published import PUBLISHED_NORM_TYPES, published_placement
+from mixln.exchange.convert import convert_published, save_converted
+from mixln.exchange.published import PUBLISHED_NORM_TYPES, published_placement
 
 NUMBER = 3
 

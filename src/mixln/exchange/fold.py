@@ -13,17 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
 
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.placement import BlockPlan, FusedRoles, PlacedBlock, Role, StackPlan, SublayerPlan, find_role
-
-SublayerName = Literal["attention", "feed_forward"]
-
-SUBLAYERS: tuple[SublayerName, ...] = ("attention", "feed_forward")
+from mixln.placement import FusedRoles, PlacedBlock, Role, StackPlan, find_role
+from mixln.placement.plan import SUBLAYERS, SublayerName
 
 _READERS: dict[SublayerName, tuple[Role, ...]] = {
     "attention": ("query", "key", "value"),
@@ -60,11 +56,6 @@ def fold(model: PlacedPreTrainedModel) -> Folded:
     return folded
 
 
-def sublayer_plan(block: BlockPlan, name: SublayerName) -> SublayerPlan:
-    """Return the plan of one of a block's sublayers."""
-    return block.attention if name == "attention" else block.feed_forward
-
-
 def names_of_role(model: PlacedPreTrainedModel, role: Role) -> list[str]:
     """Return the names of the parameters that hold matrices of one role, alone or among others."""
     return [name for name, _, roles in _matrices(model) if role in roles.roles]
@@ -94,7 +85,7 @@ def _fold_gains(model: PlacedPreTrainedModel, folded: Folded) -> None:
     matrices = list(_matrices(model))
     for index, (block_name, block) in enumerate(_blocks(model)):
         for sublayer in SUBLAYERS:
-            plan = sublayer_plan(blocks[index], sublayer)
+            plan = blocks[index].sublayer(sublayer)
             if plan.gain == 1:
                 continue
             norm_name = f"{block_name}.{block.part_names[sublayer].get('input_norm')}"
@@ -125,7 +116,7 @@ def _fold_gates(model: PlacedPreTrainedModel, folded: Folded) -> None:
         name = f"{block_name}.activation_gate.weight"
         if name in folded.weights and not folded.weights[name].any():
             del folded.weights[name]
-            ungated = {one: replace(sublayer_plan(blocks[index], one), gate=None) for one in SUBLAYERS}
+            ungated = {one: replace(blocks[index].sublayer(one), gate=None) for one in SUBLAYERS}
             blocks[index] = replace(blocks[index], **ungated)
     folded.plan = replace(folded.plan, blocks=tuple(blocks))
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mixln.errors import InputError
+from mixln.exchange.published import rename_published_gates
 from mixln.files import whole_folder
 from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
-from mixln.models.published import rename_published_gates
 from mixln.placement import Placement, PlacementError
 
 _ROTARY_SUFFIX = "rotary_emb.inv_freq"

@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 import mixln
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.errors import InputError
+from mixln.exchange.self_contained import modelling_file
+from mixln.exchange.source_bundle import BundleError, bundle
 from mixln.models import ARCHITECTURES
-from mixln.models.self_contained import modelling_file
-from mixln.models.source_bundle import BundleError, bundle
 from mixln.placement.registry import MODIFIERS, SCHEMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
@@ -106,7 +106,7 @@ def open_without_mixln(cases: Path, work: Path) -> dict[str, str]:
         for path in Path(place).iterdir():
             if "mixln" not in path.name and path.suffix != ".pth" and not (installed / path.name).exists():
                 (installed / path.name).symlink_to(path)
-    program = Path(__file__).with_name("models_without_mixln.py")
+    program = Path(__file__).with_name("exchange_without_mixln.py")
     own = shutil.copy(program, work / "program.py")
     finished = subprocess.run(
         [sys.executable, "-S", own, str(cases)],

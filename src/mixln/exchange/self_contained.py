@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixln.errors import InputError
+from mixln.exchange.source_bundle import Bundle, BundleError, Statement, bundle
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import ARCHITECTURES, Architecture
-from mixln.models.source_bundle import Bundle, BundleError, Statement, bundle
 from mixln.placement import Placement, register_modifier, register_scheme
 from mixln.placement.registry import MODIFIERS, SCHEMES, Entry
 from mixln.version import __version__

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from mixln import apply_placement
 from mixln.errors import InputError
+from mixln.exchange.export import compare_logits, save_stock, stock_model
+from mixln.exchange.fold import fold
 from mixln.models import ARCHITECTURES, PlacedPreTrainedModel, export
-from mixln.models.export import compare_logits, save_stock, stock_model
-from mixln.models.fold import fold
 from mixln.placement import BlockPlan, SublayerPlan
 from mixln.placement.registry import SCHEMES, register_scheme
 

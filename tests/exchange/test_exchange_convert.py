@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from mixln import MixLNLlamaForCausalLM, PlacementError
 from mixln.errors import InputError
-from mixln.models.convert import convert_published, read_state_dict, save_converted
+from mixln.exchange.convert import convert_published, read_state_dict, save_converted
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 

@@ -27,7 +27,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from mixln.models.fold import Folded
+from mixln.exchange.fold import Folded
 from mixln.models.placed import PlacedConfig
 from mixln.placement import Placement
 
