@@ -66,7 +66,11 @@ def test_compared_runs_differ_in_the_placement_and_nothing_else(result: Comparis
         assert len(list(differences(one, other))) == 1
     models = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*_seed0_*/model/config.json"))]
     for one, other in combinations(models, 2):
-        assert {line.split(" was ")[0] for line in differences(one, other)} <= {"placement", "layer_types"}
+        assert {line.split(" was ")[0] for line in differences(one, other)} <= {
+            "placement",
+            "initializer_range",
+            "own_initializer_range",
+        }
 
 
 def test_common_parameters_start_from_the_same_draws(recipe: Recipe, data: PreparedData) -> None:

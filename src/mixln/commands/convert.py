@@ -5,30 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from transformers import PreTrainedModel
 
 from mixln.commands.arguments import Command, command_parser
+from mixln.errors import InputError
 from mixln.models.convert import save_converted
+from mixln.models.export import save_stock
+
+TARGETS = ("hf",)
 
 
 def build_parser() -> ArgumentParser:
     """Return the parser of `mixln convert`."""
     parser = command_parser(
-        "Read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose config does not say "
-        "how its norms are placed, and write one that AutoModelForCausalLM opens.",
-        "mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'",
+        "With --placement: read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose "
+        "config does not say how its norms are placed, and write one that AutoModelForCausalLM opens. With --to hf: "
+        "write a model of this library as one of transformers' own classes, which opens without mixln, if one of them "
+        "computes exactly the same; what was written is compared with the source.",
+        "mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'; "
+        "mixln convert runs/train/model exported --to hf",
     )
     parser.add_argument("source", type=str, help="folder with config.json and the weights")
     parser.add_argument("out", type=str, help="folder to write; must not exist or be empty")
-    parser.add_argument("--placement", type=str, required=True, help="the placement that it was trained with")
+    parser.add_argument("--placement", type=str, default=None, help="import: the placement that it was trained with")
+    parser.add_argument("--to", type=str, default=None, help="export: hf, classes of Hugging Face transformers")
     return parser
 
 
 def run(given: Namespace, _command: str) -> int:
     """Run `mixln convert`."""
-    model = save_converted(Path(given.source), Path(given.out), given.placement)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{given.out}: {model.config.placement}, {parameters:,} parameters")
+    if given.to is None:
+        return _import(given)
+    if given.to not in TARGETS:
+        raise InputError(f"there is no --to {given.to}. There is: {', '.join(TARGETS)}")
+    if given.placement is not None:
+        raise InputError("--placement is for an import: a model that is exported with --to has its own in config.json")
+    export = save_stock(given.source, Path(given.out))
+    print(
+        f"{given.out}: {type(export.model).__name__}, {_count(export.model)} parameters; its logits differ by "
+        f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({_dtype(export.model)})"
+    )
     return 0
 
 
-COMMAND = Command("convert", "import a checkpoint of the published training code", build_parser, run)
+def _import(given: Namespace) -> int:
+    if given.placement is None:
+        raise InputError(
+            "say what to do: --placement PLACEMENT imports a checkpoint of the published training code, which was "
+            "trained with that placement; --to hf exports a model of this library"
+        )
+    model = save_converted(Path(given.source), Path(given.out), given.placement)
+    print(f"{given.out}: {model.config.placement}, {_count(model)} parameters")
+    return 0
+
+
+def _count(model: PreTrainedModel) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+COMMAND = Command(
+    "convert", "import checkpoints of the published training code, export to stock classes", build_parser, run
+)

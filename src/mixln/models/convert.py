@@ -195,9 +195,11 @@ def _check_parameters(
         )
 
 
-_COMPANIONS = (
+COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
     "spiece.model",
     "vocab.*",
     "merges.txt",
@@ -218,7 +220,7 @@ def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCaus
     try:
         with whole_folder(out) as temporary:
             model.save_pretrained(temporary)
-            for pattern in _COMPANIONS:
+            for pattern in COMPANIONS:
                 for file in source.glob(pattern):
                     shutil.copy2(file, temporary / file.name)
     except (OSError, SafetensorError) as error:
