@@ -38,7 +38,7 @@ EVERYTHING = SublayerPlan(
 PLACEMENTS = [
     *list_schemes(),
     *(f"pre+{modifier}" for modifier in list_modifiers()),
-    "mix(alpha=0.5)+gpas+dyt+scaled_embed",
+    "mix(alpha=0.5)+gpas+dyt(slope=0.2, attention_slope=0.8)+scaled_embed",
     "hybrid(first_pre=true)",
 ]
 PLANS = {text: Placement.parse(text).plan(12) for text in PLACEMENTS}

@@ -41,7 +41,8 @@ def draw_placement(label: str, stack: StackDescription) -> Figure:
     notes = [line for text in list_notes(stack) for line in textwrap.wrap(text, 44, subsequent_indent="    ")]
     titles = [max(block.width, len(block.title) * _LETTER) for block in blocks]
     width = sum(titles) + 0.35 * (len(blocks) - 1) + 2 * _MARGIN
-    width = max(width, _LETTER * max(map(len, [label, *notes])) + 2 * _MARGIN)
+    # the label is larger and bold, the notes are smaller
+    width = max(width, 2 * _MARGIN + max([1.45 * len(label), *(0.9 * len(note) for note in notes)]) * _LETTER)
     head, foot = 0.55, 0.18 * len(notes)
     height = head + max(block.height for block in blocks) + foot + 2 * _MARGIN
     figure = Figure(figsize=(width, height), facecolor="white")
