@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
 from mixln.models.apply import apply_placement, preview_placements
 from mixln.models.change import PlacementChange
+from mixln.models.export import save_stock, stock_model
 from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
 from mixln.placement import list_modifiers as modifiers
 from mixln.placement import list_schemes as schemes
@@ -31,7 +32,9 @@ __all__ = [
     "preview_placements",
     "register_modifier",
     "register_scheme",
+    "save_stock",
     "schemes",
+    "stock_model",
 ]
 
 

@@ -91,6 +91,15 @@ def test_convert_writes_what_auto_classes_open(
     assert (out / "tokenizer.json").exists()
 
 
+def test_convert_takes_the_published_codes_own_names(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = published_checkpoint(trained, tmp_path / "published")
+    arguments = ["convert", str(source), str(tmp_path / "out"), "--norm-type", "POST_PRE", "--post-num", "2"]
+    assert main(arguments) == 0
+    assert "mix(post_layers=2)" in capsys.readouterr().out
+
+
 # every bad input: its name, the arguments ({corpus}, {trained}, {tmp} are filled in), and what the message must say
 BAD_INPUT = {
     "no command": ("", "subcommand"),
@@ -140,6 +149,14 @@ BAD_INPUT = {
     "text that is no Unicode": ("generate {trained}/model \udcff", "not valid Unicode"),
     "top-p above 1": ("generate {trained}/model hello --top-p 1.5", "--top-p"),
     "convert without placement": ("convert {tmp}/published {tmp}/out", "placement"),
+    "convert with both": ("convert {tmp}/published {tmp}/out --placement pre --norm-type pre", "either --placement"),
+    "convert an unknown norm type": ("convert {tmp}/published {tmp}/out --norm-type prre", "Did you mean 'pre'"),
+    "convert without the number": ("convert {tmp}/published {tmp}/out --norm-type post_pre", "needs --post-num"),
+    "convert with a lone number": ("convert {tmp}/published {tmp}/out --placement mix --post-num 2", "--post-num goes"),
+    "convert with a wrong number": (
+        "convert {tmp}/published {tmp}/out --norm-type post_pre --post-num 1",
+        "does not fit placement 'mix(post_layers=1)'",
+    ),
     "convert a missing folder": ("convert {tmp}/nowhere {tmp}/out --placement pre", "is not a folder"),
     "convert to the wrong placement": ("convert {tmp}/published {tmp}/out --placement post", "missing (2)"),
     "convert a model of this library": ("convert {trained}/model {tmp}/out --placement pre", "needs no conversion"),
@@ -224,7 +241,19 @@ def test_divergence_has_a_status_of_its_own(
 
 @pytest.mark.parametrize(
     "command",
-    ["", "compare", "train", "generate", "convert", "data prepare", "diagnose", "prune", "export", "estimate"],
+    [
+        "",
+        "compare",
+        "train",
+        "generate",
+        "convert",
+        "data prepare",
+        "diagnose",
+        "prune",
+        "export",
+        "estimate",
+        "schemes",
+    ],
 )
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:

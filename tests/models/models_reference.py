@@ -148,6 +148,18 @@ def deepnorm_gpas(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
     return p.norm("post_feedforward_layernorm", alpha * gate(x, p) + p.ffn(x))
 
 
+def sandwich_gpas(x: Tensor, depth: int, layers: int, p: Parts) -> Tensor:
+    """GPAS on Sandwich-LN: the gate after each addition."""
+    del depth, layers
+    x = gate(x + p.norm("post_attention_layernorm", p.attention(p.norm("input_layernorm", x))), p)
+    return gate(x + p.norm("post_feedforward_layernorm", p.ffn(p.norm("pre_feedforward_layernorm", x))), p)
+
+
+def mix_gpas(x: Tensor, depth: int, layers: int, p: Parts, post_layers: int) -> Tensor:
+    """GPAS on Mix-LN: that of Post-LN in the first layers, that of Pre-LN in the others."""
+    return (post_gpas if depth <= post_layers else pre_gpas)(x, depth, layers, p)
+
+
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre": pre,
     "post": post,
@@ -165,6 +177,7 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "pre+gpas": pre_gpas,
     "post+gpas": post_gpas,
     "deepnorm+gpas": deepnorm_gpas,
+    "sandwich+gpas": sandwich_gpas,
 }
 
 CASES: dict[str, tuple[str, dict[str, float]]] = {

@@ -284,3 +284,14 @@ def test_the_auto_classes_know_it_once_mixln_is_imported(name: str, tmp_path: Pa
     )
     found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == type(model).__name__
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_normed_queries_stay_in_bfloat16(name: str, attention: str, tmp_path: Path) -> None:
+    """OLMo's angles are in float32 whatever the model is in, and its own rotation goes back from there."""
+    for text in dict.fromkeys([STOCK[name], "post+qk_norm"]):
+        tiny_architecture(name, text).save_pretrained(tmp_path / text)
+        options = {"dtype": torch.bfloat16, "attn_implementation": attention}
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / text, **options)
+        assert logits_of(model, token_ids()).dtype == torch.bfloat16

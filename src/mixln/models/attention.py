@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mixln.placement import NormFactory, QKVNormPlan
 
@@ -58,7 +57,16 @@ class PlacedAttention(nn.Module):
         """Return the sublayer's output for the heads' outputs side by side."""
         return self.get_submodule("o_proj")(mixed)
 
-    def forward(
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return (batch, sequence, hidden) and the attention weights, as the architecture's own forward does.
+
+        With norms of its own, arguments but the first are taken by name, as every architecture's block gives them.
+        """
+        if self.qkv_norm is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._forward_normed(hidden_states, **kwargs)
+
+    def _forward_normed(
         self,
         hidden_states: torch.Tensor,
         *,
@@ -67,24 +75,19 @@ class PlacedAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return (batch, sequence, hidden) and the attention weights, as the architecture's own forward does."""
-        if self.qkv_norm is None:
-            if position_embeddings is not None:
-                kwargs["position_embeddings"] = position_embeddings
-            forward: Callable[..., Any] = super().forward
-            return forward(
-                hidden_states=hidden_states, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
         query, key, value = (
             self._normed(letter, states).transpose(1, 2)
             for letter, states in zip("qkv", self.project(hidden_states), strict=True)
         )
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            # some architectures keep the angles in float32 and go back to the dtype of the queries, others do not
+            query, key = self._own("apply_rotary_pos_emb")(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self._eager())
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, self._own("eager_attention_forward")
+        )
         mixed, weights = attend(
             self,
             query,
@@ -105,7 +108,7 @@ class PlacedAttention(nn.Module):
         heads = (*states.shape[:-1], -1, self.head_dim)
         return norm(states.view(heads)) if self.qkv_norm.per_head else norm(states).view(heads)
 
-    def _eager(self) -> Callable[..., Any]:
-        # each architecture has its own explicit softmax beside its attention class
+    def _own(self, name: str) -> Callable[..., Any]:
+        # each architecture has its own explicit softmax, and its own rotation, beside its attention class
         own = next(one for one in type(self).__mro__ if one.__module__.startswith("transformers."))
-        return sys.modules[own.__module__].eager_attention_forward
+        return getattr(sys.modules[own.__module__], name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,11 @@ from safetensors.torch import load_file
 from mixln.errors import InputError
 from mixln.files import whole_folder
 from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
+from mixln.models.published import rename_published_gates
 from mixln.placement import Placement, PlacementError
 
 _ROTARY_SUFFIX = "rotary_emb.inv_freq"
+_LAYER_NORM = re.compile(r"model\.layers\.\d+\..*norm\..*")
 
 _CONFIG_FIELDS = (
     "vocab_size",
@@ -62,7 +65,9 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
             model = MixLNLlamaForCausalLM(config)
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{source / 'config.json'} describes no Llama: {error}") from error
-    _check_parameters(state, dict(model.named_parameters()), source, config)
+    expected = dict(model.named_parameters())
+    rename_published_gates(state, expected.keys())
+    _check_parameters(state, expected, source, config)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     config.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     # the parameters alone: the rotary frequencies stay in float32, as transformers keeps them
@@ -189,15 +194,25 @@ def _check_parameters(
     }
     if any(faults.values()):
         lists = "; ".join(f"{what} ({len(names)}): {', '.join(names)}" for what, names in faults.items() if names)
-        raise InputError(
-            f"{source} does not fit placement {config.placement!r}. Parameters {lists}. "
-            "If the sizes in config.json are right, state another --placement"
-        )
+        mend = "If the sizes in config.json are right, state another --placement, or --norm-type and --post-num"
+        # alone the norms of the layers are missing, and all of them
+        if _are_norms(faults["missing"]) and not any(_LAYER_NORM.fullmatch(name) for name in state):
+            mend = (
+                "None of its layers has a norm. One commit of the published LayerNorm Scaling code builds such layers "
+                "for NORM_TYPE=LNS, by mistake: they return their input, and there is nothing in them to convert"
+            )
+        raise InputError(f"{source} does not fit placement {config.placement!r}. Parameters {lists}. {mend}")
 
 
-_COMPANIONS = (
+def _are_norms(names: list[str]) -> bool:
+    return bool(names) and all(_LAYER_NORM.fullmatch(name) for name in names)
+
+
+COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
     "spiece.model",
     "vocab.*",
     "merges.txt",
@@ -218,7 +233,7 @@ def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCaus
     try:
         with whole_folder(out) as temporary:
             model.save_pretrained(temporary)
-            for pattern in _COMPANIONS:
+            for pattern in COMPANIONS:
                 for file in source.glob(pattern):
                     shutil.copy2(file, temporary / file.name)
     except (OSError, SafetensorError) as error:

@@ -39,11 +39,8 @@ def take_tensors(target: PlacedPreTrainedModel, model: PreTrainedModel, sources:
     fresh: list[nn.Module] = []
     for module_name, module in target.named_modules(remove_duplicate=False):
         old_name = sources.get(module_name, module_name)
-        pairs: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
-            (module._parameters, parameters),
-            (module._buffers, buffers),
-        )
-        for tensors, known in pairs:
+        tables: Any = ((module._parameters, parameters), (module._buffers, buffers))
+        for tensors, known in tables:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue

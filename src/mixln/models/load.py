@@ -35,6 +35,15 @@ def load_causal_lm(name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     return _load(name_or_path, AutoModelForCausalLM, "a causal language model", {})
 
 
+def load_bare_causal_lm(name_or_path: str) -> PreTrainedModel:
+    """Return the language model of a Hugging Face folder or hub name, in evaluation mode; it may have no tokenizer.
+
+    Raises:
+        InputError: as `load_causal_lm`.
+    """
+    return _load_bare(name_or_path, AutoModelForCausalLM, "a causal language model", {})
+
+
 def load_model(
     name_or_path: str, *, dtype: str = "auto", device: torch.device | None = None, device_map: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -76,6 +85,10 @@ def is_causal_language_model(model: torch.nn.Module) -> bool:
 def _load(
     name_or_path: str, auto_class: Any, what: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return _load_bare(name_or_path, auto_class, what, options), load_tokenizer(name_or_path)
+
+
+def _load_bare(name_or_path: str, auto_class: Any, what: str, options: dict[str, Any]) -> PreTrainedModel:
     _check_path(name_or_path)
     try:
         model = auto_class.from_pretrained(name_or_path, **options)
@@ -85,7 +98,7 @@ def _load(
         ) from error
     except (*_UNUSABLE, StrictDataclassError, SafetensorError) as error:
         raise InputError(_cannot_open(name_or_path, what, error)) from error
-    return model.eval(), load_tokenizer(name_or_path)
+    return model.eval()
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:

@@ -5,16 +5,19 @@ An architecture's own file inherits from these and from transformers' classes, a
 
 # no `from __future__ import annotations`: strict dataclasses do not check fields whose annotations are strings
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from mixln.placement import (
     ActivationGate,
@@ -70,6 +73,9 @@ class PlacedConfig(PreTrainedConfig):
             kwargs.pop("layer_types")
         if any(str(layer_type).startswith(_REFUSAL) for layer_type in getattr(self, "layer_types", None) or ()):
             self.layer_types = own
+        if not _lies_in_a_folder(type(self)):
+            # of a self-contained folder: it names code that a folder written from here would not have
+            kwargs.pop("auto_map", None)
         self.placement = str(Placement.parse(self.placement))
         super().__post_init__(**kwargs)
 
@@ -157,7 +163,8 @@ class PlacedConfig(PreTrainedConfig):
         if not self.is_stock:
             output[_OWN_INITIALIZER_RANGE] = output["initializer_range"]
             output["initializer_range"] = (
-                f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM"
+                f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM "
+                "(or, if the folder holds its own code, with trust_remote_code=True)"
             )
         return output
 
@@ -172,6 +179,11 @@ def _plan(
     placement: str, num_layers: int, depths: tuple[int, ...] | None, original_num_layers: int | None
 ) -> StackPlan:
     return Placement.parse(placement).plan(num_layers, depths=depths, original_num_layers=original_num_layers)
+
+
+def _lies_in_a_folder(model_or_config: type) -> bool:
+    """Whether a class is from the python file of a self-contained folder, and not from the installed library."""
+    return model_or_config.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
 
 
 _LOADED = "_is_hf_initialized"
@@ -279,3 +291,49 @@ class PlacedPreTrainedModel(PreTrainedModel):
                 f"{model.config.placement!r}; {'; '.join(faults)}"
             )
         return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        *args: Any,
+        self_contained: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save a model as `transformers.PreTrainedModel.save_pretrained` does, on request with the code that it needs.
+
+        Args:
+            save_directory: folder to write.
+            is_main_process: whether this process is the one that writes.
+            *args: as in transformers.
+            self_contained: also write a python file and a reference to it, so that Auto classes open the folder with
+                `trust_remote_code=True` where this library is not installed. A model that was opened in this way is
+                always saved so.
+            **kwargs: as in transformers.
+
+        Raises:
+            ValueError: the code cannot be put into one file; the error says why.
+        """
+        config: Any = self.config
+        if _lies_in_a_folder(type(self)):
+            # what came from the hub refers to it, also for the classes that transformers does not write anew
+            config.auto_map = {name: found.split("--")[-1] for name, found in getattr(config, "auto_map", {}).items()}
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            return
+        if not self_contained:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            return
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                "self_contained=True does not go with push_to_hub=True: save, then upload the folder (hf upload)"
+            )
+        # by its name, since the generator does not go into what it writes
+        generator = importlib.import_module("mixln.models.self_contained")
+        file = generator.modelling_file(config)
+        config.auto_map = file.auto_map
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            del config.auto_map
+        if self.should_save_on_this_rank(is_main_process):
+            (Path(save_directory) / file.name).write_text(file.text, encoding="utf-8")

@@ -1,0 +1,166 @@
+"""Exact export to transformers' own classes, which know nothing of placements.
+
+plan of the model -> fold what weights can take up -> a layout whose classes execute the rest, or an error saying what
+none of them does.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mixln.errors import InputError
+from mixln.files import require_new_folder, whole_folder
+from mixln.models.convert import COMPANIONS
+from mixln.models.departures import departures
+from mixln.models.fold import Folded, fold, names_of_role
+from mixln.models.layouts import LayoutError, StockLayout, layouts_for
+from mixln.models.load import load_bare_causal_lm, load_tokenizer
+from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.placement import Placement, StackPlan
+
+TOLERANCE = 1e-5
+"""Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""
+
+
+def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
+    """Return a new model of a class of transformers that computes the same function; the given one stays as it is.
+
+    Weights that take up a part of the placement are computed in float64 and rounded to their dtype; so logits agree up
+    to rounding, which in bfloat16 is coarse. With a head or without, as the given one.
+
+    Args:
+        model: of this library, in any float dtype.
+
+    Raises:
+        InputError: it is no model of this library, or no class of transformers computes its function; says which part
+            has no equivalent.
+    """
+    if not isinstance(model, PlacedPreTrainedModel):
+        raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
+    config = model.config
+    assert isinstance(config, PlacedConfig)
+    folded = fold(model)
+    reasons: list[str] = []
+    for layout in layouts_for(config):
+        if not layout.has_placement_of(folded):
+            continue
+        candidate = Folded(folded.plan, dict(folded.weights), folded.tied)
+        stock_class = layout.model_class(has_head=bool(names_of_role(model, "head")))
+        try:
+            return _build(stock_class, layout, model, candidate)
+        except (LayoutError, StrictDataclassError) as error:
+            reasons.append(f"{stock_class.__name__} has this placement, but {error.__cause__ or error}")
+    raise InputError(_refusal(model, folded.plan, reasons))
+
+
+def _build(
+    stock_class: type[PreTrainedModel], layout: StockLayout, model: PlacedPreTrainedModel, folded: Folded
+) -> PreTrainedModel:
+    config: Any = layout.build(model.config, folded)
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    weights = {name: tensor.clone() if tensor.data_ptr() in own else tensor for name, tensor in folded.weights.items()}
+    if config.tie_word_embeddings:
+        weights = {name: tensor for name, tensor in weights.items() if name not in names_of_role(model, "head")}
+    loaded: Any = stock_class.from_pretrained(
+        None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
+    )
+    stock, info = loaded
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise LayoutError(f"it has other parameters ({info['missing_keys']}, {info['unexpected_keys']})")
+    if stock.can_generate():
+        stock.generation_config = copy.deepcopy(model.generation_config)
+    return stock.to(model.device).train(model.training)
+
+
+@dataclass(frozen=True)
+class StockExport:
+    """An export that was written.
+
+    Attributes:
+        model: as it was opened again from what was written.
+        difference: largest difference of its logits from those of the given model.
+        largest_logit: of the given model, by absolute value.
+    """
+
+    model: PreTrainedModel
+    difference: float
+    largest_logit: float
+
+
+def save_stock(source: str | Path, out: Path) -> StockExport:
+    """Export a checkpoint of this library and write it to `out`, whole or not at all; the tokenizer comes along.
+
+    What was written is opened again and compared with the given model on random tokens.
+
+    Raises:
+        InputError: as `stock_model`; or there is no such checkpoint, or `out` holds something already or cannot be
+            written, or the logits differ by more than `TOLERANCE` (not asked of dtypes with less precision than
+            float32).
+    """
+    require_new_folder(out)
+    model = load_bare_causal_lm(str(source))
+    if not isinstance(model, PlacedPreTrainedModel):
+        raise InputError(f"{source} holds a {type(model).__name__}, which is a class of transformers already")
+    stock = stock_model(model)
+    try:
+        with whole_folder(out) as temporary:
+            stock.save_pretrained(temporary)
+            _copy_companions(source, temporary)
+            del stock
+            written = AutoModelForCausalLM.from_pretrained(temporary).eval()
+            difference, largest = compare_logits(model, written)
+            if torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps and difference > TOLERANCE * largest:
+                raise InputError(
+                    f"the export of {source} to {type(written).__name__} differs by {difference:.2g} in logits of up "
+                    f"to {largest:.3g}, so nothing was written. {_WAYS.format(model_type=model.config.model_type)}"
+                )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out} could not be written ({error})") from error
+    return StockExport(written, difference, largest)
+
+
+def _copy_companions(source: str | Path, folder: Path) -> None:
+    if not Path(source).is_dir():
+        load_tokenizer(str(source)).save_pretrained(folder)
+        return
+    for pattern in COMPANIONS:
+        for file in Path(source).glob(pattern):
+            shutil.copy2(file, folder / file.name)
+
+
+@torch.no_grad()
+def compare_logits(model: PreTrainedModel, other: PreTrainedModel, *, seed: int = 0) -> tuple[float, float]:
+    """Return the largest difference of two models' logits on two rows of random tokens, and the first's largest."""
+    config: Any = model.config
+    length = min(64, config.max_position_embeddings)
+    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+    first, second = (one(input_ids=ids.to(one.device), use_cache=False).logits.double() for one in (model, other))
+    return (first - second).abs().max().item(), first.abs().max().item()
+
+
+_WAYS = (
+    "Keep the checkpoint as it is, of model_type {model_type}, and open it after `import mixln`; or write it with "
+    "save_pretrained(folder, self_contained=True), which opens without mixln, with trust_remote_code=True"
+)
+
+
+def _refusal(model: PlacedPreTrainedModel, plan: StackPlan, reasons: list[str]) -> str:
+    config: Any = model.config
+    own = next(iter(layouts_for(config)))
+    name = own.model_class(has_head=bool(names_of_role(model, "head"))).__name__
+    stock = Placement.parse(own.placement).plan(len(plan.blocks))
+    found = "; ".join(departures(plan, stock))
+    return (
+        f"no class of transformers computes placement {config.placement!r}. Its departures from {name} that weights "
+        f"cannot take up: {found}. {''.join(f'{reason}. ' for reason in reasons)}"
+        f"{_WAYS.format(model_type=config.model_type)}"
+    )

@@ -1,0 +1,92 @@
+"""A program, not a test: opens self-contained folders where mixln is not installed, and prints as JSON what failed.
+
+Argument: a folder of cases, each with `model/` and `expected.safetensors` (`ids`, `logits`, `hidden`, `text`).
+"""
+
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+
+def check(case: Path) -> None:
+    expected = load_file(case / "expected.safetensors")
+    ids = expected["ids"]
+    config = AutoConfig.from_pretrained(case / "model", trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(case / "model", trust_remote_code=True)
+    assert type(config) is type(model.config)
+    code: Any = sys.modules[type(model).__module__]
+    assert code.__name__.startswith("transformers_modules.")
+
+    assert_is(model, expected)
+    generated = model.generate(input_ids=ids, do_sample=False, pad_token_id=0, max_new_tokens=6, use_cache=True)
+    assert torch.equal(generated, expected["text"]), "generated text"
+    stack = AutoModel.from_pretrained(case / "model", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(stack(input_ids=ids, use_cache=False).last_hidden_state, expected["hidden"]), "hidden"
+
+    # saved again, and opened again, by way of every class that can save
+    model.save_pretrained(case / "again", self_contained=True)
+    # as if it came from the hub, where references name the repository
+    stack.config.auto_map = {name: f"owner/name--{found}" for name, found in stack.config.auto_map.items()}
+    stack.save_pretrained(case / "again_stack")
+    for name, before in (("again", "model"), ("again_stack", "model")):
+        written, original = ((case / part / "config.json").read_text() for part in (name, before))
+        assert json.loads(written)["auto_map"] == json.loads(original)["auto_map"]
+        assert json.loads(written).get("layer_types") == json.loads(original).get("layer_types")
+        files = [next((case / part).glob("*.py")) for part in (name, before)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    again = AutoModelForCausalLM.from_pretrained(case / "again", trust_remote_code=True)
+    assert_is(again, expected)
+
+    # fields are checked and weights are drawn as by mixln itself
+    for wrong in ({"placement": 3}, {"embedding_std": "wide"}, {"hidden_size": "32"}, {"embedding_std": -1.0}):
+        try:
+            type(config)(**wrong)
+        except (StrictDataclassError, code.PlacementError):
+            continue
+        raise AssertionError(f"{wrong} was accepted")
+    drawn = {name: tensor.sum().item() for name, tensor in model.initialize(3).named_parameters()}
+    sums = json.loads((case / "drawn.json").read_text())
+    assert drawn == sums["weights"], "drawn weights"
+    assert [list(code.SCHEMES), list(code.MODIFIERS)] == sums["registered"]
+
+    # and not without leave to run the code
+    try:
+        AutoModelForCausalLM.from_pretrained(case / "model", trust_remote_code=False)
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        refusal = "none"
+    assert "trust_remote_code=True" in refusal
+
+
+def assert_is(model: Any, expected: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=expected["ids"], use_cache=False).logits, expected["logits"]), "logits"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found: dict[str, str] = {}
+    absent = importlib.util.find_spec("mixln") is None
+    for case in sorted(Path(sys.argv[1]).iterdir()):
+        try:
+            check(case)
+        except Exception:
+            found[case.name] = traceback.format_exc()
+        else:
+            found[case.name] = ""
+    loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "mixln")
+    print("\n" + json.dumps({"mixln_is_absent": absent, "loaded": loaded, "cases": found}))
+
+
+if __name__ == "__main__":
+    main()
