@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, debug_launcher
@@ -37,7 +38,7 @@ def train(folder: Path, placement: str) -> None:
         optimizer.zero_grad()
         accelerator.backward(loss)
         optimizer.step()
-        losses.append(accelerator.reduce(loss.detach(), "mean").item())
+        losses.append(float(cast(Any, accelerator.reduce(loss.detach(), "mean"))))
     accelerator.wait_for_everyone()
     state = accelerator.get_state_dict(wrapped)
     if accelerator.is_main_process:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -19,13 +20,25 @@ from mixln.training.config import model_config
 PLACEMENTS = ["mix(alpha=0.5)", "hybrid", "pre+qk_norm+gpas", "admin"]
 """A mixture of two kinds of block, norms inside attention, a learned gate, a learned factor."""
 
+OTHER_ARCHITECTURES = [
+    name if name in ("gpt2", "olmo2") else pytest.param(name, marks=pytest.mark.slow)
+    for name in ARCHITECTURES
+    if name != "llama"
+]
+"""All but Llama, which the placements above are tested with; two that differ most from it are enough for every day."""
+
 STEPS = 20
 LENGTH = 64
 
 
 def build(placement: str, vocab_size: int, architecture: str = "llama", **fields: Any) -> PlacedForCausalLM:
     """A model of four small layers, the same every time; `fields` are those of a recipe's model."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
     model = ModelConfig(architecture=architecture, placement=placement, **(sizes | fields))
     config = model_config(Recipe(model=model, data=DataConfig(sequence_length=LENGTH)), vocab_size)
     return ARCHITECTURES[architecture].causal_lm_class(config).initialize(0)

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from ecosystem_tools import PLACEMENTS, build, grown, logits_of
-from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+from ecosystem_tools import OTHER_ARCHITECTURES, PLACEMENTS, build, grown, logits_of
+from transformers.exporters.configs import DynamoConfig
+from transformers.exporters.exporter_dynamo import DynamoExporter
 from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
 
 import mixln
@@ -56,7 +57,7 @@ def test_an_exported_scheme_is_eager(placement: str) -> None:
     check(export(model, any_size=False), model, any_size=False)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
 def test_an_exported_architecture_is_eager(architecture: str) -> None:
     model = model_of("mix(alpha=0.5)", architecture)
     check(export(model, any_size=False), model, any_size=False)
@@ -70,7 +71,7 @@ def test_a_program_for_any_size_is_saved_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
-@pytest.mark.parametrize("placement", [*SCHEMES, *MODIFIED])
+@pytest.mark.parametrize("placement", ["mix(alpha=0.5)", *SCHEMES, *MODIFIED])
 def test_every_placement_is_exported_for_any_size(placement: str) -> None:
     model = model_of(placement)
     check(export(model, any_size=True), model, any_size=True)

@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from ecosystem_tools import STEPS, build, grown, load, logits_of, losses_fell, token_rows
+from ecosystem_tools import OTHER_ARCHITECTURES, STEPS, build, grown, load, logits_of, losses_fell, token_rows
 from transformers import Trainer, TrainingArguments
 
 from mixln.data import PreparedData
-from mixln.models import ARCHITECTURES
 
 peft = pytest.importorskip("peft", reason="needs mixln[healing]")
 
@@ -69,6 +68,6 @@ def test_a_placement(placement: str, data: PreparedData, tmp_path: Path) -> None
     check(placement, "llama", data, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
 def test_an_architecture(architecture: str, data: PreparedData, tmp_path: Path) -> None:
     check("mix(alpha=0.5)", architecture, data, tmp_path)

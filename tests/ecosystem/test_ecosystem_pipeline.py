@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from ecosystem_tools import PLACEMENTS, build, grown
+from ecosystem_tools import OTHER_ARCHITECTURES, PLACEMENTS, build, grown
 from transformers import pipeline
 
 from mixln.data import PreparedData
-from mixln.models import ARCHITECTURES
 
 PROMPTS = ["The statement", "A class is a name for a"]
 
@@ -26,7 +25,7 @@ def check(placement: str, architecture: str, data: PreparedData, folder: Path) -
         inputs = tokenizer(prompt, return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         expected = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert expected.strip()
+        assert expected
         assert answer["generated_text"] == expected
 
 
@@ -35,6 +34,6 @@ def test_a_placement_writes_what_generate_writes(placement: str, data: PreparedD
     check(placement, "llama", data, tmp_path)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
 def test_an_architecture_writes_what_generate_writes(architecture: str, data: PreparedData, tmp_path: Path) -> None:
     check("mix(alpha=0.5)", architecture, data, tmp_path)

@@ -31,7 +31,8 @@ def instructions() -> Dataset:
 
 
 def tune(placement: str, rows: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, **changes: Any) -> None:
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     fields: dict[str, Any] = {
         "max_steps": STEPS,
