@@ -20,7 +20,7 @@ def check(case: Path) -> None:
     expected = load_file(case / "expected.safetensors")
     ids = expected["ids"]
     config = AutoConfig.from_pretrained(case / "model", trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(case / "model", trust_remote_code=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(case / "model", trust_remote_code=True)
     assert type(config) is type(model.config)
     code: Any = sys.modules[type(model).__module__]
     assert code.__name__.startswith("transformers_modules.")
@@ -28,7 +28,7 @@ def check(case: Path) -> None:
     assert_is(model, expected)
     generated = model.generate(input_ids=ids, do_sample=False, pad_token_id=0, max_new_tokens=6, use_cache=True)
     assert torch.equal(generated, expected["text"]), "generated text"
-    stack = AutoModel.from_pretrained(case / "model", trust_remote_code=True)
+    stack: Any = AutoModel.from_pretrained(case / "model", trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(stack(input_ids=ids, use_cache=False).last_hidden_state, expected["hidden"]), "hidden"
 
@@ -47,13 +47,15 @@ def check(case: Path) -> None:
     assert_is(again, expected)
 
     # fields are checked and weights are drawn as by mixln itself
+    config_class: Any = type(config)
     for wrong in ({"placement": 3}, {"embedding_std": "wide"}, {"hidden_size": "32"}, {"embedding_std": -1.0}):
         try:
-            type(config)(**wrong)
+            config_class(**wrong)
         except (StrictDataclassError, code.PlacementError):
             continue
         raise AssertionError(f"{wrong} was accepted")
-    drawn = {name: tensor.sum().item() for name, tensor in model.initialize(3).named_parameters()}
+    model.initialize(3)
+    drawn = {name: tensor.sum().item() for name, tensor in model.named_parameters()}
     sums = json.loads((case / "drawn.json").read_text())
     assert drawn == sums["weights"], "drawn weights"
     assert [list(code.SCHEMES), list(code.MODIFIERS)] == sums["registered"]
