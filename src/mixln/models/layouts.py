@@ -97,8 +97,9 @@ def _own(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
     found = PreTrainedConfig.to_dict(config)
     # auto_map: of a folder that brings this library's code along
     left_out = {*_PLACEMENT_FIELDS, "model_type", "architectures", "transformers_version", "auto_map"}
-    values = {name: value for name, value in found.items() if name not in left_out}
-    return _stock_config_class(config)(**values | {"tie_word_embeddings": folded.tied})
+    values: dict[str, Any] = {name: value for name, value in found.items() if name not in left_out}
+    values["tie_word_embeddings"] = folded.tied
+    return _stock_config_class(config)(**values)
 
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
@@ -218,8 +219,11 @@ def _gemma2(config: Any, folded: Folded) -> PreTrainedConfig:
 def _gemma3(config: Any, folded: Folded) -> PreTrainedConfig:
     values = _gemma_fields(config, folded)
     # the second is for layers with a window, of which there are none
-    rotary = {"full_attention": values["rope_parameters"], "sliding_attention": {"rope_type": "default"}}
-    return Gemma3TextConfig(**values | {"rope_parameters": rotary})
+    values["rope_parameters"] = {
+        "full_attention": values["rope_parameters"],
+        "sliding_attention": {"rope_type": "default"},
+    }
+    return Gemma3TextConfig(**values)
 
 
 def _gemma_fields(config: Any, folded: Folded) -> dict[str, Any]:
