@@ -97,13 +97,17 @@ def measure_rounds(tasks: Sequence[Task], rounds: int, timeout: float, report: C
 def _plan(given: argparse.Namespace) -> Plan:
     settings = _settings(given)
     if given.schemes is not None:
-        return _scheme_plan(tuple(given.schemes or mixln.schemes()), settings)
+        return _scheme_plan(tuple(given.schemes or _all_placements()), settings)
     if given.scaling:
         return _scaling_plan(settings)
     compiled = [COMPILED_TRAINER] if given.trainer_compile else []
     contenders = tuple(dict.fromkeys([*(given.contenders or DEFAULT_CONTENDERS), *compiled]))
     tasks = [Task(MATRIX_PEAK, MATRIX_PEAK, settings), *(Task(name, name, settings) for name in contenders)]
     return Plan(tasks, ContenderReport(contenders))
+
+
+def _all_placements() -> list[str]:
+    return [*mixln.schemes(), *(f"pre+{modifier}" for modifier in mixln.modifiers())]
 
 
 def _scheme_plan(schemes: tuple[str, ...], settings: Settings) -> Plan:
@@ -175,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         "--contenders", nargs="+", choices=list_contenders(), metavar="NAME", help=f"of {', '.join(list_contenders())}"
     )
     modes.add_argument(
-        "--schemes", nargs="*", metavar="SCHEME", help="measure these schemes beside pre; none given: all of mixln's"
+        "--schemes", nargs="*", metavar="SCHEME", help="measure these beside pre; none given: every scheme and modifier"
     )
     modes.add_argument("--scaling", action="store_true", help="measure step time and memory against layers and batch")
     parser.add_argument("--trainer-compile", action="store_true", help=f"measure {COMPILED_TRAINER} too")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import numpy as np
 
@@ -144,13 +145,18 @@ def paired_ratio(above: dict[int, float], below: dict[int, float]) -> Estimate |
     return estimate(ratios) if ratios else None
 
 
-def step_pairs(measurements: Iterable[Measurement], label: str) -> list[tuple[float, float]]:
-    """Return (seconds of `pre`, seconds of the scheme) of every pair of steps that `run_beside_pre` measured."""
+def step_pairs(
+    measurements: Iterable[Measurement], label: str, time: Literal["step_seconds", "processor_seconds"] = "step_seconds"
+) -> list[tuple[float, float]]:
+    """Return (seconds of `pre`, seconds of the scheme) of every pair of steps that `run_beside_pre` measured.
+
+    `time` says which: of the clock, or of the processor, which other programs on the machine lengthen less.
+    """
     pairs: list[tuple[float, float]] = []
     for one in measurements:
         if one.label != label or one.status != "ok":
             continue
-        seconds = one.values["step_seconds"]
+        seconds = one.values[time]
         for step in range(Settings(**one.settings).warm_up_steps, len(seconds) // 2):
             first, second = seconds[2 * step : 2 * step + 2]
             pairs.append((first, second) if pre_comes_first(step) else (second, first))

@@ -163,26 +163,38 @@ class SchemeReport:
     schemes: tuple[str, ...]
 
     def summary(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
-        """Return the seconds of a step, and the ratio of step times within each pair of steps, scheme / pre."""
+        """Return the seconds of a step, the ratios scheme / pre within each pair of steps, and the parameters added."""
         found: dict[str, Any] = {}
         for scheme in self.schemes:
             pairs = step_pairs(measurements, scheme)
             found[scheme] = pairs and {
                 "step_seconds": asdict(estimate([own for _, own in pairs])),
                 "step_time_ratio": asdict(estimate([own / base for base, own in pairs])),
+                "processor_time_ratio": asdict(
+                    estimate([own / base for base, own in step_pairs(measurements, scheme, "processor_seconds")])
+                ),
+                "added_parameters": next(
+                    one.values["added_parameters"] for one in measurements if one.label == scheme and one.status == "ok"
+                ),
             }
         return found
 
     def tables(self, measurements: Sequence[Measurement]) -> list[Table]:
         """Return one table."""
         table = Table(title="Cost of each scheme, as a multiple of pre")
-        for column in ("scheme", "seconds a step", "step time / pre"):
+        for column in ("scheme", "seconds a step", "step time / pre", "processor time / pre", "parameters added"):
             table.add_column(column, justify="right" if len(table.columns) else "left")
         for scheme, values in self.summary(measurements).items():
             if values:
                 ratio = values["step_time_ratio"]
                 table.caption = f"{ratio['method']}; {ratio['count']} pairs of steps"
-                table.add_row(scheme, _text(values["step_seconds"], ".3f"), _text(ratio, ".3f"))
+                table.add_row(
+                    scheme,
+                    _text(values["step_seconds"], ".3f"),
+                    _text(ratio, ".3f"),
+                    _text(values["processor_time_ratio"], ".3f"),
+                    f"{values['added_parameters']:,}",
+                )
             else:
                 table.add_row(scheme, _problem(measurements, scheme))
         return [table]

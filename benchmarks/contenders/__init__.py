@@ -21,10 +21,12 @@ class Outcome:
     Attributes:
         loss: of the last step, in nats per predicted token.
         parameters: of the model, the input embedding included.
+        added_parameters: how many more than `pre` has, where it was trained beside it.
     """
 
     loss: float
     parameters: int
+    added_parameters: int = 0
 
 
 Contender = Callable[[Settings, PreparedData, Meter], Outcome]

@@ -74,4 +74,5 @@ def run_beside_pre(settings: Settings, data: PreparedData, meter: Meter) -> Outc
             for run in runs if pre_comes_first(step) else reversed(runs):
                 loss = float(run.make_step(batch).loss)
                 meter.finish_step(Counts(batch.num_predicted_tokens, batch.input_ids.numel()))
-    return Outcome(loss, sum(parameter.numel() for parameter in runs[1].model.parameters()))
+    base, own = (sum(parameter.numel() for parameter in run.model.parameters()) for run in runs)
+    return Outcome(loss, own, own - base)

@@ -58,6 +58,7 @@ def measurement(settings: Settings, step_seconds: list[float], number: int = 0, 
         "peak_bytes": 7,
         "loss": 3.0,
         "parameters": 1000,
+        "added_parameters": 7,
     }
     return Measurement("lns", "mixln", number, json.loads(settings.to_json()), "ok", values=values)
 
@@ -80,8 +81,10 @@ def test_pairs_of_steps_are_told_apart_whoever_came_first(settings: Settings) ->
     # warm-up pair, then (scheme, pre) and (pre, scheme)
     one = measurement(settings, [9.0, 9.0, 1.1, 1.0, 2.0, 2.2])
     assert step_pairs([one], "lns") == [(1.0, 1.1), (2.0, 2.2)]
-    ratio = SchemeReport(("lns", "mix")).summary([one])["lns"]["step_time_ratio"]
-    assert ratio["median"] == pytest.approx(1.1)
+    found = SchemeReport(("lns", "mix")).summary([one])["lns"]
+    assert found["step_time_ratio"]["median"] == pytest.approx(1.1)
+    assert found["processor_time_ratio"]["median"] == pytest.approx(1.1)
+    assert found["added_parameters"] == 7
     assert SchemeReport(("lns", "mix")).summary([one])["mix"] == []
 
 

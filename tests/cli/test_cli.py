@@ -71,9 +71,9 @@ def published_checkpoint(trained: Path, folder: Path) -> Path:
     """Write a trained model in the layout of the published code, whose config does not say how norms are placed."""
     shutil.copytree(trained / "model", folder)
     config = json.loads((folder / "config.json").read_text())
-    for name in ("placement", "layer_types", "rope_parameters"):
+    for name in ("placement", "own_initializer_range", "rope_parameters"):
         del config[name]
-    config |= {"model_type": "llama", "pad_token_id": -1, "max_sequence_length": 64}
+    config |= {"model_type": "llama", "initializer_range": 0.02, "pad_token_id": -1, "max_sequence_length": 64}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -224,7 +224,19 @@ def test_divergence_has_a_status_of_its_own(
 
 @pytest.mark.parametrize(
     "command",
-    ["", "compare", "train", "generate", "convert", "data prepare", "diagnose", "prune", "export", "estimate"],
+    [
+        "",
+        "compare",
+        "train",
+        "generate",
+        "convert",
+        "data prepare",
+        "diagnose",
+        "prune",
+        "export",
+        "estimate",
+        "schemes",
+    ],
 )
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:

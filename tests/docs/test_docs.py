@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mixln.placement import Description, Placement, describe_modifiers, describe_schemes, describe_stack
 from mixln.placement.registry import MODIFIERS, SCHEMES
+from mixln.report.placement_figures import describe_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -81,3 +84,29 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     page = tmp_path / "runs" / "compare" / "report.html"
     assert page.exists()
     assert all(scheme in page.read_text() for scheme in ("pre", "post", "mix(alpha=0.25)", "lns"))
+
+
+@pytest.mark.parametrize("found", [*describe_schemes(), *describe_modifiers()], ids=lambda found: found.name)
+def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_plans(found: Description) -> None:
+    """Of every registered scheme and modifier: title, formula, text, options, and a picture that is not an old one."""
+    page = (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^### `{found.name}`.*?(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    words = " ".join(section.split())
+    options = "; ".join(str(option).replace(option.name, f"`{option.name}`", 1) for option in found.options)
+    for text in (f"### `{found.name}`: {found.title}", found.formula, *found.text, f"Options: {options or 'none'}."):
+        assert text in words
+    assert "- Source: " in section
+    assert "- Reported: " in section
+    assert f"| `{found.name}` |" in page or found.name == "pre", "no row in the table of costs"
+    (image,) = re.findall(r"!\[[^]]+\]\((images/schemes/\w+\.svg)\)", section)
+    label = f"pre+{found.name}" if found.is_modifier else found.name
+    shown = describe_picture(label, describe_stack(Placement.parse(label).plan(12)))
+    texts = [element.text for element in ElementTree.parse(ROOT / "docs" / image).iter() if element.text]
+    assert shown in texts, f"{image} is old: mixln schemes --figures docs/images/schemes"
+
+
+def test_there_are_pictures_and_sections_of_nothing_else() -> None:
+    names = {found.name for found in (*describe_schemes(), *describe_modifiers())}
+    assert {path.stem for path in (ROOT / "docs" / "images" / "schemes").iterdir()} == names
+    assert set(re.findall(r"^### `(\w+)`", (ROOT / "docs" / "schemes.md").read_text(), re.MULTILINE)) == names
+    assert all(f"`{name}`" in (ROOT / "docs" / "placements.md").read_text() for name in names)

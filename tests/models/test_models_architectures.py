@@ -53,7 +53,8 @@ def test_the_stock_placement_is_the_stock_model(name: str, tied: bool, tmp_path:
     config = json.loads((tmp_path / "config.json").read_text())
     config["model_type"] = ARCHITECTURES[name].stock_model_type
     (tmp_path / "config.json").write_text(json.dumps(config))
-    stock, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    stock, info = opened
     assert type(stock).__module__.startswith("transformers.")
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -223,7 +224,7 @@ def test_pruned_layers_keep_their_depth(name: str, tmp_path: Path) -> None:
     config = tiny_architecture_config(name, "lns", num_hidden_layers=2, placement_depths=[1, 4], placement_num_layers=6)
     model = AutoModelForCausalLM.from_config(config).initialize(0)
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     for one in (model, loaded):
         _, blocks = stack_of(one)
         assert [block.attention_residual.gain for block in blocks] == [1.0, 0.5]

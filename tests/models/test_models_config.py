@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarnin
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "placement is a number": ({"placement": 3}, "'placement' expected str, got int"),
+    "standard deviation is a text": ({"initializer_range": "0.1"}, "'initializer_range' expected float, got str"),
     "placement is none": ({"placement": None}, "'placement' expected str, got NoneType"),
     "unknown placement": ({"placement": "prre"}, "'prre'. Did you mean 'pre'? Valid: pre, post"),
     "alpha out of range": ({"placement": "mix(alpha=2)"}, r"in [0, 1]"),
@@ -89,8 +90,15 @@ def test_the_placement_is_stored_in_its_printed_form() -> None:
 def test_stock_is_what_stock_llama_computes(text: str) -> None:
     config = tiny_config(text)
     assert config.is_stock == (text in STOCK)
-    refusals = [kind for kind in config.to_dict().get("layer_types") or [] if "mixln placement" in kind]
-    assert len(refusals) == (0 if text in STOCK else 1)
+    assert ("mixln placement" in str(config.to_dict()["initializer_range"])) == (text not in STOCK)
+
+
+def test_folders_that_were_written_before_the_refusal_moved_still_open() -> None:
+    written = tiny_config("lns").to_dict()
+    refusal, own = written["initializer_range"], written.pop("own_initializer_range")
+    written |= {"initializer_range": own, "layer_types": [refusal, *["full_attention"] * 3]}
+    config = MixLNLlamaConfig.from_dict(written)
+    assert config.to_dict() == tiny_config("lns").to_dict()
 
 
 def test_a_pruned_stack_is_stock_only_by_what_it_computes() -> None:

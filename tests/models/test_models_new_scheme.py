@@ -139,7 +139,8 @@ def test_norms_inside_the_attention_are_those_of_the_reference(
     normed_heads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, ids = tiny_model(normed_heads), token_ids()
-    names = {name for name, _ in model.model.layers[0].self_attn.named_parameters() if "norm" in name}
+    attention = model.get_submodule("model.layers.0.self_attn")
+    names = {name for name, _ in attention.named_parameters() if "norm" in name}
     assert names == {"q_norm.weight", "k_norm.weight", "v_norm.weight"}
     monkeypatch.setitem(BLOCKS, normed_heads, BLOCKS["pre"])
     expected = llama_logits(dict(model.state_dict()), ids, Shape(4, 4, 2), normed_heads)

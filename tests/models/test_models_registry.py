@@ -223,7 +223,7 @@ def test_hidden_states_are_the_inputs_of_the_blocks_and_the_output(text: str) ->
     factor = 32**0.5 if "scaled_embed" in text else 1
     embedded = model.model.embed_tokens(ids) * factor
     has_norm = model.config.stack_plan.embedding_norm is not None
-    assert torch.equal(states[0], model.model.embedding_norm(embedded) if has_norm else embedded)
+    assert torch.equal(states[0], model.get_submodule("model.embedding_norm")(embedded) if has_norm else embedded)
     for state, seen in zip(states[:-1], inputs, strict=True):
         assert torch.equal(state, seen)
     torch.testing.assert_close(model.lm_head(states[-1]), output.logits)

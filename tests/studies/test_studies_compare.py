@@ -66,7 +66,11 @@ def test_compared_runs_differ_in_the_placement_and_nothing_else(result: Comparis
         assert len(list(differences(one, other))) == 1
     models = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*_seed0_*/model/config.json"))]
     for one, other in combinations(models, 2):
-        assert {line.split(" was ")[0] for line in differences(one, other)} <= {"placement", "layer_types"}
+        assert {line.split(" was ")[0] for line in differences(one, other)} <= {
+            "placement",
+            "initializer_range",
+            "own_initializer_range",
+        }
 
 
 def test_common_parameters_start_from_the_same_draws(recipe: Recipe, data: PreparedData) -> None:
@@ -139,6 +143,20 @@ def test_each_scheme_is_judged_at_its_own_best_learning_rate(
     for summary in result.summaries:
         losses = {point.loss_mean: point.learning_rate for point in result.grid if point.placement == summary.placement}
         assert summary.learning_rate == losses[min(loss for loss in losses if loss is not None)] == 5e-3
+
+
+def test_other_seeds_run_at_the_rate_that_was_best_with_the_first(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    short, rates = replace(recipe, steps=10), [1e-5, 5e-3]
+    result = compare(
+        short, ["pre", "lns"], data, tmp_path, seeds=[3, 4, 5], learning_rates=rates, tune_on_first_seed=True
+    )
+    runs = {(run.placement, run.seed, run.learning_rate) for run in result.runs}
+    assert runs == {(one, 3, rate) for one in ("pre", "lns") for rate in rates} | {
+        (one, seed, 5e-3) for one in ("pre", "lns") for seed in (4, 5)
+    }
+    assert [(summary.learning_rate, summary.seeds) for summary in result.summaries] == [(5e-3, 3), (5e-3, 3)]
 
 
 def test_a_diverged_run_is_a_result_and_is_not_repeated(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:

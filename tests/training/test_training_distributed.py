@@ -22,7 +22,7 @@ from mixln.training.build import model_without_weights
 from mixln.training.checkpoint import list_checkpoints
 from mixln.training.distributed import Processes, check_batch, check_tensor_parallel_size, started_processes
 
-PLACEMENTS = ["pre", "mix", "lns", "deepnorm"]
+PLACEMENTS = ["pre", "mix", "lns", "deepnorm", "admin", "hybrid+gpas"]
 DDP = ExecutionConfig(strategy="ddp", layer_metrics_every=10)
 FSDP = replace(DDP, strategy="fsdp")
 

@@ -118,3 +118,36 @@ def test_250m_with_the_hidden_size_that_the_paper_prints_would_be_355m() -> None
     wider = replace(recipe, model=replace(recipe.model, hidden_size=1024))
     assert count_parameters(wider).total == pytest.approx(355e6, rel=0.01)
     assert ModelShape.of(recipe).hidden == 768
+
+
+# architecture, hidden, intermediate, heads, key-value heads, layers, tied, vocabulary, tokens trained on, parameters of
+# the published models
+OTHER_ARCHITECTURES = {
+    "qwen2.5-0.5b": ("qwen2", 896, 4864, 14, 2, 24, True, 151_936, 6e9, 494_032_768),
+    "olmo-1b": ("olmo", 2048, 8192, 16, 16, 16, True, 50_304, 20e9, 1_176_764_416),
+    "olmo-7b": ("olmo", 4096, 11008, 32, 32, 32, False, 50_304, 20e9, 6_888_095_744),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_ARCHITECTURES)
+def test_other_architectures_have_the_parameters_of_the_published_models(name: str) -> None:
+    architecture, hidden, intermediate, heads, key_value_heads, layers, tied, vocabulary, tokens, total = (
+        OTHER_ARCHITECTURES[name]
+    )
+    recipe = read(name).check()
+    model = recipe.model
+    assert (model.architecture, model.hidden_size, model.intermediate_size) == (architecture, hidden, intermediate)
+    assert (model.num_attention_heads, model.num_hidden_layers, model.tie_word_embeddings) == (heads, layers, tied)
+    assert (model.num_key_value_heads or heads) == key_value_heads
+    count = count_parameters(recipe)
+    width = hidden // heads * key_value_heads
+    block = 2 * hidden**2 + 2 * hidden * width + 3 * hidden * intermediate
+    if architecture == "qwen2":
+        block += hidden + 2 * width + 2 * hidden  # biases of q, k, v; the gains of two norms
+    assert count.blocks == (block,) * layers
+    assert count.embedding == vocabulary * hidden
+    assert count.head == (0 if tied else vocabulary * hidden)
+    assert count.total == total
+    assert recipe.steps * recipe.tokens_per_step == pytest.approx(tokens, rel=1e-3)
+    assert recipe.data.max_tokens is not None
+    assert tokens <= recipe.data.max_tokens <= 1.1 * tokens

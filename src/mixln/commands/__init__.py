@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mixln.commands import compare, convert, data, diagnose, estimate, export, generate, prune, train
+from mixln.commands import compare, convert, data, diagnose, estimate, export, generate, prune, schemes, train
 from mixln.commands.arguments import Command, CommandGroup, add_commands, run_command
 
 COMMANDS: list[Command | CommandGroup] = [
+    schemes.COMMAND,
     compare.COMMAND,
     train.COMMAND,
     diagnose.COMMAND,

@@ -43,6 +43,11 @@ def build_parser() -> ArgumentParser:
         help="grid of peak learning rates; each scheme is judged at its own best; default: the recipe's",
     )
     parser.add_argument(
+        "--tune-on-first-seed",
+        action="store_true",
+        help="run the grid of learning rates with the first seed alone, and the other seeds at the best rate of it",
+    )
+    parser.add_argument(
         "--baseline", type=str, default=None, help="the scheme that differences are taken to; default: pre, if compared"
     )
     parser.add_argument(
@@ -86,6 +91,7 @@ def run(given: Namespace, command: str) -> int:
             out,
             seeds=seeds,
             learning_rates=given.learning_rates,
+            tune_on_first_seed=given.tune_on_first_seed,
             baseline=baseline,
             command=command,
             report_run=report_run,

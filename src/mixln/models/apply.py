@@ -51,7 +51,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
     sources = norm_sources(_plan_of(found, model), target)
     fresh = take_tensors(target, model, sources)
     target.train(model.training)
-    target.generation_config = getattr(model, "generation_config", None)
+    if hasattr(model, "generation_config"):
+        target.generation_config = model.generation_config  # pyright: ignore[reportAttributeAccessIssue]
     model.__class__ = target_class
     model.__dict__.clear()
     model.__dict__.update(target.__dict__)

@@ -57,7 +57,16 @@ class PlacedAttention(nn.Module):
         """Return the sublayer's output for the heads' outputs side by side."""
         return self.get_submodule("o_proj")(mixed)
 
-    def forward(
+    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return (batch, sequence, hidden) and the attention weights, as the architecture's own forward does.
+
+        With norms of its own, arguments but the first are taken by name, as every architecture's block gives them.
+        """
+        if self.qkv_norm is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self._forward_normed(hidden_states, **kwargs)
+
+    def _forward_normed(
         self,
         hidden_states: torch.Tensor,
         *,
@@ -66,14 +75,6 @@ class PlacedAttention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return (batch, sequence, hidden) and the attention weights, as the architecture's own forward does."""
-        if self.qkv_norm is None:
-            if position_embeddings is not None:
-                kwargs["position_embeddings"] = position_embeddings
-            forward: Callable[..., Any] = super().forward
-            return forward(
-                hidden_states=hidden_states, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-            )
         query, key, value = (
             self._normed(letter, states).transpose(1, 2)
             for letter, states in zip("qkv", self.project(hidden_states), strict=True)

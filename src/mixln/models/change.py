@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+from mixln.models.departures import departures
 from mixln.placement import StackPlan, SublayerPlan
 
 
@@ -14,7 +15,7 @@ class PlacementChange:
     Attributes:
         placement: text form of the new placement.
         keeps_function: whether the model computes what it computed before; if not, its weights need training.
-        differences: the parts of the plan that are otherwise, as `attention output_norm in 3 layers from 1 to 3`.
+        differences: in words, the parts of the formula that are otherwise, with their layers.
         added: names of parameters that are new, at the values at which training begins.
         removed: names of parameters that are gone.
     """
@@ -32,20 +33,8 @@ class PlacementChange:
 
 def describe_change(before: StackPlan, after: StackPlan, placement: str) -> PlacementChange:
     """Compare two stacks of as many blocks: do the same weights compute the same function, and what is otherwise."""
-    differences: list[str] = []
-    for name in ("embedding_scale", "embedding_norm", "final_norm"):
-        if getattr(before, name) != getattr(after, name):
-            differences.append(name)
-    for sublayer in ("attention", "feed_forward"):
-        for part in fields(SublayerPlan):
-            pairs = [
-                (getattr(getattr(one, sublayer), part.name), getattr(getattr(other, sublayer), part.name))
-                for one, other in zip(before.blocks, after.blocks, strict=True)
-            ]
-            changed = [number for number, (one, other) in enumerate(pairs, start=1) if one != other]
-            if changed:
-                differences.append(f"{sublayer} {part.name} in {_count(changed)}")
-    return PlacementChange(placement, _starting_function(after, before).same_function_as(before), tuple(differences))
+    keeps = _starting_function(after, before).same_function_as(before)
+    return PlacementChange(placement, keeps, tuple(departures(after, before)))
 
 
 def _starting_function(after: StackPlan, before: StackPlan) -> StackPlan:
@@ -66,7 +55,3 @@ def _starting_function(after: StackPlan, before: StackPlan) -> StackPlan:
         for new, old in zip(after.blocks, before.blocks, strict=True)
     )
     return replace(after, blocks=blocks)
-
-
-def _count(layers: list[int]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers from {layers[0]} to {layers[-1]}"

@@ -107,9 +107,7 @@ class PlacedModel(PlacedPreTrainedModel):
         # asked for by those architectures whose layers can differ in it
         self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
-    def forward(
-        self, input_ids: torch.LongTensor | None = None, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(self, input_ids: Any = None, *args: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         """Run the stack as the architecture's own forward does.
 
         `inputs_embeds` are what the embedding returns: the placement's embedding factor and norm come after them.
@@ -123,7 +121,7 @@ class PlacedModel(PlacedPreTrainedModel):
             inputs_embeds = inputs_embeds * self.embedding_factor
         if hasattr(self, "embedding_norm"):
             inputs_embeds = self.embedding_norm(inputs_embeds)
-        return super().forward(inputs_embeds=inputs_embeds, **kwargs)
+        return super().forward(None, *args, inputs_embeds=inputs_embeds, **kwargs)
 
 
 class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):

@@ -106,7 +106,8 @@ class MixLNGPT2PreTrainedModel(PlacedPreTrainedModel, GPT2PreTrainedModel):
     }
 
 
-class MixLNGPT2Model(PlacedModel, MixLNGPT2PreTrainedModel, GPT2Model):
+# transformers' base class and its GPT2Model call an argument of set_input_embeddings differently
+class MixLNGPT2Model(PlacedModel, MixLNGPT2PreTrainedModel, GPT2Model):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The stack without the head: `transformers.GPT2Model` with placed blocks."""
 
     layer_class = MixLNGPT2Block

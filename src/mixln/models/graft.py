@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -37,7 +39,8 @@ def take_tensors(target: PlacedPreTrainedModel, model: PreTrainedModel, sources:
     fresh: list[nn.Module] = []
     for module_name, module in target.named_modules(remove_duplicate=False):
         old_name = sources.get(module_name, module_name)
-        for tensors, known in ((module._parameters, parameters), (module._buffers, buffers)):
+        tables: Any = ((module._parameters, parameters), (module._buffers, buffers))
+        for tensors, known in tables:
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue

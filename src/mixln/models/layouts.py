@@ -98,8 +98,8 @@ def _own(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
     # auto_map: of a folder that brings this library's code along
     left_out = {*_PLACEMENT_FIELDS, "model_type", "architectures", "transformers_version", "auto_map"}
     values: dict[str, Any] = {name: value for name, value in found.items() if name not in left_out}
-    values["tie_word_embeddings"] = folded.tied
-    return _stock_config_class(config)(**values)
+    build: Any = _stock_config_class(config)
+    return build(**values | {"tie_word_embeddings": folded.tied})
 
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
@@ -183,7 +183,7 @@ def _glm4(config: Any, folded: Folded) -> PreTrainedConfig:
     Channel i of the first half of a head moves to 2i and its partner in the second half to 2i + 1, in q and k alike:
     scores are sums over the channels of a head, whatever their order.
     """
-    values = _llama_fields(config, folded)
+    values: dict[str, Any] = _llama_fields(config, folded)
     values["rope_parameters"] = {**values["rope_parameters"], "partial_rotary_factor": 1.0}
     values["attention_bias"] = _add_biases(folded, projections="qkv")
     for name in [name for name in folded.weights if ".self_attn.q_proj." in name or ".self_attn.k_proj." in name]:
@@ -217,13 +217,10 @@ def _gemma2(config: Any, folded: Folded) -> PreTrainedConfig:
 
 @register_layout(Gemma3TextConfig, "sandwich+qk_norm")
 def _gemma3(config: Any, folded: Folded) -> PreTrainedConfig:
-    values = _gemma_fields(config, folded)
+    values: dict[str, Any] = _gemma_fields(config, folded)
     # the second is for layers with a window, of which there are none
-    values["rope_parameters"] = {
-        "full_attention": values["rope_parameters"],
-        "sliding_attention": {"rope_type": "default"},
-    }
-    return Gemma3TextConfig(**values)
+    rotary: Any = {"full_attention": values["rope_parameters"], "sliding_attention": {"rope_type": "default"}}
+    return Gemma3TextConfig(**values | {"rope_parameters": rotary})
 
 
 def _gemma_fields(config: Any, folded: Folded) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class PlacedConfig(PreTrainedConfig):
         placement: text form of the placement, for example `mix(alpha=0.25)`.
         embedding_std: standard deviation of the embedding's initial weights; None: by the placement's rule, which is
             `initializer_range` unless the placement scales the init.
+        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
         placement_depths: for a model from which layers were removed, the depth l (from 1) that each of its layers had.
         placement_num_layers: and the number of layers L that it had.
     """
@@ -54,11 +55,16 @@ class PlacedConfig(PreTrainedConfig):
 
     placement: str = "pre"
     embedding_std: int | float | None = None
+    initializer_range: Any = 0.02  # a number; in config.json also what `to_dict` puts there
     placement_depths: list[int] | None = None
     placement_num_layers: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # what `to_dict` puts there for stock classes to stumble over; some architectures have such a field, others not
+        # what `to_dict` puts there for stock classes to stumble over
+        own = kwargs.pop(_OWN_INITIALIZER_RANGE, None)
+        if str(self.initializer_range).startswith(_REFUSAL):
+            self.initializer_range = own
+        # folders of before had it in `layer_types`; some architectures have such a field, others not
         own = kwargs.pop(_OWN_LAYER_TYPES, None)
         if any(str(layer_type).startswith(_REFUSAL) for layer_type in kwargs.get("layer_types") or ()):
             kwargs.pop("layer_types")
@@ -75,6 +81,12 @@ class PlacedConfig(PreTrainedConfig):
         """Check that the standard deviation is a positive number."""
         if self.embedding_std is not None and not 0 < self.embedding_std < math.inf:
             raise ValueError(f"embedding_std must be a finite number above 0, not {self.embedding_std}")
+
+    def validate_initializer_range(self) -> None:
+        """Check that it is a number."""
+        value = self.initializer_range
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"Field 'initializer_range' expected float, got {type(value).__name__} (value: {value!r})")
 
     def validate_heads(self) -> None:
         """Check what stock configs do not: that heads divide what they share, and that rotary pairs fit in each."""
@@ -138,18 +150,20 @@ class PlacedConfig(PreTrainedConfig):
         """Return what goes into config.json.
 
         Stock classes ignore fields that they do not know, and some placements have the very parameters of a stock
-        model; so a placement that they would not execute gets `layer_types` that their validation rejects.
+        model; so a placement that they would not execute gets an `initializer_range` that their validation rejects.
+        Not a field that `PreTrainedConfig` itself checks: the Trainer reads config.json with it when it resumes.
         """
         output = super().to_dict()
         if not self.is_stock:
-            reason = f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM"
-            if output.get("layer_types") is not None:
-                output[_OWN_LAYER_TYPES] = output["layer_types"]
-            output["layer_types"] = [reason] + ["full_attention"] * (self.num_hidden_layers - 1)
+            output[_OWN_INITIALIZER_RANGE] = output["initializer_range"]
+            output["initializer_range"] = (
+                f"{_REFUSAL} {self.placement!r}: `import mixln`, then load with AutoModelForCausalLM"
+            )
         return output
 
 
 _REFUSAL = "mixln placement"
+_OWN_INITIALIZER_RANGE = "own_initializer_range"
 _OWN_LAYER_TYPES = "own_layer_types"
 
 

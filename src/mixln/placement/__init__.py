@@ -1,6 +1,16 @@
 """Where the norms of a transformer stand, as data, and the one module that executes it. Pure PyTorch."""
 
 from mixln.placement import schemes
+from mixln.placement.describe import Description, OptionDescription, describe, describe_modifiers, describe_schemes
+from mixln.placement.diagram import (
+    BlockKind,
+    Part,
+    StackDescription,
+    SublayerParts,
+    block_parts,
+    describe_stack,
+    draw_block,
+)
 from mixln.placement.initialize import FusedRoles, ParameterRole, draw, find_role, initialize
 from mixln.placement.norms import DynamicErf, DynamicTanh, GroupedNorm, architecture_norm, norm_factory
 from mixln.placement.plan import (
@@ -24,7 +34,9 @@ __all__ = [
     "NORM",
     "ActivationGate",
     "Block",
+    "BlockKind",
     "BlockPlan",
+    "Description",
     "DynamicErf",
     "DynamicTanh",
     "FusedRoles",
@@ -33,7 +45,9 @@ __all__ = [
     "Interval",
     "NormFactory",
     "NormPlan",
+    "OptionDescription",
     "ParameterRole",
+    "Part",
     "PlacedBlock",
     "Placement",
     "PlacementError",
@@ -41,11 +55,19 @@ __all__ = [
     "QKVNormPlan",
     "Residual",
     "Role",
+    "StackDescription",
     "StackPlan",
+    "SublayerParts",
     "SublayerPlan",
     "Term",
     "architecture_norm",
+    "block_parts",
+    "describe",
+    "describe_modifiers",
+    "describe_schemes",
+    "describe_stack",
     "draw",
+    "draw_block",
     "find_role",
     "has_residual_scales_to_profile",
     "initialize",

@@ -44,12 +44,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option of a scheme or modifier: the Python types it takes and, for a number, its range."""
+    """One option of a scheme or modifier: the Python types it takes, for a number its range, the function's default."""
 
     name: str
     accepted: tuple[type, ...]
     interval: Interval | None
     required: bool = False
+    default: Option | None = None
+
+    @property
+    def type_name(self) -> str:
+        """What a value must be, in words."""
+        return " or ".join(_TYPE_NAMES[accepted] for accepted in self.accepted)
 
     def check(self, value: Option, owner: str) -> Option:
         """Return the value, an int widened to float where a float is meant.
@@ -61,8 +67,7 @@ class OptionSpec:
         if isinstance(value, int) and not isinstance(value, bool) and int not in self.accepted:
             value = float(value) if float in self.accepted else value
         if type(value) not in self.accepted:
-            wanted = " or ".join(_TYPE_NAMES[accepted] for accepted in self.accepted)
-            raise PlacementError(f"{given} must be {wanted}")
+            raise PlacementError(f"{given} must be {self.type_name}")
         if isinstance(value, float) and not math.isfinite(value):
             raise PlacementError(f"{given} must be a finite number")
         if self.interval is not None and not isinstance(value, str) and value not in self.interval:
@@ -167,14 +172,10 @@ def _add(entry: Entry, registry: dict[str, Entry]) -> None:
 def _options_of(function: Callable[..., Any]) -> dict[str, OptionSpec]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
-    return {
-        p.name: _option(p.name, hints.get(p.name), required=p.default is p.empty)
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY
-    }
+    return {p.name: _option(p.name, hints.get(p.name), p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _option(name: str, annotation: Any, *, required: bool) -> OptionSpec:
+def _option(name: str, annotation: Any, default: Any) -> OptionSpec:
     interval: Interval | None = None
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *details = typing.get_args(annotation)
@@ -184,7 +185,8 @@ def _option(name: str, annotation: Any, *, required: bool) -> OptionSpec:
     accepted = tuple(member for member in members if member is not types.NoneType)
     if not set(accepted) <= set(_TYPE_NAMES):
         raise PlacementError(f"option {name}: annotate it with bool, int, float or str, not {annotation}")
-    return OptionSpec(name, accepted, interval, required)
+    is_required = default is inspect.Parameter.empty
+    return OptionSpec(name, accepted, interval, is_required, None if is_required else default)
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:

@@ -188,10 +188,11 @@ def _with_norms(plan: StackPlan, attention: NormPlan, elsewhere: NormPlan) -> St
 
 @register_modifier("scaled_init")
 def scaled_init(plan: StackPlan) -> StackPlan:
-    """Scaled init: std sqrt(2/(5d)); divided by sqrt(2L) for the matrices that write to an unnormalised stream.
+    """Scaled init: std sqrt(2/(5d)), for o and down projections / sqrt(2L) (Scao et al. 2022; Takase et al. 2023).
 
-    Those are the attention's output and the feed-forward's down projection in sublayers without N_out (Scao et al.
-    2022; small init of Takase et al. 2023). It replaces an init that the scheme brings along.
+    Divided by sqrt(2L) are the matrices that write to an unnormalised stream: the attention's output and the
+    feed-forward's down projection in sublayers without N_out (Scao et al.); sqrt(2/(5d)) is the small init of Takase et
+    al. It replaces an init that the scheme brings along.
     """
     if any(sublayer.gain != 1 for block in plan.blocks for sublayer in (block.attention, block.feed_forward)):
         warnings.warn(
@@ -227,27 +228,27 @@ def scaled_embed(plan: StackPlan) -> StackPlan:
 
 @register_modifier("qk_norm")
 def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
-    """QK norm: queries and keys are normed before rotary positions and scores, besides what the scheme norms itself.
+    """QK norm: queries and keys normed before rotary positions and scores (after Henry et al. 2020, arXiv 2010.04245).
 
-    Per head, one gain for all heads, as in Qwen3 (after Henry et al. 2020, arXiv 2010.04245); `per_head=false` is over
-    the full width, as in OLMo 2 (Walsh et al. 2025, arXiv 2501.00656).
+    Besides what the scheme norms itself. Per head, one gain for all heads, as in Qwen3; `per_head=false` is over the
+    full width, as in OLMo 2 (Walsh et al. 2025, arXiv 2501.00656).
     """
 
     def normed(block: BlockPlan) -> BlockPlan:
-        own = () if block.attention.qkv_norm is None else block.attention.qkv_norm.projections
-        others = tuple(name for name in own if name not in ("query", "key"))
-        qkv_norm = QKVNormPlan(("query", "key", *others), per_head=per_head)
-        return replace(block, attention=replace(block.attention, qkv_norm=qkv_norm))
+        own = block.attention.qkv_norm
+        projections = own.projections if own is not None and "value" in own.projections else ("query", "key")
+        return replace(block, attention=replace(block.attention, qkv_norm=QKVNormPlan(projections, per_head=per_head)))
 
     return replace(plan, blocks=tuple(map(normed, plan.blocks)))
 
 
 @register_modifier("gpas")
 def gpas(plan: StackPlan) -> StackPlan:
-    """Gradient-preserving activation scaling: G(h) = h - silu(g) * stopgrad(h), g learned, 0 at first (2506.22049).
+    """GPAS: G(h) = h - silu(g) * stopgrad(h), with g learned, 0 at first (Chen et al. 2025, arXiv 2506.22049).
 
-    One g per block, shared by its sublayers: y = G(x + F(...)) in those without N_out, y = N_out(G(rho * x) + F(...))
-    in those with one. At first G is the identity, so that a trained model to which it is added keeps its function.
+    Gradient-preserving activation scaling. One g per block, shared by its sublayers: y = G(x + F(...)) in those without
+    N_out, y = N_out(G(rho * x) + F(...)) in those with one. At first G is the identity, so that a trained model to
+    which it is added keeps its function.
     """
 
     def gated(sublayer: SublayerPlan) -> SublayerPlan:

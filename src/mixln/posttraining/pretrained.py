@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,11 @@ class PretrainedModel:
         weights = get_model_state_dict(self.build())
         self._adapter = adapter
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+
+    def profile(
+        self, model: PreTrainedModel, forward: Callable[[], object], reduce: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Nothing: the weights are trained ones."""
 
     def finish(self, model: PreTrainedModel) -> None:
         """Merge low-rank updates, and go back to the precision that the weights came in."""

@@ -134,11 +134,14 @@ FIGURES: tuple[FigureKind, ...] = (
 """The figures in the order of the report."""
 
 
-def draw_svg(figure: Figure, salt: str) -> bytes:
-    """The figure as SVG, the same bytes each time; `salt` sets its internal ids apart from other figures'."""
+def draw_svg(figure: Figure, salt: str, description: str | None = None) -> bytes:
+    """The figure as SVG, the same bytes each time; `salt` sets its internal ids apart from other figures'.
+
+    A `description` goes into the metadata of the file.
+    """
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": f"mixln-{salt}", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Description": description})
     return buffer.getvalue()
 
 

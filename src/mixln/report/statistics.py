@@ -18,7 +18,8 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
     """One row per scheme at its own best learning rate, and every (scheme, learning rate).
 
     Schemes keep the order in which they first appear. The best learning rate is the one with the lowest mean
-    validation loss over its seeds; one at which fewer seeds diverged always wins. The difference to the baseline pairs
+    validation loss over its seeds, among those with the most seeds; one at which fewer seeds diverged always wins. The
+    difference to the baseline pairs
     the runs of equal seed that did not diverge, each scheme at its own best learning rate, so that what a seed does
     to both (data order, shared initial draws) cancels.
 
@@ -117,10 +118,11 @@ def _group(runs: Sequence[RunResult]) -> dict[str, dict[float, list[RunResult]]]
 
 
 def _best_learning_rate(rates: dict[float, list[RunResult]]) -> float:
-    def rank(rate: float) -> tuple[float, float, float]:
+    def rank(rate: float) -> tuple[int, float, float, float]:
         runs = rates[rate]
         mean = _mean(losses(runs))
-        return fmean(has_diverged(run) for run in runs), math.inf if mean is None else mean, rate
+        # a rate that was only tried on the way to another is not judged by its luck with one seed
+        return -len(runs), fmean(has_diverged(run) for run in runs), math.inf if mean is None else mean, rate
 
     return min(rates, key=rank)
 

@@ -17,7 +17,7 @@ from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import write_file
-from mixln.models import PlacedConfig
+from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement
 from mixln.report import (
     ComparisonResult,
@@ -38,6 +38,7 @@ from mixln.training import (
     resolve_precision,
     train,
 )
+from mixln.training.model_source import FreshModel
 from mixln.version import __version__
 
 RESULT_FILE = "result.json"
@@ -72,6 +73,7 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     learning_rates: Sequence[float] | None = None,
+    tune_on_first_seed: bool = False,
     baseline: str = "pre",
     command: str = "",
     report_run: ReportRun | None = None,
@@ -90,6 +92,8 @@ def compare(
         folder: of the comparison.
         seeds: one run each.
         learning_rates: a grid of peaks; each scheme is judged at its own best. None: the recipe's.
+        tune_on_first_seed: run the whole grid of learning rates with the first seed only, and the other seeds at the
+            rate that was best with it.
         baseline: the placement that differences are taken to, if it is among the schemes.
         command: the command line, for the report.
         report_run: progress; see `ReportRun`.
@@ -101,6 +105,8 @@ def compare(
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
     runs: list[RunResult] = []
     for number, job in enumerate(jobs):
+        if tune_on_first_seed and job.recipe.seed != seeds[0] and not _is_at_best_rate(job, runs):
+            continue
         result = read_result(job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
@@ -123,6 +129,13 @@ def compare(
         command=command,
         version=__version__,
     )
+
+
+def _is_at_best_rate(job: Job, runs: Sequence[RunResult]) -> bool:
+    """Whether a run is at the learning rate that was best for its placement in the runs of the first seed."""
+    own = [run for run in runs if run.placement == job.recipe.model.placement]
+    (summary,) = summarize([run for run in own if run.seed == own[0].seed], None)[0]
+    return job.recipe.optimizer.learning_rate == summary.learning_rate
 
 
 def plan_jobs(
@@ -184,12 +197,10 @@ def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, flo
     """Train one model and measure it, before training and after."""
     recipe = job.recipe
     device = default_device()
-    fresh = build_model(recipe, data.tokenizer, device)
-    assert isinstance(fresh.config, PlacedConfig)
-    first_rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed)
-    gradient_norm = gradient_norm_by_layer(fresh, [first_rows.to(device)])
+    fresh, gradient_norm = _fresh_model(recipe, data, device)
+    config = fresh.config
+    assert isinstance(config, PlacedConfig)
     num_parameters = sum(parameter.numel() for parameter in fresh.parameters())
-    embedding_std = fresh.config.initial_embedding_std
     del fresh
     try:
         trained: TrainedModel | None = train(recipe, data, job.folder, report_step)
@@ -201,7 +212,7 @@ def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, flo
         placement=recipe.model.placement,
         seed=recipe.seed,
         learning_rate=recipe.optimizer.learning_rate,
-        embedding_std=embedding_std,
+        embedding_std=config.initial_embedding_std,
         num_hidden_layers=recipe.model.num_hidden_layers,
         num_parameters=num_parameters,
         train_tokens=tokens,
@@ -215,6 +226,20 @@ def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, flo
         depth=None if trained is None else _measure(trained, gradient_norm, data, recipe, device),
         config=recipe.to_dict(),
     )
+
+
+def _fresh_model(
+    recipe: Recipe, data: PreparedData, device: torch.device
+) -> tuple[PlacedPreTrainedModel, torch.Tensor]:
+    """Return the model that training begins with, and the gradient norm of each of its layers on the first rows."""
+    model = build_model(recipe, data.tokenizer, device)
+    rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed).to(device)
+    FreshModel(recipe, data.tokenizer).profile(
+        model,
+        lambda: model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False),
+        lambda moments: moments,
+    )
+    return model, gradient_norm_by_layer(model, [rows])
 
 
 def _measure(

@@ -114,7 +114,9 @@ def train(
             settings = decide_settings(recipe, processes, newest)
             with number_of_threads(settings.threads):
                 run = TrainingRun(recipe, data, folder, processes, settings, source)
-                if newest is not None:
+                if newest is None:
+                    run.begin()
+                else:
                     run.restore(checkpoints, newest)
                 validation = _train(run, checkpoints, report_step)
                 return _finish(run, checkpoints, validation or run.validate())

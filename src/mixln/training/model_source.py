@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mixln.models import PlacedPreTrainedModel
+from mixln.placement import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.training.build import materialize, model_without_weights
 from mixln.training.config import Recipe
 from mixln.training.objective import AttentionKind, CausalLanguageModelObjective
@@ -46,6 +49,18 @@ class ModelSource(Protocol):
 
     def restart(self, model: PreTrainedModel) -> None:
         """Give a placed model its initial weights again."""
+        ...
+
+    def profile(
+        self, model: PreTrainedModel, forward: Callable[[], object], reduce: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Set what one forward pass over real data decides, before the first step.
+
+        Args:
+            model: with its initial weights, shared out or not.
+            forward: runs it once in training mode, on the first batch, without gradients.
+            reduce: adds up a tensor over the processes that have a share of that batch.
+        """
         ...
 
     def finish(self, model: PreTrainedModel) -> None:
@@ -88,6 +103,13 @@ class FreshModel:
     def restart(self, model: PreTrainedModel) -> None:
         """Draw the same weights again."""
         _placed(model).initialize(self._recipe.seed)
+
+    def profile(
+        self, model: PreTrainedModel, forward: Callable[[], object], reduce: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Set the residual scales that are learned, if the placement has such (Admin)."""
+        if has_residual_scales_to_profile(model):
+            set_residual_scales(model, profile_residual_scales(model, forward, reduce=reduce))
 
     def finish(self, model: PreTrainedModel) -> None:
         """It is saved as it is."""

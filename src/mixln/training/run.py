@@ -17,13 +17,14 @@ from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
 from mixln.training.build import build_optimizer
 from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
-from mixln.training.compilation import compile_objective
+from mixln.training.compilation import compile_objective, uncompiled
 from mixln.training.config import Recipe
 from mixln.training.distributed import (
     Processes,
     clip_gradients,
     gathered_weights,
     gradient_exchange,
+    release_gathered_weights,
     replicate,
     share_out,
 )
@@ -35,7 +36,7 @@ from mixln.training.layer_metrics import (
     layer_update_ratios,
 )
 from mixln.training.model_source import FreshModel, ModelSource
-from mixln.training.objective import CausalLanguageModelObjective, choose_attention
+from mixln.training.objective import CausalLanguageModelObjective, attention_of, choose_attention
 from mixln.training.precision import autocast, resolve_precision
 from mixln.training.schedule import learning_rate
 from mixln.training.validation import validate
@@ -118,6 +119,21 @@ class TrainingRun:
         """The model, without what is wrapped around it for training."""
         return self.objective.model
 
+    def begin(self) -> None:
+        """Set what the first batch decides about the initial weights; to be called before the first step of a run."""
+        batch = cut(self.batch(0).to(self.processes.device), self.recipe.micro_batch_size)[0]
+
+        def forward() -> None:
+            with (
+                uncompiled(),
+                attention_of(self.objective, "sdpa"),
+                autocast(self.processes.device, self.autocast_dtype),
+            ):
+                self.module(batch.input_ids, batch.position_ids, batch.targets)
+            release_gathered_weights(self.module)
+
+        self.source.profile(self.model, forward, self.processes.sum_over_data)
+
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step, from 0."""
         return self.data.train.batch(self.processes.own_rows(self._rows(step)))
@@ -181,6 +197,7 @@ class TrainingRun:
         """
         if saved is None:
             self.source.restart(self.model)
+            self.begin()
             self.optimizer.state.clear()
             progress = {"step": 0, "tokens": 0, "watch": FaultWatch(self.recipe.faults).state()}
         else:

@@ -14,6 +14,13 @@ from mixln.placement import BlockPlan, StackPlan
 from mixln.training.config import Recipe, model_config
 
 PUBLISHED_VOCABULARY = 32_000
+
+NAMED_VOCABULARIES = {
+    "Qwen/Qwen2.5-0.5B": 151_936,
+    "allenai/OLMo-1B-hf": 50_304,
+    "allenai/OLMo-7B-hf": 50_304,
+}
+"""Rows of the published embeddings of the shipped recipes' other tokenizers."""
 """Tokens of a named tokenizer, which is not loaded for this: as many as in the published models."""
 
 SMALLEST_PUBLISHED = 60_000_000
@@ -54,7 +61,7 @@ def stability_warnings(recipe: Recipe) -> list[str]:
 def num_parameters(recipe: Recipe) -> int:
     """Number of the model's parameters, tied ones once; built on the meta device, so nothing is allocated.
 
-    The vocabulary is that of `data.vocab_size`, or the published 32,000 for a named tokenizer.
+    The vocabulary is that of `data.vocab_size`, or the published number for a named tokenizer.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config(recipe, vocabulary_size(recipe)))
@@ -62,8 +69,10 @@ def num_parameters(recipe: Recipe) -> int:
 
 
 def vocabulary_size(recipe: Recipe) -> int:
-    """Return the tokens of a recipe's vocabulary: `data.vocab_size`, or the published 32,000 for a named tokenizer."""
-    return recipe.data.vocab_size if recipe.data.tokenizer is None else PUBLISHED_VOCABULARY
+    """Return the tokens of a recipe's vocabulary: `data.vocab_size`, or the published number for a named tokenizer."""
+    if recipe.data.tokenizer is None:
+        return recipe.data.vocab_size
+    return NAMED_VOCABULARIES.get(recipe.data.tokenizer, PUBLISHED_VOCABULARY)
 
 
 def _short_warmup(recipe: Recipe) -> str | None:

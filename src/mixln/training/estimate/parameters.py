@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from mixln.placement import PlacedBlock
 from mixln.training.config import Recipe
 from mixln.training.estimate.shape import recipe_config
 
@@ -50,7 +51,7 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(recipe_config(recipe))
     embedding, head = _weight(model.get_input_embeddings()), _weight(model.get_output_embeddings())
-    blocks = tuple(_count(block) for block in model.get_decoder().layers)
+    blocks = tuple(_count(block) for block in model.modules() if isinstance(block, PlacedBlock))
     total = _count(model)
     own_head = 0 if head is embedding else head.numel()
     return ParameterCount(

@@ -1,4 +1,4 @@
-"""The shipped recipes: `nano`, and the five published sizes of Mix-LN, table 9."""
+"""The shipped recipes: `nano`, the five sizes of Mix-LN, table 9, and the other architectures of the papers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _FOLDER = Path(__file__).parent
 
 
 def list_recipes() -> list[str]:
-    """Return the names of the shipped recipes, smallest model first."""
-    order = ["nano", "71m", "130m", "250m", "1b", "7b"]
+    """Return the names of the shipped recipes, smallest model of each family first."""
+    order = ["nano", "71m", "130m", "250m", "1b", "7b", "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
     found = {path.stem for path in _FOLDER.glob("*.yaml")}
     return [name for name in order if name in found] + sorted(found - set(order))
 
