@@ -9,7 +9,7 @@ import torch
 from models_reference import BLOCKS, CASES, llama_logits, mix_gpas
 from models_tools import logits_of, token_ids
 from safetensors.torch import load_file, save_file
-from test_models_convert import SHAPE, published_weights, write_folder
+from test_exchange_convert import SHAPE, published_weights, write_folder
 from transformers import AutoModelForCausalLM
 
 from mixln import Placement
