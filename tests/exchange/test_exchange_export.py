@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from mixln import apply_placement
 from mixln.errors import InputError
+from mixln.exchange import export
 from mixln.exchange.export import compare_logits, save_stock, stock_model
 from mixln.exchange.fold import fold
-from mixln.models import ARCHITECTURES, PlacedPreTrainedModel, export
+from mixln.models import ARCHITECTURES, PlacedPreTrainedModel
 from mixln.placement import BlockPlan, SublayerPlan
 from mixln.placement.registry import SCHEMES, register_scheme
 
