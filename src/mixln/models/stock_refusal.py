@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 _REFUSAL = "mixln placement"
 _OWN_INITIALIZER_RANGE = "own_initializer_range"
