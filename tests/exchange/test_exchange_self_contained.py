@@ -196,7 +196,7 @@ def test_a_scheme_within_a_function_is_refused(tmp_path: Path) -> None:
         return SCHEMES["pre"].function(depth, num_layers)
 
     try:
-        with pytest.raises(InputError, match=r"local is not defined at the top level of test_exchange_self_contained"):
+        with pytest.raises(InputError, match=f"local is not defined at the top level of {__name__}"):
             tiny_model("test_local").save_pretrained(tmp_path, self_contained=True)
     finally:
         del SCHEMES["test_local"]

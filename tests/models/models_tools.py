@@ -47,9 +47,11 @@ def tiny_model(placement: str = "pre", *, seed: int = 0, **changes: Any) -> MixL
 def randomise_gains(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed + 1000)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
-                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+                value = torch.rand(parameter.shape, generator=generator) + 0.5
+                # the slope of a pointwise norm: where it saturates, nothing below it has a gradient
+                parameter.copy_(value / 4 if name.endswith("alpha") else value)
 
 
 def token_ids(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:

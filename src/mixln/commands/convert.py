@@ -49,7 +49,7 @@ def _placement(given: Namespace) -> str:
         )
     if given.norm_type is None and given.post_num is not None:
         raise InputError("--post-num goes with --norm-type; in a --placement write mix(post_layers=...)")
-    return given.placement or published_placement(str(given.norm_type), given.post_num)
+    return given.placement if given.norm_type is None else published_placement(given.norm_type, given.post_num)
 
 
 def run(given: Namespace, _command: str) -> int:
