@@ -71,7 +71,9 @@ def test_a_program_for_any_size_is_saved_and_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
-@pytest.mark.parametrize("placement", ["mix(alpha=0.5)", *SCHEMES, *MODIFIED])
+@pytest.mark.parametrize(
+    "placement", ["mix(alpha=0.5)", *SCHEMES, *(f"pre+{modifier}" for modifier in mixln.modifiers())]
+)
 def test_every_placement_is_exported_for_any_size(placement: str) -> None:
     model = model_of(placement)
     check(export(model, any_size=True), model, any_size=True)

@@ -42,11 +42,13 @@ def build_parser() -> ArgumentParser:
 
 def _placement(given: Namespace) -> str:
     """Return the placement that the user states in one of two ways."""
-    if (given.placement is None) == (given.norm_type is None):
+    if given.placement is None and given.norm_type is None:
         raise InputError(
             "say what to do: --placement PLACEMENT (or the published code's --norm-type) imports a checkpoint of the "
             "published training code, which was trained with that placement; --to hf exports a model of this library"
         )
+    if given.placement is not None and given.norm_type is not None:
+        raise InputError("state how the norms are placed once: either --placement, or the published code's --norm-type")
     if given.norm_type is None and given.post_num is not None:
         raise InputError("--post-num goes with --norm-type; in a --placement write mix(post_layers=...)")
     return given.placement if given.norm_type is None else published_placement(given.norm_type, given.post_num)
