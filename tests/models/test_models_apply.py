@@ -104,6 +104,37 @@ def test_norms_keep_their_weights_by_place_and_not_by_name() -> None:
     assert layers[0].post_attention_layernorm.weight is feed_forward_norm
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_norm_of_another_kind_is_a_new_norm_wherever_it_stands(name: str) -> None:
+    model = stock_model(name)
+    apply_placement(model, "peri+qk_norm+dyt(slope=0.5)")
+    before = dict(model.named_parameters())
+    with torch.no_grad():
+        for parameter in before.values():
+            if parameter.ndim < 2:
+                parameter.fill_(0.123)
+    change = apply_placement(model, "peri+qk_norm+dyt(slope=0.9)")
+    slopes = {key: value for key, value in model.named_parameters() if key.endswith("alpha")}
+    assert len(slopes) == 4 * 6 + 2
+    assert all(value.item() == pytest.approx(0.9) for value in slopes.values())
+    assert set(slopes) <= set(change.added)
+    assert set(slopes) <= set(change.removed)
+    # norms of the old kind are left as they were, for whoever still holds them
+    assert all((value == 0.123).all() for key, value in before.items() if key in change.removed)
+    back = apply_placement(model, STOCK[name])
+    fresh = tiny_architecture(name, STOCK[name])
+    fresh.initialize(0)
+    for key in back.added:
+        assert torch.equal(model.get_parameter(key), fresh.get_parameter(key)), key
+
+
+def test_activation_checkpointing_stays_on() -> None:
+    model = stock_model("llama")
+    model.gradient_checkpointing_enable()
+    apply_placement(model, "mix(alpha=0.5)")
+    assert model.is_gradient_checkpointing
+
+
 def test_one_placement_after_the_other_and_back_is_the_same_model() -> None:
     model, ids = stock_model("llama"), token_ids()
     logits = logits_of(model, ids)

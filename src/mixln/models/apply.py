@@ -26,7 +26,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
 
     The model stays the same object, with the same parameters (an optimiser that holds them keeps them), but becomes of
     this library's model and config classes, so that what anybody saves of it reloads with its placement. Norms that
-    stand where they stood keep their weights; new ones, gates and learned scales are at their initial values.
+    stand where they stood keep their weights; new ones, gates and learned scales are at their initial values. Hooks are
+    not taken over: put them on afterwards, as adapters.
 
     Args:
         model: a stock language model of a supported family, or its stack alone, or a model of this library.
@@ -48,7 +49,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
     with torch.device("meta"):
         target = target_class(config)
     before = dict(model.named_parameters())
-    sources = norm_sources(_plan_of(found, model), target)
+    sources = norm_sources(_plan_of(found, model), config.stack_plan, target)
+    is_checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
     fresh = take_tensors(target, model, sources)
     target.train(model.training)
     if hasattr(model, "generation_config"):
@@ -62,6 +64,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
         model._init_weights(module)
     if seed is not None:
         model.initialize(seed)
+    if is_checkpointing:
+        model.gradient_checkpointing_enable()
     kept = {id(parameter) for parameter in model.parameters()}
     known = {id(parameter) for parameter in before.values()}
     return replace(

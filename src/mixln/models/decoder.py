@@ -72,10 +72,14 @@ class PlacedModel(PlacedPreTrainedModel):
     Attributes:
         layer_class: of the blocks.
         rotary_class: of (config), or None without rotary positions.
+        embedding_norm_name: what `build_parts` calls the norm on the embedding.
+        final_norm_name: what it calls the norm before the head.
     """
 
     layer_class: ClassVar[type[PlacedDecoderLayer]]
     rotary_class: ClassVar[Callable[..., nn.Module] | None] = None
+    embedding_norm_name: ClassVar[str] = "embedding_norm"
+    final_norm_name: ClassVar[str] = "norm"
 
     def __init__(self, config: PlacedConfig) -> None:
         # not the architecture's constructor, which would build stock layers to be thrown away

@@ -111,6 +111,8 @@ class MixLNGPT2Model(PlacedModel, MixLNGPT2PreTrainedModel, GPT2Model):  # pyrig
     """The stack without the head: `transformers.GPT2Model` with placed blocks."""
 
     layer_class = MixLNGPT2Block
+    embedding_norm_name = "drop.embedding_norm"
+    final_norm_name = "ln_f"
 
     def build_parts(
         self, embedding: nn.Embedding, embedding_norm: nn.Module | None, layers: nn.ModuleList, final_norm: nn.Module

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mixln.models.decoder import PlacedModel
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.placement import PlacedBlock, PlacementError, StackPlan
 
 
-def norm_sources(before: StackPlan, target: PlacedPreTrainedModel) -> dict[str, str]:
-    """Return, for every norm of the target's blocks, the name that the norm in its place has in the model as it is.
+def norm_sources(before: StackPlan, after: StackPlan, target: PlacedPreTrainedModel) -> dict[str, str]:
+    """Return, for every norm of the target, the name that the norm in its place has in the model as it is, or "".
 
     A name alone does not say where a norm stands: `post_attention_layernorm` is the feed-forward's N_in in Pre-LN and
-    the attention's N_out in Post-LN.
+    the attention's N_out in Post-LN. And a norm of another kind is another norm, whatever stood there.
     """
     found: dict[str, str] = {}
     blocks = [(name, module) for name, module in target.named_modules() if isinstance(module, PlacedBlock)]
-    for (name, block), plan in zip(blocks, before.blocks, strict=True):
-        old = {(sublayer, part): (attribute, norm) for sublayer, part, attribute, norm in block.norm_attributes(plan)}
-        for sublayer, part, attribute, norm in block.norm_attributes(block.plan):
+    for (name, block), old_plan, new_plan in zip(blocks, before.blocks, after.blocks, strict=True):
+        old = {
+            (sublayer, part): (attribute, norm) for sublayer, part, attribute, norm in block.norm_attributes(old_plan)
+        }
+        for sublayer, part, attribute, norm in block.norm_attributes(new_plan):
             same = old.get((sublayer, part))
             found[f"{name}.{attribute}"] = f"{name}.{same[0]}" if same is not None and same[1] == norm else ""
+        heads, old_heads = new_plan.attention.qkv_norm, old_plan.attention.qkv_norm
+        if heads is not None and (old_heads is None or replace(old_heads, projections=heads.projections) != heads):
+            attention = f"{name}.{getattr(block, 'attention_name', '')}"
+            found |= dict.fromkeys((f"{attention}.{letter}_norm" for letter in "qkv"), "")
+    for module_name, module in target.named_modules():
+        if isinstance(module, PlacedModel):
+            prefix = f"{module_name}." if module_name else ""
+            pairs = (
+                (module.final_norm_name, before.final_norm, after.final_norm),
+                (module.embedding_norm_name, before.embedding_norm, after.embedding_norm),
+            )
+            found |= {f"{prefix}{name}": "" for name, old_norm, new_norm in pairs if old_norm != new_norm}
     return found
 
 
