@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from models_reference import BLOCKS, Parts
-from models_tools import VOCABULARY, randomise_gains
+from models_tools import TINY, randomise_gains
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -23,20 +23,7 @@ PAIRS = [(name, text) for name in NAMES for text in dict.fromkeys([*PLACEMENTS, 
 
 def tiny_architecture_config(name: str, placement: str, **changes: Any) -> PlacedConfig:
     config_class = ARCHITECTURES[name].config_class
-    fields: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.15,
-        "bos_token_id": 0,
-        "eos_token_id": None,
-        "pad_token_id": None,
-        "tie_word_embeddings": False,
-    }
+    fields = {**TINY, "pad_token_id": None, "tie_word_embeddings": False}
     if config_class.recipe_names.get("num_key_value_heads", "") is None:
         del fields["num_key_value_heads"]
     return config_class.from_recipe(**(fields | changes), placement=placement)

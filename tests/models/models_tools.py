@@ -20,20 +20,22 @@ STOCK = ["pre", "mix(alpha=0)", "mix(post_layers=0)", "pre+scaled_init"]
 """Placements of which stock Llama computes the very function."""
 
 
+TINY: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": None,
+}
+
+
 def tiny_config(placement: str = "pre", **changes: Any) -> MixLNLlamaConfig:
-    fields: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.15,
-        "bos_token_id": 0,
-        "eos_token_id": None,
-        "attn_implementation": "sdpa",
-    }
+    fields = {**TINY, "attn_implementation": "sdpa"}
     return MixLNLlamaConfig(**(fields | changes), placement=placement)
 
 

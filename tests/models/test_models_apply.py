@@ -130,9 +130,9 @@ def test_a_norm_of_another_kind_is_a_new_norm_wherever_it_stands(name: str) -> N
 
 def test_activation_checkpointing_stays_on() -> None:
     model = stock_model("llama")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     apply_placement(model, "mix(alpha=0.5)")
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
 
 
 def test_one_placement_after_the_other_and_back_is_the_same_model() -> None:

@@ -50,7 +50,7 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
         target = target_class(config)
     before = dict(model.named_parameters())
     sources = norm_sources(_plan_of(found, model), config.stack_plan, target)
-    is_checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    is_checkpointing = model.is_activation_checkpointing
     fresh = take_tensors(target, model, sources)
     target.train(model.training)
     if hasattr(model, "generation_config"):
@@ -65,7 +65,7 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
     if seed is not None:
         model.initialize(seed)
     if is_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     kept = {id(parameter) for parameter in model.parameters()}
     known = {id(parameter) for parameter in before.values()}
     return replace(

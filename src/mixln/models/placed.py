@@ -17,10 +17,9 @@ from mixln.models.placed_config import PlacedConfig
 from mixln.models.saving import ModelWithItsCode
 from mixln.placement import (
     ActivationGate,
-    DynamicErf,
-    DynamicTanh,
     GroupedNorm,
     ParameterRole,
+    PointwiseNorm,
     Residual,
     find_role,
     initialize,
@@ -32,7 +31,7 @@ _LOADED = "_is_hf_initialized"
 """The mark that transformers leaves on a tensor that it has loaded, so that initialisation passes it over."""
 
 
-_PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, DynamicTanh, DynamicErf)
+_PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, PointwiseNorm)
 
 
 def _is_loaded(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from mixln.placement.diagram import (
     draw_block,
 )
 from mixln.placement.initialize import FusedRoles, ParameterRole, draw, find_role, initialize
-from mixln.placement.norms import DynamicErf, DynamicTanh, GroupedNorm, architecture_norm, norm_factory
+from mixln.placement.norms import DynamicErf, DynamicTanh, GroupedNorm, PointwiseNorm, architecture_norm, norm_factory
 from mixln.placement.plan import (
     NORM,
     BlockPlan,
@@ -52,6 +52,7 @@ __all__ = [
     "Placement",
     "PlacementError",
     "PlacementWarning",
+    "PointwiseNorm",
     "QKVNormPlan",
     "Residual",
     "Role",

@@ -69,14 +69,14 @@ class GroupedNorm(nn.Module):
         return f"groups={self.groups}, eps={self.eps}, centered={self.centered}"
 
 
-class DynamicTanh(nn.Module):
-    """DyT: y = w * tanh(alpha * x) + b, with a learned scalar alpha (Zhu et al. 2025, arXiv 2503.10622, eq. 2).
+class PointwiseNorm(nn.Module):
+    """What stands in place of a norm without a mean over channels: y = w * squash(alpha * x) + b.
 
-    Pointwise: it takes no mean over channels. w starts at 1 and b at 0.
+    alpha is a learned scalar, w and b are of shape (width,) and start at 1 and 0.
 
     Args:
         width: channels; x is of shape (..., width).
-        slope: initial value of alpha; the paper's default is 0.5.
+        slope: initial value of alpha.
     """
 
     def __init__(self, width: int, slope: float) -> None:
@@ -93,39 +93,38 @@ class DynamicTanh(nn.Module):
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
+    def squash(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return the function of alpha * x, value by value."""
+        raise NotImplementedError
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return y for x = `hidden_states`, of the same shape."""
-        return self.weight * torch.tanh(self.alpha * hidden_states) + self.bias
+        return self.weight * self.squash(self.alpha * hidden_states) + self.bias
 
 
-class DynamicErf(nn.Module):
-    """Derf: y = w * erf(alpha * x + s) + b, with learned scalars alpha and s (Chen et al. 2025, arXiv 2512.10938).
+class DynamicTanh(PointwiseNorm):
+    """DyT: y = w * tanh(alpha * x) + b (Zhu et al. 2025, arXiv 2503.10622); the paper's default slope is 0.5."""
 
-    Pointwise: it takes no mean over channels. w starts at 1, b and s at 0.
+    def squash(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return tanh(alpha * x)."""
+        return torch.tanh(scaled)
 
-    Args:
-        width: channels; x is of shape (..., width).
-        slope: initial value of alpha; the paper's default is 0.5.
-    """
+
+class DynamicErf(PointwiseNorm):
+    """Derf: y = w * erf(alpha * x + s) + b, s a learned scalar that starts at 0 (Chen et al. 2025, arXiv 2512.10938)."""
 
     def __init__(self, width: int, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-        self.alpha = nn.Parameter(torch.full((1,), slope))
+        super().__init__(width, slope)
         self.shift = nn.Parameter(torch.zeros(1))
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
 
     def reset_parameters(self) -> None:
-        """Set alpha to its initial value, w to 1, s and b to 0."""
-        nn.init.constant_(self.alpha, self.slope)
+        """Set alpha to its initial value, w to 1, b and s to 0."""
+        super().reset_parameters()
         nn.init.zeros_(self.shift)
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return y for x = `hidden_states`, of the same shape."""
-        return self.weight * torch.erf(self.alpha * hidden_states + self.shift) + self.bias
+    def squash(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return erf(alpha * x + s)."""
+        return torch.erf(scaled + self.shift)
 
 
 POINTWISE: dict[str, Callable[[int, float], nn.Module]] = {"dyt": DynamicTanh, "derf": DynamicErf}
