@@ -239,6 +239,25 @@ def test_bad_sizes_are_refused(name: str) -> None:
         tiny_architecture_config(name, "perhaps")
 
 
+@pytest.mark.parametrize("text", ["pre", "pre+qk_norm", "hybrid"])
+def test_olmo_clips_query_key_and_value_under_every_placement(text: str) -> None:
+    ids = token_ids()
+    free, clipped = (tiny_architecture("olmo", text, clip_qkv=limit) for limit in (None, 0.05))
+    assert not torch.allclose(logits_of(free, ids), logits_of(clipped, ids), atol=1e-2)
+    if text == "pre+qk_norm":
+        # what is clipped is the projection, before its norm
+        attention: Any = stack_of(clipped)[1][0].get_submodule("self_attn")
+        assert all(states.abs().max() <= 0.05 for states in attention.project(torch.randn(1, 3, 32)))
+
+
+def test_gpt2_refuses_what_it_would_leave_out() -> None:
+    with pytest.raises(Exception, match="add_cross_attention"):
+        tiny_architecture_config("gpt2", "pre", add_cross_attention=True)
+    with pytest.raises(Exception, match="reorder_and_upcast_attn does not go with placement 'pre\\+qk_norm"):
+        tiny_architecture_config("gpt2", "pre+qk_norm", reorder_and_upcast_attn=True)
+    tiny_architecture_config("gpt2", "pre", reorder_and_upcast_attn=True)
+
+
 @pytest.fixture
 def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()

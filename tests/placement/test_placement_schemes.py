@@ -208,3 +208,19 @@ def test_same_function_looks_at_every_block() -> None:
     assert pruned.same_function_as(plan_of("pre", 2))
     pruned_lns = Placement.parse("lns").plan(2, depths=[1, 4], original_num_layers=4)
     assert not pruned_lns.same_function_as(plan_of("lns", 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("none+dyt", "dyt takes the place of every norm of the placement, and there is none"),
+        ("pre+dyt+derf", "derf takes the place .* others than the architecture's own"),
+        ("groupnorm+dyt", "others than the architecture's own"),
+        ("peri+scaled_embed", "scaled_embed does nothing"),
+        ("lns+scaled_init", "takes away the effect"),
+    ],
+)
+@pytest.mark.filterwarnings("default::mixln.placement.PlacementWarning")
+def test_combinations_that_do_not_do_what_they_say_warn(text: str, reason: str) -> None:
+    with pytest.warns(PlacementWarning, match=reason):
+        plan_of(text, 4)

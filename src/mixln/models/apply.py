@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from mixln.models.change import PlacementChange, describe_change
@@ -128,7 +129,7 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
     """Return a model's config as this library's, with a placement.
 
     Raises:
-        PlacementError: there is no such placement, or it does not fit the number of layers.
+        PlacementError: there is no such placement, or it does not fit the number of layers or another field.
     """
     Placement.parse(placement).plan(int(model.config.num_hidden_layers))
     values = model.config.to_dict()
@@ -137,6 +138,11 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
     own_types = getattr(model.config, "layer_types", None)
     if own_types is not None:
         values["layer_types"] = list(own_types)
-    config = found.config_class(**values, placement=placement)
+    try:
+        config = found.config_class(**values, placement=placement)
+    except StrictDataclassError as error:
+        raise PlacementError(
+            f"{type(model).__name__} cannot be given a placement: {error.__cause__ or error}"
+        ) from error
     config._attn_implementation = model.config._attn_implementation
     return config

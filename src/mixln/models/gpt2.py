@@ -35,6 +35,17 @@ class MixLNGPT2Config(PlacedConfig, GPT2Config):
     }
     recipe_values: ClassVar[Mapping[str, Any]] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
+    def validate_attention(self) -> None:
+        """Refuse what this library's GPT-2 would leave out: attention to an encoder, and upcasting between norms."""
+        if self.add_cross_attention:
+            raise ValueError(
+                "add_cross_attention: this library's GPT-2 is a decoder alone, without attention to an encoder"
+            )
+        if self.reorder_and_upcast_attn and any(block.attention.qkv_norm for block in self.stack_plan.blocks):
+            raise ValueError(
+                f"reorder_and_upcast_attn does not go with placement {self.placement!r}, which norms query and key"
+            )
+
     def norm_factory(self) -> NormFactory:
         """LayerNorm with gain and bias."""
         eps = self.layer_norm_epsilon

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import OlmoConfig, OlmoForCausalLM, OlmoModel
 from transformers.models.olmo.modeling_olmo import (
@@ -37,6 +38,11 @@ class MixLNOlmoConfig(PlacedConfig, OlmoConfig):
 
 class MixLNOlmoAttention(PlacedAttention, OlmoAttention):
     """The architecture's attention, with room for norms of query, key and value."""
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return query, key and value, clipped if the config says so, before any norm of theirs."""
+        limit, projected = self.config.clip_qkv, super().project(hidden_states)
+        return projected if limit is None else tuple(states.clamp(-limit, limit) for states in projected)
 
 
 class MixLNOlmoDecoderLayer(PlacedDecoderLayer):

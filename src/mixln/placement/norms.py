@@ -111,7 +111,7 @@ class DynamicTanh(PointwiseNorm):
 
 
 class DynamicErf(PointwiseNorm):
-    """Derf: y = w * erf(alpha * x + s) + b, s a learned scalar that starts at 0 (Chen et al. 2025, arXiv 2512.10938)."""
+    """Derf: y = w * erf(alpha * x + s) + b, s a learned scalar, 0 at first (Chen et al. 2025, arXiv 2512.10938)."""
 
     def __init__(self, width: int, slope: float) -> None:
         super().__init__(width, slope)
