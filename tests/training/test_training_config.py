@@ -11,6 +11,7 @@ from tiny import tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from mixln.errors import InputError
+from mixln.models import ARCHITECTURES
 from mixln.placement import PlacementError
 from mixln.training import Recipe, model_config
 from mixln.training.recipes import find_recipe, list_recipes
@@ -110,3 +111,27 @@ def test_a_placement_that_there_is_not_is_refused_before_any_work() -> None:
     recipe = tiny_recipe(Path("unused"))
     with pytest.raises(PlacementError, match=r"unknown scheme 'sandwhich'\. Did you mean 'sandwich'"):
         replace(recipe, model=replace(recipe.model, placement="sandwhich")).check()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["--model.architecture", "nope"], "unknown architecture 'nope'.*gpt2"),
+        (["--model.architecture", "gpt2", "--model.rope_theta", "5"], "gpt2 has no rope_theta"),
+        (["--model.architecture", "gpt2", "--model.num_key_value_heads", "2"], "gpt2 has no num_key_value_heads"),
+        (["--model.architecture", "olmo", "--model.rms_norm_eps", "1e-3"], "olmo has no rms_norm_eps"),
+    ],
+)
+def test_what_an_architecture_does_not_have_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read("nano", *overrides)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_recipe_may_name_any_architecture(name: str) -> None:
+    config = model_config(read("nano", "--model.architecture", name), 300)
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (128, 12, 300)
+    assert config.placement == "pre"
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    assert not any(module.p for module in built.modules() if isinstance(module, torch.nn.Dropout))

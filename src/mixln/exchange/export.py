@@ -109,7 +109,10 @@ def save_stock(source: str | Path, out: Path) -> StockExport:
     require_new_folder(out)
     model = load_bare_causal_lm(str(source))
     if not isinstance(model, PlacedPreTrainedModel):
-        raise InputError(f"{source} holds a {type(model).__name__}, which is a class of transformers already")
+        raise InputError(
+            f"{source} holds a {type(model).__name__}, which is a class of transformers already. If the published "
+            "training code wrote it, its config.json hides the placement: import it first, with --placement"
+        )
     stock = stock_model(model)
     try:
         with whole_folder(out) as temporary:

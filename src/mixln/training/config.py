@@ -291,7 +291,7 @@ def model_config(
         )
     }
     del fields["architecture"]
-    if "rope_theta" in fields:
+    if "rope_theta" in fields and config_class.recipe_names.get("rope_theta", "") is not None:
         fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     try:
         return config_class.from_recipe(
