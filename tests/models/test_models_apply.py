@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig
 
 import mixln
 from mixln import PlacementError, apply_placement, preview_placements
+from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
@@ -194,3 +195,16 @@ def test_what_cannot_be_placed_is_refused_and_left_alone() -> None:
             apply_placement(model, text)
     assert type(model).__module__.startswith("transformers.")
     assert torch.equal(logits_of(model, ids), logits)
+
+
+def test_a_model_with_adapters_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    inner = stock_model("llama")
+    peft.get_peft_model(inner, peft.LoraConfig(target_modules=["q_proj"]))
+    for action in (lambda: apply_placement(inner, "mix"), lambda: preview_placements(inner)):
+        with pytest.raises(PlacementError, match="adapters"):
+            action()
+    placed = tiny_architecture("llama", "lns")
+    peft.get_peft_model(placed, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="adapters"):
+        mixln.stock_model(placed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from models_tools import ALL, STOCK, logits_of, tiny_config, tiny_model, token_ids
+from transformers import AutoModelForCausalLM
 
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.placement import PlacementError, PlacementWarning
@@ -159,3 +161,17 @@ def test_scaled_init_on_lns_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny_config("pre+scaled_init", num_hidden_layers=7)
+
+
+@pytest.mark.parametrize("other", ["pre", None, "mix"])
+def test_a_placement_that_was_changed_by_hand_is_noticed(other: str | None, tmp_path: Path) -> None:
+    tiny_model("lns").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    if other is None:
+        del values["placement"]
+    else:
+        values["placement"] = other
+    path.write_text(json.dumps(values))
+    with pytest.raises(PlacementError, match=r"was written for another \(mixln placement 'lns'\)"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -46,6 +46,8 @@ def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise InputError("the model has adapters, which no stock class has: merge them first (merge_and_unload)")
     config = model.config
     assert isinstance(config, PlacedConfig)
     folded = fold(model)

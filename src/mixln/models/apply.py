@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.models.change import PlacementChange, describe_change
 from mixln.models.decoder import PlacedForCausalLM, PlacedModel
@@ -40,8 +40,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
         Whether the function was kept, and what changed.
 
     Raises:
-        PlacementError: the model is of no supported family, is spread over devices, quantised or has adapters, or there
-            is no such placement, or it does not fit the number of layers.
+        PlacementError: the model is of no supported family, spread over devices, quantised or with adapters; or there is
+            no such placement, or it does not fit the model.
     """
     found = _architecture_of(model)
     config = placed_config(found, model, placement)
@@ -112,6 +112,8 @@ def _architecture_of(model: PreTrainedModel) -> Architecture:
         raise PlacementError(
             "a quantised model, or one spread over devices, cannot be given a placement: load it whole"
         )
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise PlacementError("a model with adapters cannot be given a placement: merge them, or put them on afterwards")
     return found
 
 
@@ -132,7 +134,8 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
         PlacementError: there is no such placement, or it does not fit the number of layers or another field.
     """
     Placement.parse(placement).plan(int(model.config.num_hidden_layers))
-    values = model.config.to_dict()
+    # of a config of this library, what it keeps stock classes off with is of the placement that it has now
+    values = PreTrainedConfig.to_dict(model.config)
     for name in ("model_type", "architectures", "transformers_version", "layer_types", "placement"):
         values.pop(name, None)
     own_types = getattr(model.config, "layer_types", None)

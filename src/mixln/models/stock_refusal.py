@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from mixln.placement import Placement, PlacementError
+
 _REFUSAL = "mixln placement"
 _OWN_INITIALIZER_RANGE = "own_initializer_range"
 
@@ -25,9 +27,20 @@ def put_refusal_on(output: dict[str, Any], placement: str) -> None:
 
 
 def take_refusal_off(config: Any, further_fields: dict[str, Any]) -> None:
-    """Take back `put_refusal_on`, in a config's fields and in those that it has no attribute for."""
+    """Take back `put_refusal_on`, in a config's fields and in those that it has no attribute for.
+
+    Raises:
+        PlacementError: the refusal is of another placement than the config's, which somebody has changed by hand.
+    """
     own = further_fields.pop(_OWN_INITIALIZER_RANGE, None)
-    if str(config.initializer_range).startswith(_REFUSAL):
+    refusal = str(config.initializer_range)
+    if refusal.startswith(_REFUSAL):
+        written = str(Placement.parse(config.placement))
+        if not refusal.startswith(f"{_REFUSAL} {written!r}:"):
+            raise PlacementError(
+                f"this config says placement {written!r}, but was written for another ({refusal.partition(':')[0]}): the "
+                "weights would compute something else. Put it back, or load the model and use mixln.apply_placement"
+            )
         config.initializer_range = own
     # folders of before had it in `layer_types`
     if any(str(layer_type).startswith(_REFUSAL) for layer_type in further_fields.get("layer_types") or ()):

@@ -45,7 +45,8 @@ class Term:
 class Placement:
     """Where the norms of a transformer stand: one scheme, then any modifiers.
 
-    Two placements are equal if they place the norms alike: `mix` and `mix(alpha=0.25)` are.
+    Two placements are equal if they have the same text form, in which a bare name's options stand: `mix` is
+    `mix(alpha=0.25)`. Whether two place the norms alike, their plans say (`StackPlan.same_function_as`).
 
     Examples:
         >>> placement = Placement.parse("mix(alpha=0.25)+scaled_init")
