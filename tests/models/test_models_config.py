@@ -175,3 +175,13 @@ def test_a_placement_that_was_changed_by_hand_is_noticed(other: str | None, tmp_
     path.write_text(json.dumps(values))
     with pytest.raises(PlacementError, match=r"was written for another \(mixln placement 'lns'\)"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_config_that_was_changed_after_construction_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_model("lns")
+    model.config.placement = "pre"
+    with pytest.raises(ValueError, match="the model was built with another"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    model.config.placement = "lns+scaled_init"  # says only how weights were drawn
+    model.save_pretrained(tmp_path)

@@ -40,8 +40,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
         Whether the function was kept, and what changed.
 
     Raises:
-        PlacementError: the model is of no supported family, spread over devices, quantised or with adapters; or there is
-            no such placement, or it does not fit the model.
+        PlacementError: the model is of no supported family, spread over devices, quantised or has adapters; or there is
+            no such placement, or it does not fit.
     """
     found = _architecture_of(model)
     config = placed_config(found, model, placement)
@@ -49,10 +49,8 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
     target_class = _target_class(found, model)
     with torch.device("meta"):
         target = target_class(config)
-    before = dict(model.named_parameters())
-    sources = norm_sources(_plan_of(found, model), config.stack_plan, target)
-    is_checkpointing = model.is_activation_checkpointing
-    fresh = take_tensors(target, model, sources)
+    before, is_checkpointing = dict(model.named_parameters()), model.is_activation_checkpointing
+    fresh = take_tensors(target, model, norm_sources(_plan_of(found, model), config.stack_plan, target))
     target.train(model.training)
     if hasattr(model, "generation_config"):
         target.generation_config = model.generation_config  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,11 +65,11 @@ def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None 
         model.initialize(seed)
     if is_checkpointing:
         model.activation_checkpointing_enable()
-    kept = {id(parameter) for parameter in model.parameters()}
-    known = {id(parameter) for parameter in before.values()}
+    now = dict(model.named_parameters())
+    kept, known = set(map(id, now.values())), set(map(id, before.values()))
     return replace(
         change,
-        added=tuple(name for name, parameter in model.named_parameters() if id(parameter) not in known),
+        added=tuple(name for name, parameter in now.items() if id(parameter) not in known),
         removed=tuple(name for name, parameter in before.items() if id(parameter) not in kept),
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from mixln.models.stock_refusal import lies_in_a_folder
+from mixln.placement import PlacedBlock
 
 
 class ModelWithItsCode(PreTrainedModel):
@@ -34,9 +36,11 @@ class ModelWithItsCode(PreTrainedModel):
             **kwargs: as in transformers.
 
         Raises:
-            ValueError: the code cannot be put into one file; the error says why.
+            ValueError: the code cannot be put into one file, the error says why; or the placement in the config is not
+                the one that the blocks were built with.
         """
         config: Any = self.config
+        self._check_placement(config)
         if lies_in_a_folder(type(self)):
             # what came from the hub refers to it, also for the classes that transformers does not write anew
             config.auto_map = {name: found.split("--")[-1] for name, found in getattr(config, "auto_map", {}).items()}
@@ -59,3 +63,12 @@ class ModelWithItsCode(PreTrainedModel):
             del config.auto_map
         if self.should_save_on_this_rank(is_main_process):
             (Path(save_directory) / file.name).write_text(file.text, encoding="utf-8")
+
+    def _check_placement(self, config: Any) -> None:
+        blocks = [module for module in self.modules() if isinstance(module, PlacedBlock)]
+        for block, plan in zip(blocks, config.stack_plan.blocks, strict=False):
+            if replace(block.plan, init={}) != replace(plan, init={}):
+                raise ValueError(
+                    f"the config says placement {config.placement!r}, but the model was built with another: what is "
+                    "saved would compute something else. Use mixln.apply_placement instead of changing the config"
+                )
