@@ -25,11 +25,7 @@ PLACEMENTS = [
     *list_schemes(),
     *OPTIONED,
     *(f"{scheme}+{modifier}" for scheme in list_schemes() for modifier in list_modifiers()),
-    *(
-        f"{scheme}+{'+'.join(both)}"
-        for scheme in list_schemes()
-        for both in itertools.combinations(list_modifiers(), 2)
-    ),
+    *(f"mix(alpha=0.5)+{'+'.join(both)}" for both in itertools.combinations(list_modifiers(), 2)),
 ]
 
 
