@@ -116,13 +116,14 @@ def test_a_placement_that_there_is_not_is_refused_before_any_work() -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
+        (["--model.placement", "groupnorm(groups=7)"], r"7 groups of channels do not divide hidden_size \(128\)"),
         (["--model.architecture", "nope"], "unknown architecture 'nope'.*gpt2"),
         (["--model.architecture", "gpt2", "--model.rope_theta", "5"], "gpt2 has no rope_theta"),
         (["--model.architecture", "gpt2", "--model.num_key_value_heads", "2"], "gpt2 has no num_key_value_heads"),
         (["--model.architecture", "olmo", "--model.rms_norm_eps", "1e-3"], "olmo has no rms_norm_eps"),
     ],
 )
-def test_what_an_architecture_does_not_have_is_refused(overrides: list[str], reason: str) -> None:
+def test_what_does_not_go_with_the_model_is_refused(overrides: list[str], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         read("nano", *overrides)
 

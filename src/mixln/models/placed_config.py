@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from mixln.models.stock_refusal import lies_in_a_folder, put_refusal_on, take_refusal_off
-from mixln.placement import NormFactory, Placement, StackPlan
+from mixln.placement import NormFactory, Placement, PlacementError, StackPlan
 
 
 @dataclass(kw_only=True)
@@ -54,8 +54,12 @@ class PlacedConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_placement(self) -> None:
-        """Check, at construction and on saving, that the placement can be planned for this number of layers."""
-        _ = self.stack_plan
+        """Check, at construction and on saving, that the placement fits the number of layers and the width."""
+        for norm in self.stack_plan.norms:
+            if self.hidden_size % norm.groups != 0:
+                raise PlacementError(
+                    f"{self.placement}: {norm.groups} groups of channels do not divide hidden_size ({self.hidden_size})"
+                )
 
     def validate_embedding_std(self) -> None:
         """Check that the standard deviation is a positive number."""

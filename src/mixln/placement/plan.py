@@ -159,6 +159,14 @@ class StackPlan:
     final_norm: NormPlan | None = NORM
     init: InitRule = InitRule()
 
+    @property
+    def norms(self) -> set[NormPlan]:
+        """The norms that stand anywhere in the stack, each once."""
+        sublayers = [block.sublayer(name) for block in self.blocks for name in SUBLAYERS]
+        around = [norm for one in sublayers for norm in (one.input_norm, one.branch_norm, one.output_norm)]
+        inside = [one.qkv_norm.norm for one in sublayers if one.qkv_norm is not None]
+        return {norm for norm in (*around, *inside, self.embedding_norm, self.final_norm) if norm is not None}
+
     def embedding_factor(self, hidden_size: int) -> float:
         """Return the number that the embedding's output is multiplied by in a model of this width."""
         return math.sqrt(hidden_size) if self.embedding_scale == "sqrt_hidden_size" else float(self.embedding_scale)

@@ -14,7 +14,6 @@ from typing import Annotated
 from mixln.placement.plan import (
     BLOCK_ROLES,
     NORM,
-    SUBLAYERS,
     BlockPlan,
     InitRule,
     NormPlan,
@@ -163,16 +162,9 @@ def none(depth: int, num_layers: int) -> BlockPlan:
     return _both(SublayerPlan())
 
 
-def _norms_in_stack(plan: StackPlan) -> set[NormPlan]:
-    sublayers = [block.sublayer(name) for block in plan.blocks for name in SUBLAYERS]
-    norms = [norm for one in sublayers for norm in (one.input_norm, one.branch_norm, one.output_norm)]
-    heads = [one.qkv_norm.norm for one in sublayers if one.qkv_norm is not None]
-    return {norm for norm in (*norms, *heads, plan.embedding_norm, plan.final_norm) if norm is not None}
-
-
 def _with_norms(plan: StackPlan, attention: NormPlan, elsewhere: NormPlan) -> StackPlan:
     """Return the plan with one norm in place of every norm at and in the attention, and another for the rest."""
-    replaced = _norms_in_stack(plan)
+    replaced = plan.norms
     if not replaced or replaced != {NORM}:
         what = "there is none" if not replaced else "others than the architecture's own are among them"
         warnings.warn(
