@@ -51,7 +51,9 @@ def _placement(given: Namespace) -> str:
         raise InputError("state how the norms are placed once: either --placement, or the published code's --norm-type")
     if given.norm_type is None and given.post_num is not None:
         raise InputError("--post-num goes with --norm-type; in a --placement write mix(post_layers=...)")
-    return given.placement if given.norm_type is None else published_placement(given.norm_type, given.post_num)
+    if given.norm_type is not None:
+        return published_placement(given.norm_type, given.post_num)
+    return str(given.placement)
 
 
 def run(given: Namespace, _command: str) -> int:
