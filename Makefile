@@ -20,8 +20,12 @@ types: $(VENV)/ready
 fast: $(VENV)/ready
 	$(BIN)/pytest
 
+# those that run several processes or kill them, one after the other; the others share the processors
+SHARING := tests/ecosystem tests/exchange tests/models
+
 slow: $(VENV)/ready
-	$(BIN)/pytest -m slow -n 0
+	$(BIN)/pytest -m slow $(SHARING)
+	$(BIN)/pytest -m slow -n 0 $(addprefix --ignore=,$(SHARING))
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixln needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
