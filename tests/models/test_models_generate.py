@@ -131,7 +131,7 @@ def test_a_damaged_tokenizer_is_an_input_error(folder: Path) -> None:
 
 
 CONFIG_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "another placement": ({"placement": "post"}, "does not fit placement 'post'; missing: model.layers"),
+    "another placement": ({"placement": "post"}, "says placement 'post', but was written for another"),
     "unknown placement": ({"placement": "prre"}, "Did you mean 'pre'"),
     "placement is a number": ({"placement": 3}, "'placement' expected str, got int"),
     "wrong depths": ({"placement_depths": [4, 3, 2, 1]}, r"the depths \[4, 3, 2, 1\] are not"),
