@@ -22,6 +22,7 @@ from mixln.exchange.convert import COMPANIONS
 from mixln.exchange.fold import Folded, fold, names_of_role
 from mixln.exchange.layouts import LayoutError, StockLayout, layouts_for
 from mixln.files import require_new_folder, whole_folder
+from mixln.models.graft import has_adapters
 from mixln.models.load import load_bare_causal_lm, load_tokenizer
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement, StackPlan
@@ -46,7 +47,7 @@ def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+    if has_adapters(model):
         raise InputError("the model has adapters, which no stock class has: merge them first (merge_and_unload)")
     config = model.config
     assert isinstance(config, PlacedConfig)

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.models.change import PlacementChange, describe_change
 from mixln.models.decoder import PlacedForCausalLM, PlacedModel
-from mixln.models.graft import norm_sources, take_tensors
+from mixln.models.graft import has_adapters, norm_sources, take_tensors
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES, Architecture
 from mixln.placement import (
@@ -110,7 +110,7 @@ def _architecture_of(model: PreTrainedModel) -> Architecture:
         raise PlacementError(
             "a quantised model, or one spread over devices, cannot be given a placement: load it whole"
         )
-    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+    if has_adapters(model):
         raise PlacementError("a model with adapters cannot be given a placement: merge them, or put them on afterwards")
     return found
 

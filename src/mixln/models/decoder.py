@@ -106,8 +106,9 @@ class PlacedModel(PlacedPreTrainedModel):
             self.embedding_norm = embedding_norm
         self.layers = layers
         self.norm = final_norm
-        assert self.rotary_class is not None
-        self.rotary_emb = type(self).rotary_class(config=config)  # pyright: ignore[reportOptionalCall]
+        rotary_class = type(self).rotary_class
+        assert rotary_class is not None
+        self.rotary_emb = rotary_class(config=config)
         # asked for by those architectures whose layers can differ in it
         self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
 

@@ -14,6 +14,11 @@ from mixln.models.placed import PlacedPreTrainedModel
 from mixln.placement import PlacedBlock, PlacementError, StackPlan
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put adapters into a model."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
+
+
 def norm_sources(before: StackPlan, after: StackPlan, target: PlacedPreTrainedModel) -> dict[str, str]:
     """Return, for every norm of the target, the name that the norm in its place has in the model as it is, or "".
 

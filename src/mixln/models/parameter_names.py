@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mixln.models.llama import MixLNLlamaConfig
-from mixln.placement import NormPlan, Placement
+from mixln.placement import Placement
 
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.*)")
 
@@ -36,12 +36,8 @@ def list_placement_parameters(placement: str, num_layers: int) -> PlacementParam
         PlacementError: a placement that there is not, or that does not fit the layers.
     """
     plan = Placement.parse(placement).plan(num_layers)
-    norms: list[NormPlan | None] = [plan.embedding_norm, plan.final_norm]
-    for block in plan.blocks:
-        for one in (block.attention, block.feed_forward):
-            norms += [one.input_norm, one.branch_norm, one.output_norm, one.qkv_norm and one.qkv_norm.norm]
     # two heads of a width that every number of groups divides
-    width = 4 * lcm(*(norm.groups for norm in norms if norm is not None))
+    width = 4 * lcm(*(norm.groups for norm in plan.norms))
     config = MixLNLlamaConfig(
         vocab_size=2,
         hidden_size=width,

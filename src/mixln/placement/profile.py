@@ -16,7 +16,7 @@ Moments = torch.Tensor
 
 def has_residual_scales_to_profile(module: nn.Module) -> bool:
     """Whether any residual connection of a model has a learned scale."""
-    return any(isinstance(found.residual_scale, nn.Parameter) for found in _residuals(module))
+    return bool(_learned(module))
 
 
 def profile_residual_scales(
@@ -40,7 +40,7 @@ def profile_residual_scales(
     Returns:
         The values that were set; empty if there are no learned scales.
     """
-    residuals = [found for found in _residuals(module) if isinstance(found.residual_scale, nn.Parameter)]
+    residuals = _learned(module)
     found: dict[Residual, float] = {}
     upcoming = 1.0
 
@@ -71,7 +71,7 @@ def profile_residual_scales(
 
 def set_residual_scales(module: nn.Module, values: list[float]) -> None:
     """Set the learned residual scales of a model, sharded or not, to what `profile_residual_scales` returned."""
-    residuals = [found for found in _residuals(module) if isinstance(found.residual_scale, nn.Parameter)]
+    residuals = _learned(module)
     with torch.no_grad():
         for residual, value in zip(residuals, values, strict=True):
             residual.get_parameter("residual_scale").fill_(value)
@@ -84,5 +84,6 @@ def _variance(hidden_states: torch.Tensor, reduce: Callable[[Moments], Moments])
     return square / number - (total / number) ** 2
 
 
-def _residuals(module: nn.Module) -> list[Residual]:
-    return [found for found in module.modules() if isinstance(found, Residual)]
+def _learned(module: nn.Module) -> list[Residual]:
+    residuals = [found for found in module.modules() if isinstance(found, Residual)]
+    return [found for found in residuals if isinstance(found.residual_scale, nn.Parameter)]

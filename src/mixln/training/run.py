@@ -121,9 +121,9 @@ class TrainingRun:
 
     def begin(self) -> None:
         """Set what the first batch decides about the initial weights; to be called before the first step of a run."""
-        batch = cut(self.batch(0).to(self.processes.device), self.recipe.micro_batch_size)[0]
 
         def forward() -> None:
+            batch = cut(self.batch(0).to(self.processes.device), self.recipe.micro_batch_size)[0]
             with (
                 uncompiled(),
                 attention_of(self.objective, "sdpa"),
