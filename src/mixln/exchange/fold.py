@@ -11,17 +11,17 @@ has none: its factor multiplies the stream, of which the next norm takes it off 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.placement import FusedRoles, PlacedBlock, Role, StackPlan, find_role
+from mixln.models.roles import RoleMatrix, role_matrices
+from mixln.placement import PlacedBlock, Role, StackPlan
 from mixln.placement.plan import SUBLAYERS, SublayerName
 
-_READERS: dict[SublayerName, tuple[Role, ...]] = {
+READERS: dict[SublayerName, tuple[Role, ...]] = {
     "attention": ("query", "key", "value"),
     "feed_forward": ("gate", "up"),
 }
@@ -58,17 +58,7 @@ def fold(model: PlacedPreTrainedModel) -> Folded:
 
 def names_of_role(model: PlacedPreTrainedModel, role: Role) -> list[str]:
     """Return the names of the parameters that hold matrices of one role, alone or among others."""
-    return [name for name, _, roles in _matrices(model) if role in roles.roles]
-
-
-def _matrices(model: PlacedPreTrainedModel) -> Iterator[tuple[str, int | None, FusedRoles]]:
-    """Give name, block and roles of every matrix that has one."""
-    prefix = f"{model.base_model_prefix}."
-    for name in model.state_dict():
-        found = find_role(name.removeprefix(prefix), model.parameter_roles)
-        if found is not None:
-            role, block = found
-            yield name, block, role if isinstance(role, FusedRoles) else FusedRoles((role,), dim=0)
+    return [matrix.name for matrix in role_matrices(model) if role in matrix.roles]
 
 
 def _blocks(model: nn.Module) -> list[tuple[str, PlacedBlock]]:
@@ -82,7 +72,7 @@ def _scaled(tensor: torch.Tensor, factor: float) -> torch.Tensor:
 def _fold_gains(model: PlacedPreTrainedModel, folded: Folded) -> None:
     weights = folded.weights
     blocks = list(folded.plan.blocks)
-    matrices = list(_matrices(model))
+    matrices = list(role_matrices(model))
     for index, (block_name, block) in enumerate(_blocks(model)):
         for sublayer in SUBLAYERS:
             plan = blocks[index].sublayer(sublayer)
@@ -94,20 +84,19 @@ def _fold_gains(model: PlacedPreTrainedModel, folded: Folded) -> None:
                     if name in weights:
                         weights[name] = _scaled(weights[name], plan.gain)
             else:
-                for name, position, roles in matrices:
-                    if position == index:
-                        weights[name] = _scaled_parts(weights[name], roles, _READERS[sublayer], plan.gain)
+                for matrix in matrices:
+                    if matrix.block == index:
+                        weights[matrix.name] = _scaled_parts(weights[matrix.name], matrix, READERS[sublayer], plan.gain)
             blocks[index] = replace(blocks[index], **{sublayer: replace(plan, gain=1.0)})
     folded.plan = replace(folded.plan, blocks=tuple(blocks))
 
 
-def _scaled_parts(matrix: torch.Tensor, roles: FusedRoles, wanted: tuple[Role, ...], factor: float) -> torch.Tensor:
+def _scaled_parts(tensor: torch.Tensor, matrix: RoleMatrix, wanted: tuple[Role, ...], factor: float) -> torch.Tensor:
     """Return the matrix with those of its parts multiplied whose role is wanted."""
-    if not set(roles.roles) & set(wanted):
-        return matrix
-    parts = matrix.chunk(len(roles.roles), dim=roles.dim)
-    scaled = [_scaled(part, factor if role in wanted else 1.0) for role, part in zip(roles.roles, parts, strict=True)]
-    return torch.cat(scaled, dim=roles.dim)
+    if not set(matrix.roles) & set(wanted):
+        return tensor
+    parts = matrix.parts(tensor).items()
+    return torch.cat([_scaled(part, factor if role in wanted else 1.0) for role, part in parts], dim=matrix.dim)
 
 
 def _fold_gates(model: PlacedPreTrainedModel, folded: Folded) -> None:

@@ -16,7 +16,7 @@ from mixln.models.attention import PlacedAttention
 from mixln.models.decoder import PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import register_architecture
-from mixln.placement import FusedRoles, NormFactory, ParameterRole, architecture_norm
+from mixln.placement import ArchitectureNorm, FusedRoles, ParameterRole
 
 
 @strict
@@ -46,10 +46,10 @@ class MixLNGPT2Config(PlacedConfig, GPT2Config):
                 f"reorder_and_upcast_attn does not go with placement {self.placement!r}, which norms query and key"
             )
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """LayerNorm with gain and bias."""
         eps = self.layer_norm_epsilon
-        return architecture_norm(
+        return ArchitectureNorm(
             lambda width: nn.LayerNorm(width, eps=eps), self.hidden_size, eps=eps, centered=True, has_bias=True
         )
 

@@ -19,7 +19,7 @@ from mixln.models.attention import PlacedAttention
 from mixln.models.decoder import LLAMA_ROLES, PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import register_architecture
-from mixln.placement import NormFactory, ParameterRole, architecture_norm
+from mixln.placement import ArchitectureNorm, ParameterRole
 
 
 @strict
@@ -34,10 +34,10 @@ class MixLNLlamaConfig(PlacedConfig, LlamaConfig):
 
     model_type = "mixln_llama"
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """Llama's own RMSNorm."""
         eps = self.rms_norm_eps
-        return architecture_norm(lambda width: LlamaRMSNorm(width, eps=eps), self.hidden_size, eps=eps)
+        return ArchitectureNorm(lambda width: LlamaRMSNorm(width, eps=eps), self.hidden_size, eps=eps)
 
 
 class MixLNLlamaAttention(PlacedAttention, LlamaAttention):

@@ -20,7 +20,7 @@ from mixln.models.attention import PlacedAttention
 from mixln.models.decoder import LLAMA_ROLES, PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import register_architecture
-from mixln.placement import NormFactory, ParameterRole, architecture_norm
+from mixln.placement import ArchitectureNorm, ParameterRole
 
 
 @strict
@@ -31,9 +31,9 @@ class MixLNOlmoConfig(PlacedConfig, OlmoConfig):
 
     recipe_names: ClassVar[Mapping[str, str | None]] = {"rms_norm_eps": None}
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """OLMo's LayerNorm without gain and bias; its eps is fixed."""
-        return architecture_norm(OlmoLayerNorm, self.hidden_size, eps=1e-5, centered=True, has_weight=False)
+        return ArchitectureNorm(OlmoLayerNorm, self.hidden_size, eps=1e-5, centered=True, has_weight=False)
 
 
 class MixLNOlmoAttention(PlacedAttention, OlmoAttention):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from mixln.models.stock_refusal import lies_in_a_folder, put_refusal_on, take_refusal_off
-from mixln.placement import NormFactory, Placement, PlacementError, StackPlan
+from mixln.placement import ArchitectureNorm, Placement, PlacementError, StackPlan
 
 
 @dataclass(kw_only=True)
@@ -84,7 +84,7 @@ class PlacedConfig(PreTrainedConfig):
         if hasattr(self, "rope_parameters") and size % 2 != 0:
             raise ValueError(f"the size of a head ({size}) must be even for rotary position embeddings")
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """Return the factory of the architecture's own norms."""
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ from mixln.models.attention import PlacedAttention
 from mixln.models.decoder import LLAMA_ROLES, PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import register_architecture
-from mixln.placement import NormFactory, ParameterRole, architecture_norm
+from mixln.placement import ArchitectureNorm, ParameterRole
 
 
 @strict
@@ -28,10 +28,10 @@ class MixLNQwen2Config(PlacedConfig, Qwen2Config):
 
     model_type = "mixln_qwen2"
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """The architecture's own RMSNorm."""
         eps = self.rms_norm_eps
-        return architecture_norm(lambda width: Qwen2RMSNorm(width, eps=eps), self.hidden_size, eps=eps)
+        return ArchitectureNorm(lambda width: Qwen2RMSNorm(width, eps=eps), self.hidden_size, eps=eps)
 
 
 class MixLNQwen2Attention(PlacedAttention, Qwen2Attention):

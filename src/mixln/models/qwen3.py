@@ -19,7 +19,7 @@ from mixln.models.attention import PlacedAttention
 from mixln.models.decoder import LLAMA_ROLES, PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import register_architecture
-from mixln.placement import NormFactory, ParameterRole, architecture_norm
+from mixln.placement import ArchitectureNorm, ParameterRole
 
 
 @strict
@@ -32,10 +32,10 @@ class MixLNQwen3Config(PlacedConfig, Qwen3Config):
 
     placement: str = "pre+qk_norm"
 
-    def norm_factory(self) -> NormFactory:
+    def norm_factory(self) -> ArchitectureNorm:
         """The architecture's own RMSNorm."""
         eps = self.rms_norm_eps
-        return architecture_norm(lambda width: Qwen3RMSNorm(width, eps=eps), self.hidden_size, eps=eps)
+        return ArchitectureNorm(lambda width: Qwen3RMSNorm(width, eps=eps), self.hidden_size, eps=eps)
 
 
 class MixLNQwen3Attention(PlacedAttention, Qwen3Attention):

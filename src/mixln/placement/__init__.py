@@ -12,7 +12,7 @@ from mixln.placement.diagram import (
     draw_block,
 )
 from mixln.placement.initialize import FusedRoles, ParameterRole, draw, find_role, initialize
-from mixln.placement.norms import DynamicErf, DynamicTanh, GroupedNorm, PointwiseNorm, architecture_norm, norm_factory
+from mixln.placement.norms import ArchitectureNorm, DynamicErf, DynamicTanh, GroupedNorm, PointwiseNorm, norm_factory
 from mixln.placement.plan import (
     NORM,
     BlockPlan,
@@ -33,6 +33,7 @@ from mixln.placement.text import Placement, Term
 __all__ = [
     "NORM",
     "ActivationGate",
+    "ArchitectureNorm",
     "Block",
     "BlockKind",
     "BlockPlan",
@@ -61,7 +62,6 @@ __all__ = [
     "SublayerParts",
     "SublayerPlan",
     "Term",
-    "architecture_norm",
     "block_parts",
     "describe",
     "describe_modifiers",

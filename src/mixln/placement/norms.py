@@ -1,19 +1,19 @@
 """Norms that architectures lack, and factories of the norms that a plan asks for.
 
-Models in `mixln.models` pass their architecture's own norm class to `architecture_norm`; `norm_factory` gives PyTorch's
+Models in `mixln.models` pass their architecture's own norm class to `ArchitectureNorm`; `norm_factory` gives PyTorch's
 own ones for use without transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
 from mixln.placement.plan import NORM, NormPlan, PlacementError
-from mixln.placement.residual import NormFactory
 
 
 class GroupedNorm(nn.Module):
@@ -131,13 +131,15 @@ POINTWISE: dict[str, Callable[[int, float], nn.Module]] = {"dyt": DynamicTanh, "
 """Kinds of norm that every factory builds, from (width, slope)."""
 
 
-def norm_factory(hidden_size: int, kind: Literal["rmsnorm", "layernorm"] = "rmsnorm", eps: float = 1e-6) -> NormFactory:
+def norm_factory(
+    hidden_size: int, kind: Literal["rmsnorm", "layernorm"] = "rmsnorm", eps: float = 1e-6
+) -> ArchitectureNorm:
     """Return a factory of PyTorch's own norms over the last dimension, of size `hidden_size` unless another is given.
 
     RMSNorm: w * x / sqrt(mean(x^2) + eps). LayerNorm: w * (x - mean(x)) / sqrt(var(x) + eps) + b.
 
     Raises:
-        PlacementError: `kind` is neither; or, from the factory, as those of `architecture_norm`.
+        PlacementError: `kind` is neither; or, from the factory, as `ArchitectureNorm`.
     """
     builders: dict[str, Callable[[int], nn.Module]] = {
         "rmsnorm": lambda width: nn.RMSNorm(width, eps=eps),
@@ -146,40 +148,47 @@ def norm_factory(hidden_size: int, kind: Literal["rmsnorm", "layernorm"] = "rmsn
     if kind not in builders:
         raise PlacementError(f"unknown kind of norm {kind!r}. Valid: {', '.join(builders)}")
     is_layernorm = kind == "layernorm"
-    return architecture_norm(builders[kind], hidden_size, eps=eps, centered=is_layernorm, has_bias=is_layernorm)
+    return ArchitectureNorm(builders[kind], hidden_size, eps=eps, centered=is_layernorm, has_bias=is_layernorm)
 
 
-def architecture_norm(
-    build: Callable[[int], nn.Module],
-    hidden_size: int,
-    *,
-    eps: float,
-    centered: bool = False,
-    has_weight: bool = True,
-    has_bias: bool = False,
-) -> NormFactory:
-    """Return the factory of a model whose own norm over a width is `build(width)`.
+@dataclass(frozen=True)
+class ArchitectureNorm:
+    """The norm factory of a model with a norm of its own (see `NormFactory`), and what that norm is.
 
-    Args:
-        build: the architecture's norm.
+    Attributes:
+        build: the architecture's own norm over a width.
         hidden_size: the width where none is given.
         eps: of that norm.
         centered: whether it takes the mean off, as LayerNorm does and RMSNorm does not.
         has_weight: whether it has a learned gain.
-        has_bias: whether it has a learned bias. These four describe it where it is to work on groups of channels.
-
-    Raises (from the factory):
-        PlacementError: a plan asks for a kind of norm that there is not, or for groups that do not divide the width.
+        has_bias: whether it has a learned bias.
     """
 
-    def build_planned(plan: NormPlan, width: int | None = None) -> nn.Module:
-        width = hidden_size if width is None else width
+    build: Callable[[int], nn.Module]
+    hidden_size: int
+    eps: float
+    centered: bool = False
+    has_weight: bool = True
+    has_bias: bool = False
+
+    def __call__(self, plan: NormPlan, width: int | None = None) -> nn.Module:
+        """Return the norm that a plan asks for.
+
+        Raises:
+            PlacementError: there is no such kind of norm, or its groups do not divide the width.
+        """
+        width = self.hidden_size if width is None else width
         if plan.kind in POINTWISE:
             return POINTWISE[plan.kind](width, plan.slope)
         if plan.kind != NORM.kind:
             raise PlacementError(f"unknown kind of norm {plan.kind!r}. Valid: {NORM.kind}, {', '.join(POINTWISE)}")
         if plan.groups == 1:
-            return build(width)
-        return GroupedNorm(width, plan.groups, eps, centered=centered, has_weight=has_weight, has_bias=has_bias)
-
-    return build_planned
+            return self.build(width)
+        return GroupedNorm(
+            width,
+            plan.groups,
+            self.eps,
+            centered=self.centered,
+            has_weight=self.has_weight,
+            has_bias=self.has_bias,
+        )
