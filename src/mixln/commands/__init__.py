@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from mixln.commands import compare, convert, data, diagnose, estimate, export, generate, prune, schemes, train
+from mixln.commands import (
+    compare,
+    convert,
+    data,
+    diagnose,
+    estimate,
+    export,
+    generate,
+    prune,
+    remove_norm,
+    schemes,
+    train,
+)
 from mixln.commands.arguments import Command, CommandGroup, add_commands, run_command
 
 COMMANDS: list[Command | CommandGroup] = [
@@ -11,6 +23,7 @@ COMMANDS: list[Command | CommandGroup] = [
     train.COMMAND,
     diagnose.COMMAND,
     prune.COMMAND,
+    remove_norm.COMMAND,
     estimate.COMMAND,
     data.COMMANDS,
     export.COMMAND,

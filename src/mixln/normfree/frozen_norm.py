@@ -70,6 +70,7 @@ class FrozenScaleNorm(nn.Module):
         average_std: (classes,), float32: the moving average.
         seen: (classes,), bool: whether the average has seen a token of the class.
         value_output: what the value projection is to read, if `paths` has it; of the last forward.
+        own_std: (batch, sequence), float32: the tokens' own, if `paths` has the final norm; of the last forward.
     """
 
     frozen: Tensor
@@ -87,6 +88,7 @@ class FrozenScaleNorm(nn.Module):
         self.eps, self.centered = description.eps, description.centered
         self.paths, self.classes = paths, classes
         self.value_output: Tensor | None = None
+        self.own_std: Tensor | None = None
         number = len(CLASSES)
         device = None if self.weight is None else self.weight.device
         self.register_buffer("frozen", torch.zeros(len(paths), dtype=torch.bool, device=device))
@@ -103,11 +105,12 @@ class FrozenScaleNorm(nn.Module):
         own_std = torch.sqrt(centered.pow(2).mean(-1, keepdim=True) + self.eps)
         ids = self.classes.ids
         assert ids is not None, "the model was called without its frozen norms' hook"
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             self._add_up(own_std.detach().squeeze(-1), ids)
         outputs = [
             self._scaled(centered, own_std, ids, number, hidden_states.dtype) for number in range(len(self.paths))
         ]
+        self.own_std = own_std.squeeze(-1) if "final" in self.paths else None
         self.value_output = outputs[-1] if "value" in self.paths else None
         return outputs[0]
 

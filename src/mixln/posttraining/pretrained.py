@@ -19,6 +19,7 @@ from mixln.depth.texts import longest_window
 from mixln.errors import InputError
 from mixln.models.load import load_causal_lm
 from mixln.training import Recipe
+from mixln.training.intervention import Intervention
 from mixln.training.objective import AttentionKind, CausalLanguageModelObjective
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class PretrainedModel:
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._low_rank = low_rank
+        self.intervention: Intervention = Intervention()
         self._adapter: LoraModel | None = None
         self._saved_dtype = torch.float32
         self._fingerprint = model_fingerprint(folder)

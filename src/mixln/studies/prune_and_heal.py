@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from mixln.data import prepare_data
@@ -19,7 +19,7 @@ from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import claim_folder, put_on_disk, require_new_folder, whole_folder, write_file
+from mixln.files import put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.models.causal import is_causal_language_model
 from mixln.models.load import load_config, load_model, load_tokenizer
 from mixln.posttraining import HealingConfig, heal, validation_loss
@@ -36,6 +36,7 @@ from mixln.studies.prune import (
     to_text,
 )
 from mixln.studies.stages import ReportStage
+from mixln.studies.work_folder import held_folder
 from mixln.training import MODEL_FOLDER, differences
 from mixln.training.run_log import ReportStep
 
@@ -116,21 +117,15 @@ class PruneAndHeal:
         self._out = out
         self._folder = healing_folder(out)
         self._pruned = self._folder / PRUNED_FOLDER
-        self._lock = FileLock(self._folder / _LOCK_FILE)
+        self._hold = ExitStack()
 
     def __enter__(self) -> Self:
         """Raise InputError if another process works there, or the place cannot be written."""
-        claim_folder(self._folder)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"another process works in {self._folder}. Wait for it, or choose another place than {self._out}"
-            ) from error
+        self._hold.enter_context(held_folder(self._folder, _LOCK_FILE, self._out))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._hold.close()
 
     def prepare(self, cache: Path | None, say: Report) -> None:
         """Tokenise the text, or find it done already; see `prepare_data`."""

@@ -162,6 +162,13 @@ class Checkpoints:
         """Let the background finish; what goes wrong there now is not told."""
         self._executor.shutdown(wait=True)
 
+    def go_back(self, step: int) -> None:
+        """Remove every checkpoint after a step: the run is taken back, and what came after has not been."""
+        if self._processes.is_main:
+            later = [path for path in list_checkpoints(self._folder.parent) if checkpoint_step(path) > step]
+            self._remove(list(reversed(later)), even_permanent=True)
+        self._processes.wait_for_all()
+
     def newest(self) -> SavedCheckpoint | None:
         """Return the newest checkpoint that is whole, the same on every process, or None if there is none at all.
 
@@ -216,8 +223,8 @@ class Checkpoints:
             sync_folder(final.parent)
             self._remove(list_checkpoints(self._folder.parent)[: -self._execution.keep_last])
 
-    def _remove(self, paths: list[Path]) -> None:
-        keep_every = self._execution.keep_every
+    def _remove(self, paths: list[Path], *, even_permanent: bool = False) -> None:
+        keep_every = None if even_permanent else self._execution.keep_every
         for path in paths:
             if keep_every is None or checkpoint_step(path) % keep_every != 0:
                 doomed = path.with_name(f".{path.name}.removed")

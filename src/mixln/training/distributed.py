@@ -205,6 +205,8 @@ def replicate(objective: nn.Module, processes: Processes, execution: ExecutionCo
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         process_group=processes.mesh["data"].get_group(),
         gradient_as_bucket_view=True,
+        # those that change in training are added up over the processes by who has them (see Intervention.after_step)
+        broadcast_buffers=False,
     )
 
 

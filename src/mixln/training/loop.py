@@ -24,6 +24,7 @@ from mixln.training.config import Recipe
 from mixln.training.distributed import Processes, check_batch, started_processes
 from mixln.training.faults import Fault, TrainingDivergedError
 from mixln.training.interrupt import TrainingInterrupted, deferred_interrupt
+from mixln.training.intervention import Verdict
 from mixln.training.memory import keep_freed_memory
 from mixln.training.metrics import MetricsLog, read_metrics
 from mixln.training.model_source import FreshModel, ModelSource
@@ -143,7 +144,7 @@ def _train(run: TrainingRun, checkpoints: Checkpoints, report_step: ReportStep |
     recipe, processes = run.recipe, run.processes
     evaluate_every = recipe.evaluate_every or max(1, recipe.last_step // 4)
     # on a GPU the numbers of a step are read one step later, so that the GPU never waits for this process
-    lag = 1 if processes.device.type == "cuda" else 0
+    lag = 1 if processes.device.type == "cuda" and not run.source.intervention.needs_loss else 0
     validation: EvaluationLoss | None = None
     with (
         deferred_interrupt() as interruption,
@@ -163,7 +164,8 @@ def _train(run: TrainingRun, checkpoints: Checkpoints, report_step: ReportStep |
             unread.append(record)
 
             evaluate = run.step % evaluate_every == 0 or run.step == recipe.last_step
-            save = run.step % recipe.checkpoint_every == 0 and run.step < recipe.last_step
+            due = run.step % recipe.checkpoint_every == 0 or run.source.intervention.wants_checkpoint()
+            save = due and run.step < recipe.last_step
             if evaluate:
                 validation = run.validate()
                 record.values["validation_loss"] = validation.mean
@@ -194,7 +196,13 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
                 f"the validation loss was {validation_loss} in step {record.step} of {run.folder}. {_ADVICE}"
             )
         if fault is None:
-            continue
+            verdict = run.source.intervention.judge(record.step, float(record.loss))
+            if verdict is None:
+                continue
+            _heed(run, checkpoints, verdict)
+            unread.clear()
+            log.rewind(run.step)
+            return True
         explanation = run.explain(fault)
         if fault.action == "stop":
             if not unread:
@@ -211,6 +219,19 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
             log.rewind(run.step)
             return True
     return False
+
+
+def _heed(run: TrainingRun, checkpoints: Checkpoints, verdict: Verdict) -> None:
+    """Take the run back as an intervention says, or end it."""
+    if verdict.action == "stop":
+        _save_if_new(run, checkpoints)
+        checkpoints.wait()
+        raise TrainingDivergedError(f"{verdict.reason}, in {run.folder}")
+    if run.processes.is_main:
+        warnings.warn(verdict.reason, TrainingWarning, stacklevel=3)
+    checkpoints.wait()
+    checkpoints.go_back(verdict.before)
+    run.restore(checkpoints, checkpoints.newest(), rolled_back=True)
 
 
 def _open_log(run: TrainingRun, report_step: ReportStep | None) -> RunLog:

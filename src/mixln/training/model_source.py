@@ -13,6 +13,7 @@ from mixln.models import PlacedPreTrainedModel
 from mixln.placement import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.training.build import materialize, model_without_weights
 from mixln.training.config import Recipe
+from mixln.training.intervention import Intervention
 from mixln.training.objective import AttentionKind, CausalLanguageModelObjective
 from mixln.training.stability import stability_warnings
 
@@ -22,6 +23,11 @@ class ModelSource(Protocol):
 
     In the order in which a run calls them; all processes do.
     """
+
+    @property
+    def intervention(self) -> Intervention:
+        """What is done to the model between the steps."""
+        ...
 
     def describe(self) -> dict[str, Any]:
         """Return what `recipe.json` says instead of the recipe's own fields; it may not change on resuming."""
@@ -79,6 +85,7 @@ class FreshModel:
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         self._recipe = recipe
         self._tokenizer = tokenizer
+        self.intervention = Intervention()
 
     def describe(self) -> dict[str, Any]:
         """Nothing: the recipe says it all."""

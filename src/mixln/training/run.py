@@ -145,9 +145,11 @@ class TrainingRun:
         nobody has to wait for the numbers, and the weights are those of the last good step whatever is decided later.
         """
         recipe, step = self.recipe, self.step + 1
+        self.source.intervention.before_step(step)
         measured = recipe.layer_metrics_every > 0 and step % recipe.layer_metrics_every == 0
         loss, num_tokens = self._accumulate(batch)
         loss = self.processes.sum_over_data(loss)
+        self.source.intervention.after_step(self.processes.sum_over_data)
         layers = layer_gradient_norms(self.model) if measured else {}
         norm = clip_gradients(self.model.parameters(), recipe.optimizer.max_grad_norm)
         largest_norm = self.watch.largest_norm
@@ -165,6 +167,7 @@ class TrainingRun:
                 layers |= layer_activations(self.model, batch, self.autocast_dtype)
         self.step, self.tokens = step, self.tokens + num_tokens
         values = {"learning_rate": rate, "tokens": self.tokens, "step_tokens": num_tokens}
+        values |= self.source.intervention.values()
         return StepRecord(step, loss, norm, largest_norm, values, layers)
 
     def validate(self) -> EvaluationLoss:
@@ -177,6 +180,7 @@ class TrainingRun:
             "step": self.step,
             "tokens": self.tokens,
             "watch": self.watch.state(),
+            "intervention": self.source.intervention.state(),
             "settings": {"compiled": self.settings.compiled, "threads": self.settings.threads},
             "processes": self.processes.count,
         }
@@ -205,6 +209,8 @@ class TrainingRun:
             progress = saved.progress
         self.step, self.tokens = int(progress["step"]), int(progress["tokens"])
         self.watch.restore(progress["watch"], rolled_back=rolled_back)
+        # a checkpoint of an older version has none
+        self.source.intervention.restore(progress.get("intervention", {}), rolled_back=rolled_back)
 
     def take_back(self, record: StepRecord, fault: Fault) -> None:
         """Go back to before the last step, which went wrong: its update was left out, so only the counters change."""

@@ -1,0 +1,140 @@
+"""When each norm of a model is removed: schedules as data, the published ones and one for any number of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mixln.errors import InputError
+from mixln.normfree.frozen_norm import Path
+
+Target = Path | Literal["end_of_text", "first_position"]
+"""What goes: the norm that a path reads, or the scale that a class of positions has of its own."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One step of a removal.
+
+    Attributes:
+        target: what goes.
+        layer: from 0; None for what is of no layer.
+        gap: training steps from this removal to the next, at the schedule's own pace.
+    """
+
+    target: Target
+    layer: int | None
+    gap: int
+
+    def __str__(self) -> str:
+        name = self.target.replace("_", " ")
+        if self.target in ("end_of_text", "first_position"):
+            return f"the exception of the {name}"
+        return f"the {name} norm" + ("" if self.layer is None else f" of layer {self.layer + 1}")
+
+
+@dataclass(frozen=True)
+class RemovalSchedule:
+    """The order of LN-free (Baroni et al. 2025, section on the method), with a gap of its own for each kind of norm.
+
+    The feed-forward norms go first, from the first layer to the last, then the attention norms as query and key see
+    them, then as value sees them, the final norm, the exception of the end-of-text token, that of the first position.
+
+    Attributes:
+        first_step: the training step, from 1, before which the first norm goes.
+        feed_forward_gap: steps from the removal of one feed-forward norm to the next removal.
+        query_key_gap: the same for the attention norms as query and key see them.
+        value_gap: and as value sees them.
+        final_gap: from the final norm to the exception of the end-of-text token.
+        end_of_text_gap: from that to the exception of the first position.
+    """
+
+    first_step: int
+    feed_forward_gap: int
+    query_key_gap: int
+    value_gap: int
+    final_gap: int
+    end_of_text_gap: int
+
+    def removals(self, num_layers: int) -> tuple[Removal, ...]:
+        """Return everything that goes, in order: 3 * num_layers + 3 removals."""
+        kinds: tuple[tuple[Path, int], ...] = (
+            ("feed_forward", self.feed_forward_gap),
+            ("query_key", self.query_key_gap),
+            ("value", self.value_gap),
+        )
+        return (
+            *(Removal(path, layer, gap) for path, gap in kinds for layer in range(num_layers)),
+            Removal("final", None, self.final_gap),
+            Removal("end_of_text", None, self.end_of_text_gap),
+            Removal("first_position", None, 0),
+        )
+
+    def last_step(self, num_layers: int) -> int:
+        """Return the step before which the last removal is made, if nothing holds it up."""
+        return self.first_step + sum(removal.gap for removal in self.removals(num_layers))
+
+    def check(self, num_layers: int, steps: int) -> None:
+        """Make sure that the schedule can be carried out.
+
+        Raises:
+            InputError: a number is out of range, or the steps do not suffice.
+        """
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}: norms go one at a time")
+        if (last := self.last_step(num_layers)) > steps:
+            raise InputError(
+                f"an impossible schedule: the last of {len(self.removals(num_layers))} removals of a model with "
+                f"{num_layers} layers would be made before step {last}, but there are {steps} steps. Give more steps, "
+                "or smaller gaps"
+            )
+
+
+@dataclass(frozen=True)
+class PublishedRemoval:
+    """How the norms of one of the published models were removed: 2^19 tokens a step, in rows of 1024.
+
+    Attributes:
+        schedule: of the removals.
+        num_layers: of the model.
+        steps: that were made.
+        cosine_steps: the length of the learning rate's cosine to 0.
+        learning_rate: its peak.
+        warmup_steps: before the peak.
+    """
+
+    schedule: RemovalSchedule
+    num_layers: int
+    steps: int
+    cosine_steps: int
+    learning_rate: float
+    warmup_steps: int
+
+
+_FAST = RemovalSchedule(20, 2, 2, 3, 2, 10)
+_SLOW = RemovalSchedule(30, 4, 4, 6, 2, 10)
+
+PUBLISHED: dict[str, PublishedRemoval] = {
+    "gpt2-small": PublishedRemoval(_FAST, 12, 300, 300, 6e-4, 20),
+    "gpt2-medium": PublishedRemoval(_FAST, 24, 500, 500, 6e-4, 10),
+    "gpt2-large": PublishedRemoval(_SLOW, 36, 600, 1200, 3e-4, 15),
+    # the gaps of XL are not published for its 800 steps: those of large fit
+    "gpt2-xl": PublishedRemoval(_SLOW, 48, 800, 1200, 3e-4, 15),
+}
+
+_SHARE_OF_STEPS = 0.6
+
+
+def derived_schedule(num_layers: int, steps: int) -> RemovalSchedule:
+    """Return a schedule for any model: that of GPT-2 small, stretched so that the removals take 60 % of the steps.
+
+    GPT-2 small's takes 20 + 7 * num_layers + 12 steps, and 39 % of its 300; a rest is left for the model to recover.
+
+    Raises:
+        InputError: there are too few steps for as many removals.
+    """
+    stretch = _SHARE_OF_STEPS * steps / _FAST.last_step(num_layers)
+    found = RemovalSchedule(**{name: max(1, int(stretch * value)) for name, value in vars(_FAST).items()})
+    found.check(num_layers, steps)
+    return found

@@ -1,0 +1,131 @@
+"""What a norm removal reports, and its figure: the loss, with every removal marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mixln.report import canvas
+from mixln.report.style import SchemeStyle, label_styles
+
+NORM_FREE = "norms removed"
+CONTROL = "control, with norms"
+_SMOOTHED_STEPS = 9
+
+_KINDS = {
+    "feed_forward": "feed-forward",
+    "query_key": "attention: query and key",
+    "value": "attention: value",
+    "final": "final norm",
+    "end_of_text": "end of text",
+    "first_position": "first position",
+}
+"""What a removal's target is called in figures."""
+
+
+@dataclass(frozen=True)
+class RemovalRecord:
+    """One removal that was made.
+
+    Attributes:
+        target: what went: feed_forward, query_key, value or final, as the norm's reader is called, or end_of_text or
+            first_position, the exception for such positions.
+        layer: from 1; None for what is of no layer.
+        step: the training step, from 1, before which it went.
+    """
+
+    target: str
+    layer: int | None
+    step: int
+
+
+@dataclass(frozen=True)
+class NormRemovalReport:
+    """What `norm_removal.json` says. Losses are of the same held-out text, in nats per token.
+
+    Attributes:
+        source: the model.
+        source_sha256: of its config and weights.
+        text: trained on.
+        validation_tokens: that the losses are over.
+        loss_original: of the model as it was.
+        loss_control: fine-tuned equally long, on the same batches, with its norms; None: not asked for.
+        loss_norm_free: without any norm.
+        train_tokens: predicted in training.
+        removals: in their order.
+        waited_steps: in which a removal was due, and a spike of the loss held it up.
+        num_roll_backs: how often training went back to before a removal.
+        folding_difference: the largest difference that folding made to a logit.
+        largest_logit: by absolute value.
+        config: how norms were removed.
+        data_fingerprint: of the prepared text.
+        version: of mixln.
+    """
+
+    source: str
+    source_sha256: str
+    text: str
+    validation_tokens: int
+    loss_original: float
+    loss_control: float | None
+    loss_norm_free: float
+    train_tokens: int
+    removals: tuple[RemovalRecord, ...]
+    waited_steps: int
+    num_roll_backs: int
+    folding_difference: float
+    largest_logit: float
+    config: dict[str, Any]
+    data_fingerprint: str
+    version: str
+
+
+def removal_figure(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], removals: Sequence[RemovalRecord], loss_original: float
+) -> Figure:
+    """Training loss (faint, smoothed) and validation loss (marked) over steps; a tick for every removal.
+
+    Args:
+        curves: by `NORM_FREE` and, if there is one, `CONTROL`: for every step its number, its `loss` and, where it was
+            measured, its `validation_loss`, as `metrics.jsonl` has them.
+        removals: that were made, be it all of them or not.
+        loss_original: on the validation text, before training.
+    """
+    styles = label_styles(list(curves), CONTROL)
+    original = "the model as it was"
+    labels = [*curves, original, *dict.fromkeys(_KINDS[one.target] for one in removals)]
+    figure, (ax,) = canvas.panels(1, 1, 4.2 + canvas.legend_rows(labels))
+    for label, lines in curves.items():
+        _draw(ax, lines, styles[label])
+    ax.axhline(loss_original, color=canvas.FAINT, linewidth=1.0, linestyle=":")
+    handles = [Line2D([], [], **canvas.line_options(styles[label], 20)) for label in curves]
+    handles.append(Line2D([], [], color=canvas.FAINT, linewidth=1.0, linestyle=":"))
+    kinds = list(dict.fromkeys(one.target for one in removals))
+    colors = {kind: style.color for kind, style in label_styles(kinds).items()}
+    for kind in kinds:
+        steps = [one.step for one in removals if one.target == kind]
+        # ticks of the data's own axis below, of the figure's above: they never cover the curves
+        ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=colors[kind], linewidth=1.1)
+        handles.append(Line2D([], [], color=colors[kind], linewidth=0, marker="|", markersize=9, markeredgewidth=1.4))
+    canvas.label_axes(ax, "training step", "Loss (nats per token); ticks above: a removal, by what went")
+    canvas.legend(figure, handles, labels)
+    return figure
+
+
+def _draw(ax: Axes, lines: Sequence[Mapping[str, Any]], style: SchemeStyle) -> None:
+    steps = np.array([line["step"] for line in lines])
+    losses = np.array([np.nan if line["loss"] is None else line["loss"] for line in lines], dtype=float)
+    if len(losses) >= _SMOOTHED_STEPS:
+        kernel = np.ones(_SMOOTHED_STEPS) / _SMOOTHED_STEPS
+        middle = slice(_SMOOTHED_STEPS // 2, len(steps) - _SMOOTHED_STEPS // 2)
+        ax.plot(steps[middle], np.convolve(losses, kernel, "valid"), color=style.color, linewidth=0.9, alpha=0.4)
+    measured = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
+    if measured:
+        x, y = zip(*measured, strict=True)
+        ax.plot(x, y, **canvas.line_options(style, len(x)))

@@ -1,0 +1,221 @@
+"""Removing the norms of a model, with the loss before, of an equally long control, and after; to be interrupted."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from mixln.data import prepare_data
+from mixln.data.cache import Report
+from mixln.depth.texts import longest_window
+from mixln.device import default_device
+from mixln.errors import InputError
+from mixln.files import require_new_folder, whole_folder, write_file
+from mixln.models.load import load_causal_lm, load_config, load_tokenizer
+from mixln.models.placed import PlacedPreTrainedModel
+from mixln.normfree.config import NormRemovalConfig
+from mixln.normfree.fold import fold_norms_in_place
+from mixln.normfree.install import FrozenNorms, check_removable
+from mixln.normfree.removal import RemovalIntervention
+from mixln.normfree.source import NormRemoval, removable_plan
+from mixln.posttraining import PretrainedModel, validation_loss
+from mixln.posttraining.heal import LONGEST_ROW
+from mixln.posttraining.pretrained import model_fingerprint
+from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
+from mixln.studies.work_folder import held_folder
+from mixln.training import MODEL_FOLDER, TrainedModel, train
+from mixln.training.metrics import read_metrics
+from mixln.training.run_log import ReportStep
+from mixln.version import __version__
+
+REPORT_FILE = "norm_removal.json"
+FIGURE_FILE = "norm_removal.png"
+_FOLDING_FILE = "folding.json"
+_ORIGINAL_FILE = "original.json"
+_LOCK_FILE = ".norm_removal.lock"
+
+
+def removal_folder(out: Path) -> Path:
+    """Where the runs lie that make `out`: beside it."""
+    return out.with_name(f"{out.name}.removal")
+
+
+class RemoveNorm:
+    """Remove the norms of a model while it trains on, and write what is left as a Hugging Face folder.
+
+    `prepare`, `measure_original`, `remove`, `train_control` and `write`, in this order, inside a `with` block, in which
+    no other process can work on the same. Runs and checkpoints lie in `removal_folder(out)`: called anew after an
+    interruption, they go on there.
+
+    Args:
+        source: Hugging Face folder, or name on the hub, of a language model with Pre-LN.
+        config: how.
+        corpus: to train on, as in `mixln train`.
+        out: the folder to write; it must not exist, or be empty.
+
+    Raises:
+        InputError: `out` holds something, the model's norms cannot be removed, or the schedule is impossible.
+    """
+
+    def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path) -> None:
+        require_new_folder(out)
+        model_config = load_config(source)
+        plan, placement = removable_plan(model_config)
+        check_removable(plan, placement)
+        schedule = config.removal_schedule(len(plan.blocks))
+        self._removals = schedule.removals(len(plan.blocks))
+        self._schedule = asdict(schedule)
+        longest = longest_window(load_tokenizer(source), model_config, LONGEST_ROW)
+        self.recipe = config.recipe(corpus, source, longest)
+        self._source, self._name, self._config, self._out = model_folder(source), source, config, out
+        self._folder = removal_folder(out)
+        self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
+        self._hold = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Raise InputError if another process works there, or the place cannot be written."""
+        self._hold.enter_context(held_folder(self._folder, _LOCK_FILE, self._out))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hold.close()
+
+    def prepare(self, cache: Path | None, say: Report) -> None:
+        """Tokenise the text, or find it done already; see `prepare_data`."""
+        self._data = prepare_data(self.recipe.data, cache, say)
+
+    def measure_original(self) -> float:
+        """Return the validation loss of the model as it is, measured once."""
+        key = {"data": self._data.fingerprint, "sha256": model_fingerprint(self._source)}
+        known = _read_json(self._folder / _ORIGINAL_FILE)
+        if {name: known.get(name) for name in key} != key:
+            model, _ = load_causal_lm(str(self._source))
+            nn.Module.to(model, default_device(), torch.float32)
+            loss = validation_loss(model, self.recipe, self._data)
+            known = {**key, "loss": loss.mean, "tokens": loss.num_tokens}
+            write_file(self._folder / _ORIGINAL_FILE, json.dumps(known) + "\n")
+        self._original = known
+        return float(known["loss"])
+
+    def remove(self, report_step: ReportStep | None = None) -> TrainedModel:
+        """Train, and remove the norms on the way.
+
+        Raises:
+            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`; or the steps are over
+                before all norms are gone.
+        """
+        source = NormRemoval(
+            self._source,
+            self.recipe,
+            self._data.tokenizer,
+            self._intervention,
+            self._schedule,
+            auxiliary_weight=self._config.auxiliary_weight,
+            finish=self._fold,
+        )
+        self._norm_free = train(self.recipe, self._data, self._folder / "removal", report_step, source=source)
+        return self._norm_free
+
+    def train_control(self, report_step: ReportStep | None = None) -> TrainedModel:
+        """Train the model equally long on the same batches, with its norms.
+
+        Raises:
+            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
+        """
+        source = PretrainedModel(self._source, self.recipe, self._data.tokenizer)
+        self._control = train(self.recipe, self._data, self._folder / "control", report_step, source=source)
+        return self._control
+
+    def write(self) -> NormRemovalReport:
+        """Write the norm-free model, with its code, its tokenizer and `norm_removal.json`.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        folding = _read_json(self._folder / _FOLDING_FILE)
+        control = getattr(self, "_control", None)
+        model, tokenizer = load_causal_lm(str(self._folder / "removal" / MODEL_FOLDER))
+        assert isinstance(model, PlacedPreTrainedModel)
+        report = NormRemovalReport(
+            source=self._name,
+            source_sha256=str(self._original["sha256"]),
+            text=self.recipe.data.corpus,
+            validation_tokens=int(self._original["tokens"]),
+            loss_original=float(self._original["loss"]),
+            loss_control=None if control is None else control.validation.mean,
+            loss_norm_free=self._norm_free.validation.mean,
+            train_tokens=self._norm_free.train_tokens,
+            removals=tuple(
+                RemovalRecord(removal.target, None if removal.layer is None else removal.layer + 1, step)
+                for removal, step in zip(self._removals, folding["made"], strict=True)
+            ),
+            waited_steps=int(folding["waited_steps"]),
+            num_roll_backs=int(folding["num_roll_backs"]),
+            folding_difference=float(folding["difference"]),
+            largest_logit=float(folding["largest_logit"]),
+            config=asdict(self._config),
+            data_fingerprint=self._data.fingerprint,
+            version=__version__,
+        )
+        try:
+            with whole_folder(self._out) as temporary:
+                model.save_pretrained(temporary, self_contained=True)
+                tokenizer.save_pretrained(temporary)
+                (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
+                "again: the trained model is kept"
+            ) from error
+        return report
+
+    def draw(self, report: NormRemovalReport) -> Path:
+        """Draw the losses with every removal marked, beside the runs, and return the file."""
+        runs = {NORM_FREE: self._folder / "removal", CONTROL: self._folder / "control"}
+        curves = {label: read_metrics(folder) for label, folder in runs.items() if folder.exists()}
+        path = self._folder / FIGURE_FILE
+        removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
+        return path
+
+    def _fold(self, model: PlacedPreTrainedModel, norms: FrozenNorms) -> None:
+        report = fold_norms_in_place(model, norms)
+        intervention = self._intervention
+        found = {
+            **asdict(report),
+            "made": intervention.made,
+            "waited_steps": intervention.waited_steps,
+            "num_roll_backs": intervention.num_roll_backs,
+        }
+        # before the model is saved, so that wherever there is one, there is this
+        write_file(self._folder / _FOLDING_FILE, json.dumps(found) + "\n")
+
+
+def model_folder(source: str) -> Path:
+    """Return the folder of a model that is given by its folder or its name on the hub.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such model.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"{source} cannot be fetched from the hub ({error}). Give a folder instead") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). Delete it, and run the same command again") from error

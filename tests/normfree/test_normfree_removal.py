@@ -1,0 +1,271 @@
+"""Removing norms on the training engine: what is trained, killed, resumed, rolled back and refused."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import mixln
+from mixln.data import PreparedData
+from mixln.errors import InputError
+from mixln.models.placed import PlacedPreTrainedModel
+from mixln.normfree.config import NormRemovalConfig
+from mixln.normfree.frozen_norm import FIRST_POSITION, ORDINARY
+from mixln.normfree.install import check_removable
+from mixln.normfree.removal import RemovalIntervention
+from mixln.normfree.source import NormRemoval, add_auxiliary_loss
+from mixln.placement import Placement, list_schemes
+from mixln.studies.remove_norm import REPORT_FILE, RemoveNorm, removal_folder
+from mixln.training import Recipe, TrainingDivergedError, TrainingInterrupted, read_metrics, train
+from mixln.training.checkpoint import list_checkpoints
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+CONFIG = NormRemovalConfig(steps=24, batch_size=4, sequence_length=32, max_validation_tokens=1000, learning_rate=1e-3)
+
+
+def save(architecture: str, data: PreparedData, folder: Path, placement: str | None = None) -> Path:
+    """A small model in the tokens of the data: transformers' own, or with a placement this library's."""
+    torch.manual_seed(0)
+    vocabulary = {"vocab_size": len(data.tokenizer), "bos_token_id": None, "eos_token_id": None}
+    if architecture == "gpt2":
+        dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+        model: Any = GPT2LMHeadModel(GPT2Config(**SIZES, **vocabulary, **dropout))
+    elif architecture == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **vocabulary, intermediate_size=48, num_key_value_heads=2))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, **vocabulary, intermediate_size=48, tie_word_embeddings=True))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:  # a gain of 1 and a bias of 0 would hide what is left out
+            torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    if placement is not None:
+        mixln.apply_placement(model, placement, seed=0)
+    model.save_pretrained(folder)
+    data.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("gpt2", data, tmp_path_factory.mktemp("models") / "gpt2")
+
+
+def work_on(source: Path, corpus: Path, out: Path, config: NormRemovalConfig = CONFIG, **control: Any) -> Any:
+    """All that `mixln remove-norm` does."""
+    with RemoveNorm(str(source), config, str(corpus), out) as work:
+        work.prepare(out.parent / "cache", lambda _: None)
+        work.measure_original()
+        work.remove(control.get("report_step"))
+        if control.get("with_control", True):
+            work.train_control()
+        return work.write()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "llama lns"])
+def test_a_stock_or_placed_model_loses_its_norms(
+    architecture: str, data: PreparedData, corpus: Path, tmp_path: Path
+) -> None:
+    name, _, placement = architecture.partition(" ")
+    source = save(name, data, tmp_path / "source", placement or None)
+    report = work_on(source, corpus, tmp_path / "out")
+    assert [one.target for one in report.removals] == [
+        *["feed_forward"] * 2,
+        *["query_key"] * 2,
+        *["value"] * 2,
+        *("final", "end_of_text", "first_position"),
+    ]
+    assert report.folding_difference <= 1e-5 * report.largest_logit
+    # trained, the control as the norm-free one
+    assert report.loss_control < report.loss_original - 0.05
+    assert report.loss_norm_free < report.loss_original + 0.5
+    assert json.loads((tmp_path / "out" / REPORT_FILE).read_text())["loss_norm_free"] == report.loss_norm_free
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.placement == "none"
+    assert not any("norm" in type(module).__name__.lower() for module in model.modules())
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(data.tokenizer)
+    metrics = read_metrics(removal_folder(tmp_path / "out") / "removal")
+    assert metrics[-1]["validation_loss"] == pytest.approx(report.loss_norm_free, abs=1e-4)
+    assert metrics[-1]["removals"] == 9
+
+
+def test_interrupted_anywhere_it_ends_as_if_nothing_had_happened(gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    work_on(gpt2, corpus, tmp_path / "whole", with_control=False)
+    for step in (5, 9, 16):
+
+        def interrupt(now: int, *_: float, at: int = step) -> None:
+            if now == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises((KeyboardInterrupt, TrainingInterrupted)):
+            work_on(gpt2, corpus, tmp_path / "cut", with_control=False, report_step=interrupt)
+    report = work_on(gpt2, corpus, tmp_path / "cut", with_control=False)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(weight, cut[name]) for name, weight in whole.items())
+    assert report.loss_control is None
+    losses = [
+        [line["loss"] for line in read_metrics(removal_folder(tmp_path / name) / "removal")]
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1]
+
+
+class SpikeAfter(RemovalIntervention):
+    """As if the loss spiked once, in a step when so many removals had been made."""
+
+    has_spiked = False
+
+    def judge(self, step: int, loss: float) -> Any:
+        spikes = len(self.made) == 4 and not self.has_spiked
+        self.has_spiked |= spikes
+        return super().judge(step, loss + 10 * spikes)
+
+
+def source_of(
+    folder: Path,
+    recipe: Recipe,
+    data: PreparedData,
+    config: NormRemovalConfig,
+    intervention_class: type[RemovalIntervention] = RemovalIntervention,
+) -> tuple[NormRemoval, RemovalIntervention]:
+    """What removes the norms of a model of two layers; in the end they are left as they are, frozen."""
+    schedule = config.removal_schedule(SIZES["num_hidden_layers"])
+    removals = schedule.removals(SIZES["num_hidden_layers"])
+    intervention = intervention_class(removals, schedule.first_step, config.spike_policy)
+    source = NormRemoval(folder, recipe, data.tokenizer, intervention, vars(schedule), finish=lambda *_: None)
+    return source, intervention
+
+
+@pytest.mark.parametrize("action", ["wait", "roll_back", "stop"])
+def test_a_spike_in_training(action: Any, gpt2: Path, corpus: Path, data: PreparedData, tmp_path: Path) -> None:
+    config = replace(CONFIG, on_spike=action, steps=40, first_step=3)
+    recipe = config.recipe(str(corpus), str(gpt2), 64)
+    source, intervention = source_of(gpt2, recipe, data, config, SpikeAfter)
+    if action == "stop":
+        with pytest.raises(TrainingDivergedError, match=r"the loss rose to .* before the query key norm of layer 2"):
+            train(recipe, data, tmp_path, source=source)
+        assert list_checkpoints(tmp_path)
+        assert not (tmp_path / "model").exists()
+        # another policy goes on from there
+        source, intervention = source_of(gpt2, recipe, data, replace(config, on_spike="wait"))
+    with pytest.warns(UserWarning, match="rolling back") if action == "roll_back" else nullcontext():
+        train(recipe, data, tmp_path, source=source)
+    assert intervention.is_complete
+    pace = [later - earlier for earlier, later in pairwise(intervention.made)]
+    planned = [removal.gap for removal in config.removal_schedule(2).removals(2)][:-1]
+    # however often a step was made, the metrics have it once
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 41))
+    if action == "roll_back":
+        assert intervention.num_roll_backs == 1
+        assert pace[4:] == [2 * gap for gap in planned[4:]]
+    else:
+        # the policy of the second run of "stop" waits as well, for the spike is what the checkpoint ends with
+        assert intervention.waited_steps == 1
+        assert sum(pace) == sum(planned) + 1
+
+
+def test_steps_that_end_too_early_lose_nothing(
+    gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RemovalIntervention, "_is_spike", lambda self, _: len(self.made) == 4)
+    with pytest.raises(InputError, match=r"the steps are over, and 4 of 9 removals are made: spikes held removals up"):
+        work_on(gpt2, corpus, tmp_path / "out")
+    assert list_checkpoints(removal_folder(tmp_path / "out") / "removal")
+    assert len(read_metrics(removal_folder(tmp_path / "out") / "removal")) == CONFIG.steps
+    assert not (tmp_path / "out").exists()
+
+
+def test_auxiliary_loss_is_the_formulas(gpt2: Path, data: PreparedData, corpus: Path) -> None:
+    recipe = CONFIG.recipe(str(corpus), str(gpt2), 32)
+    source, intervention = source_of(gpt2, recipe, data, CONFIG)
+    model = source.build().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert isinstance(model, PlacedPreTrainedModel)
+    batch = data.train.batch(range(2))
+    plain = source.wrap(model, "sdpa").batch_loss(batch)
+    assert intervention.norms is not None
+    seen: list[torch.Tensor] = []
+    model.base_model.ln_f.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    objective = source.wrap(model, "sdpa")
+    add_auxiliary_loss(objective, intervention.norms.norms["final", None], 0.3)
+    seen.clear()
+    found = objective.batch_loss(batch)
+    hidden_states = seen[-1]
+    std = (hidden_states.var(-1, correction=0) + 1e-5).sqrt()
+    ids = intervention.norms.classes.ids
+    assert ids is not None
+    assert (ids == FIRST_POSITION).sum() >= 2
+    target = std[ids == ORDINARY].mean()
+    torch.testing.assert_close(found, plain + 0.3 * ((std - target.detach()) ** 2).sum())
+    objective.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(objective.batch_loss(batch), plain.detach())
+
+
+REFUSED = {
+    "post": "norms on the residual path",
+    "mix(alpha=0.5)": "norms on the residual path",
+    "none": "has no norms: there is nothing to remove",
+    "sandwich": "behind sublayers",
+    "peri": "on the embedding",
+    "pre+qk_norm": "on queries, keys or values",
+    "groupnorm(groups=4)": "grouped norms, which have no one scale",
+    "pre+dyt": "dyt norms, which have no one scale",
+}
+
+
+@pytest.mark.parametrize("placement", REFUSED)
+def test_models_whose_norms_cannot_go_are_refused(
+    placement: str, data: PreparedData, corpus: Path, tmp_path: Path
+) -> None:
+    source = save("llama", data, tmp_path / "source", placement)
+    with pytest.raises(InputError, match=REFUSED[placement]):
+        RemoveNorm(str(source), CONFIG, str(corpus), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", list_schemes())
+def test_every_scheme_is_either_taken_or_refused_with_a_reason(name: str) -> None:
+    plan = Placement.parse(name).plan(4)
+    if name in ("pre", "lns"):
+        check_removable(plan, name)
+        return
+    with pytest.raises(InputError, match=f"^placement {name} "):
+        check_removable(plan, name)
+
+
+def test_other_bad_input_is_refused(gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an impossible schedule"):
+        RemoveNorm(str(gpt2), replace(CONFIG, steps=5), str(corpus), tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(InputError, match="full"):
+        RemoveNorm(str(gpt2), CONFIG, str(corpus), tmp_path / "full")
+    (tmp_path / "empty.txt").write_text("")
+    with (
+        RemoveNorm(str(gpt2), CONFIG, str(tmp_path / "empty.txt"), tmp_path / "out") as work,
+        pytest.raises(InputError, match="empty"),
+    ):
+        work.prepare(tmp_path / "cache", lambda _: None)
+    with RemoveNorm(str(gpt2), CONFIG, str(corpus), tmp_path / "out"):
+        other = RemoveNorm(str(gpt2), CONFIG, str(corpus), tmp_path / "out")
+        with pytest.raises(InputError, match="another process works in"):
+            other.__enter__()

@@ -1,0 +1,127 @@
+"""What a removal does when the loss spikes, on losses that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mixln.normfree.install import FrozenNorms
+from mixln.normfree.removal import RemovalIntervention, SpikePolicy
+from mixln.normfree.schedule import RemovalSchedule
+
+SCHEDULE = RemovalSchedule(3, 2, 2, 2, 2, 2)
+NUM_LAYERS = 1
+
+
+class Recorder(FrozenNorms):
+    """Norms that only remember what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int | None]] = []
+
+    def freeze(self, path: Any, layer: int | None) -> None:
+        self.asked.append((path, layer))
+
+    def merge(self, position_class: Any) -> None:
+        self.asked.append((position_class, None))
+
+
+def started(policy: SpikePolicy) -> RemovalIntervention:
+    intervention = RemovalIntervention(SCHEDULE.removals(NUM_LAYERS), SCHEDULE.first_step, policy)
+    object.__setattr__(intervention, "norms", Recorder())
+    return intervention
+
+
+def run(intervention: RemovalIntervention, loss: Callable[[int], float], steps: range) -> list[Any]:
+    """Make steps, each with its loss; return the verdicts, up to the first that ends the run or takes it back."""
+    for step in steps:
+        intervention.before_step(step)
+        verdict = intervention.judge(step, loss(step))
+        if verdict is not None:
+            return [step, verdict]
+    return []
+
+
+def test_without_a_spike_everything_goes_on_time_and_in_order() -> None:
+    intervention = started(SpikePolicy("stop"))
+    assert run(intervention, lambda _: 2.0, range(1, 20)) == []
+    assert intervention.made == [3, 5, 7, 9, 11, 13]
+    assert intervention.is_complete
+    norms: Any = intervention.norms
+    assert norms.asked == [
+        ("feed_forward", 0),
+        ("query_key", 0),
+        ("value", 0),
+        ("final", None),
+        ("end_of_text", None),
+        ("first_position", None),
+    ]
+
+
+def spike(first: int, last: int) -> Callable[[int], float]:
+    """Losses of 2 nats, and of 3 in some steps."""
+    return lambda step: 3.0 if first <= step <= last else 2.0
+
+
+def test_wait_holds_removals_up_until_the_spike_is_over() -> None:
+    intervention = started(SpikePolicy("wait", threshold=0.5))
+    assert run(intervention, spike(5, 9), range(1, 30)) == []
+    # due in 7, held up in 7 to 10 (whose step before was one of the spike), and later ones keep their gaps
+    assert intervention.made == [3, 5, 11, 13, 15, 17]
+    assert intervention.waited_steps == 4
+
+
+def test_a_rise_below_the_threshold_is_no_spike() -> None:
+    intervention = started(SpikePolicy("wait", threshold=1.5))
+    run(intervention, spike(5, 9), range(1, 30))
+    assert intervention.made == [3, 5, 7, 9, 11, 13]
+
+
+def test_stop_ends_the_run_and_says_after_what() -> None:
+    step, verdict = run(started(SpikePolicy("stop")), spike(6, 9), range(1, 30))
+    assert (step, verdict.action) == (6, "stop")
+    assert (
+        "the loss rose to 3 in step 6, from 2 before the query key norm of layer 1 was removed (step 5)"
+        in verdict.reason
+    )
+
+
+def test_roll_back_goes_to_before_the_removal_and_on_at_half_the_pace() -> None:
+    intervention = started(SpikePolicy("roll_back"))
+    saved: dict[int, dict[str, Any]] = {}
+    for step in range(1, 7):
+        intervention.before_step(step)
+        verdict = intervention.judge(step, 3.0 if step == 6 else 2.0)
+        assert intervention.wants_checkpoint() == (step + 1 in (3, 5, 7) and step < 7)
+        saved[step] = intervention.state()
+    assert verdict is not None
+    assert (verdict.action, verdict.before) == ("roll_back", 4)
+    intervention.restore(saved[verdict.before], rolled_back=True)
+    assert intervention.made == [3]
+    assert run(intervention, lambda _: 2.0, range(5, 60)) == []
+    # the gap of 2 is now 4: the second removal is put off by it, and the others follow at that pace
+    assert intervention.made == [3, 9, 13, 17, 21, 25]
+    assert intervention.num_roll_backs == 1
+
+
+def test_roll_backs_end_after_so_many() -> None:
+    intervention = started(SpikePolicy("roll_back", max_roll_backs=2))
+    actions = []
+    for _ in range(3):
+        _, verdict = run(intervention, lambda _: 3.0 if intervention.made else 2.0, range(1, 60))
+        actions.append(verdict.action)
+        intervention.restore({}, rolled_back=True)
+    assert actions == ["roll_back", "roll_back", "stop"]
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_state_says_all_that_going_on_needs(cut: int) -> None:
+    whole, first = started(SpikePolicy("wait")), started(SpikePolicy("wait"))
+    run(whole, spike(5, 7), range(1, 30))
+    run(first, spike(5, 7), range(1, cut + 1))
+    second = started(SpikePolicy("wait"))
+    second.restore(first.state())
+    run(second, spike(5, 7), range(cut + 1, 30))
+    assert second.state() == whole.state()
