@@ -83,6 +83,7 @@ def test_what_is_around_the_blocks_is_said(capsys: pytest.CaptureFixture[str]) -
     page = shown(capsys, "none")
     assert "norm before the head: none" in page
     assert "parameters in a Llama block: none but the matrices" in page
+    assert "parameters outside the blocks: lm_head.bias" in page
 
 
 def test_parameters_inside_the_attention_and_learned_scales_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,7 +216,7 @@ def test_a_gain_without_a_norm_goes_into_the_projections(name: str) -> None:
         del num_layers
         return BlockPlan(SublayerPlan(gain=1 / depth), SublayerPlan(gain=2.0 * depth))
 
-    register_scheme("scaled_for_test", final_norm=None)(scaled)
+    register_scheme("scaled_for_test", final_norm=None, head_bias=True)(scaled)
     try:
         model = tiny_architecture(name, "scaled_for_test").double()
         folded = fold(model)
@@ -251,7 +251,7 @@ REFUSED = {
     "b2t": ("once more (bypass) (feed-forward, layers 1-4)",),
     "hybrid": ("a norm of query, key, value per head (attention, layers 1-4)", "(N_out) (attention, layers 1-4)"),
     "hybrid(first_pre=true)": ("(N_out) (attention, layers 2-4)",),
-    "none": ("no norm before the head", "no norm on the sublayer's input (N_in)"),
+    "none": ("no norm before the head", "no norm on the sublayer's input (N_in)", "a bias of the head"),
     "groupnorm": ("(N_in) in 8 groups",),
     "pre+dyt": ("of kind dyt", "a norm before the head of kind dyt"),
     "reordered": ("no norm on the sublayer's input", "a norm on the sublayer's output (N_branch)"),

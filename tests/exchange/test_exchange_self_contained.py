@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from architecture_tools import NAMES, tiny_architecture, tiny_architecture_config
-from models_tools import generate, logits_of, tiny_model, token_ids
-from safetensors.torch import save_file
+from models_tools import logits_of, tiny_model, token_ids
+from self_contained import open_without_mixln, write_case
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import mixln
@@ -75,69 +73,11 @@ def _registered(name: str, source: str, folder: Path, monkeypatch: pytest.Monkey
     del SCHEMES[name], sys.modules["schemes_of_theirs"]
 
 
-def write_case(folder: Path, name: str, text: str, without: str = "") -> None:
-    """Save a model with its code, and what it computes; `without`: a scheme that is not to come along."""
-    model, ids = tiny_architecture(name, text), token_ids()
-    model.save_pretrained(folder / "model", self_contained=True)
-    with torch.no_grad():
-        hidden: Any = model.base_model(input_ids=ids, use_cache=False)
-    expected = {
-        "ids": ids,
-        "logits": logits_of(model, ids),
-        "hidden": hidden.last_hidden_state,
-        "text": generate(model, ids, max_new_tokens=6, use_cache=True),
-    }
-    save_file({key: tensor.contiguous() for key, tensor in expected.items()}, folder / "expected.safetensors")
-    weights = {key: tensor.sum().item() for key, tensor in model.initialize(3).named_parameters()}
-    registered = [[scheme for scheme in SCHEMES if scheme != without], list(MODIFIERS)]
-    (folder / "drawn.json").write_text(json.dumps({"weights": weights, "registered": registered}))
-
-
-def open_without_mixln(cases: Path, work: Path) -> dict[str, str]:
-    """Open all cases in one process of an environment without mixln, and return what went wrong with each.
-
-    The environment is a folder with a link to everything that is installed here but mixln (and no `.pth` file, through
-    which an editable install is found), on the path of a python that looks nowhere else (-S: no site-packages). The
-    program itself asserts that mixln is not to be found, and that nothing of it was loaded.
-    """
-    installed = work / "installed"
-    installed.mkdir(parents=True)
-    for place in dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")):
-        for path in Path(place).iterdir():
-            if "mixln" not in path.name and path.suffix != ".pth" and not (installed / path.name).exists():
-                (installed / path.name).symlink_to(path)
-    program = Path(__file__).with_name("exchange_without_mixln.py")
-    own = shutil.copy(program, work / "program.py")
-    finished = subprocess.run(
-        [sys.executable, "-S", own, str(cases)],
-        cwd=work,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))},
-            "PYTHONPATH": str(installed),
-            "HF_HOME": str(work / "home"),
-            "HF_MODULES_CACHE": str(work / "modules"),
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
-    assert result["mixln_is_absent"]
-    assert result["loaded"] == []
-    return result["cases"]
-
-
 def test_folders_are_opened_without_mixln(scheme_of_a_user: str, tmp_path: Path) -> None:
     """Logits and stack are equal bit for bit, and so are generated text, drawn weights and what is saved again."""
     for name, text in QUICK:
-        write_case(tmp_path / "cases" / f"{name}-{text}", name, text, without=scheme_of_a_user)
-    write_case(tmp_path / "cases" / "theirs", "llama", f"{scheme_of_a_user}(factor=0.5)")
+        write_case(tmp_path / "cases" / f"{name}-{text}", tiny_architecture(name, text), without=scheme_of_a_user)
+    write_case(tmp_path / "cases" / "theirs", tiny_architecture("llama", f"{scheme_of_a_user}(factor=0.5)"))
     # a user's own scheme comes along, with what it uses
     assert "FACTOR = 0.5" in (tmp_path / "cases" / "theirs" / "model" / "modeling_mixln_llama.py").read_text()
     faults = open_without_mixln(tmp_path / "cases", tmp_path / "work")
@@ -148,7 +88,7 @@ def test_folders_are_opened_without_mixln(scheme_of_a_user: str, tmp_path: Path)
 @pytest.mark.slow
 def test_every_placement_and_architecture_is_opened_without_mixln(tmp_path: Path) -> None:
     for number, (name, text) in enumerate(THOROUGH):
-        write_case(tmp_path / "cases" / f"{number:03}-{name}-{text}", name, text)
+        write_case(tmp_path / "cases" / f"{number:03}-{name}-{text}", tiny_architecture(name, text))
     faults = open_without_mixln(tmp_path / "cases", tmp_path / "work")
     assert len(faults) == len(THOROUGH)
     assert not any(faults.values()), "\n".join(faults.values())

@@ -286,7 +286,8 @@ def llama_logits(
         x = BLOCKS[scheme](x, position + 1, shape.layers, parts, **options)
     if "model.norm.weight" in weights:
         x = norm_by_name("model.norm", x, weights, shape.eps)
-    return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    return x @ head.T + weights.get("lm_head.bias", 0.0)
 
 
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:

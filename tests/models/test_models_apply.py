@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import mixln
 from mixln import PlacementError, apply_placement, preview_placements
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig
+from mixln.placement.registry import SCHEMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
@@ -142,6 +144,41 @@ def test_one_placement_after_the_other_and_back_is_the_same_model() -> None:
     for text in ("lns", "pre+gpas", "lns+scaled_embed", "pre"):
         apply_placement(model, text)
     assert torch.equal(logits_of(model, ids), logits)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_gets_and_loses_its_bias_and_keeps_its_weight(name: str, tied: bool) -> None:
+    model = stock_model(name, tie_word_embeddings=tied)
+    head: Any = model.get_output_embeddings()
+    before = head.weight.detach().clone()
+    change = apply_placement(model, "none")
+    assert "lm_head.bias" in change.added
+    assert "a bias of the head" in change.differences
+    head = model.get_output_embeddings()
+    assert not head.bias.any()
+    assert torch.equal(head.weight, before)
+    assert (head.weight is model.get_input_embeddings().weight) is tied
+    ids = token_ids()
+    with torch.no_grad():
+        head.bias.normal_()
+    logits = logits_of(model, ids)
+    assert apply_placement(model, "none+gpas").keeps_function
+    assert torch.equal(logits_of(model, ids), logits)
+    change = apply_placement(model, "pre")
+    assert "lm_head.bias" in change.removed
+    assert "no bias of the head" in change.differences
+    assert not change.keeps_function
+
+
+def test_taking_away_a_bias_of_the_head_changes_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEMES, "biased", replace(SCHEMES["pre"], name="biased", head_bias=True))
+    model, ids = stock_model("llama"), token_ids()
+    logits = logits_of(model, ids)
+    change = apply_placement(model, "biased")
+    assert (change.keeps_function, change.differences) == (True, ("a bias of the head",))
+    assert torch.equal(logits_of(model, ids), logits)
+    assert not apply_placement(model, "pre").keeps_function
 
 
 def test_an_optimiser_goes_on_with_the_parameters_it_holds() -> None:

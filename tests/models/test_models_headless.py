@@ -12,14 +12,14 @@ from mixln.placement.plan import BlockPlan
 from mixln.placement.registry import SCHEMES
 
 
-def build(embedding_std: float | None = None) -> mixln.MixLNLlamaForCausalLM:
+def build(embedding_std: float | None = None, placement: str = "mix(alpha=0.5)") -> mixln.MixLNLlamaForCausalLM:
     config = mixln.MixLNLlamaConfig(
         vocab_size=100,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        placement="mix(alpha=0.5)",
+        placement=placement,
         embedding_std=embedding_std,
     )
     model = AutoModelForCausalLM.from_config(config)
@@ -27,8 +27,9 @@ def build(embedding_std: float | None = None) -> mixln.MixLNLlamaForCausalLM:
     return model.initialize(0)
 
 
-def test_the_stack_alone_opens_from_a_checkpoint_with_a_head(tmp_path: Path) -> None:
-    model = build().eval()
+@pytest.mark.parametrize("placement", ["mix(alpha=0.5)", "none"])
+def test_the_stack_alone_opens_from_a_checkpoint_with_a_head(placement: str, tmp_path: Path) -> None:
+    model = build(placement=placement).eval()
     model.save_pretrained(tmp_path)
     stack = AutoModel.from_pretrained(tmp_path)
     input_ids = torch.arange(10)[None]

@@ -24,10 +24,11 @@ CPU = torch.device("cpu")
 KINDS: list[AttentionKind] = ["sdpa", "eager"]
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("chunk_logits", [2**25, 50 * 7, 50])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_chunked_loss_is_cross_entropy_of_the_logits(
-    dtype: torch.dtype, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, chunk_logits: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", chunk_logits)
     generator = torch.Generator().manual_seed(0)
@@ -35,17 +36,16 @@ def test_the_chunked_loss_is_cross_entropy_of_the_logits(
     weight = torch.randn(50, 16, generator=generator, dtype=dtype).requires_grad_()
     targets = torch.randint(50, (23,), generator=generator)
     targets[[3, 11]] = -100
-    loss = linear_cross_entropy(hidden_states, weight, targets)
-    (loss * 0.3).backward()
-    gradients = [hidden_states.grad, weight.grad]
-    hidden_states.grad = weight.grad = None
-    expected = F.cross_entropy(F.linear(hidden_states, weight), targets, reduction="sum", ignore_index=-100)
-    (expected * 0.3).backward()
+    bias = torch.randn(50, generator=generator, dtype=dtype).requires_grad_() if has_bias else None
+    learned = [tensor for tensor in (hidden_states, weight, bias) if tensor is not None]
+    loss = linear_cross_entropy(hidden_states, weight, targets, bias=bias)
+    gradients = torch.autograd.grad(loss * 0.3, learned)
+    expected = F.cross_entropy(F.linear(hidden_states, weight, bias), targets, reduction="sum", ignore_index=-100)
     torch.testing.assert_close(loss, expected)
-    for one, other in zip(gradients, [hidden_states.grad, weight.grad], strict=True):
+    for one, other in zip(gradients, torch.autograd.grad(expected * 0.3, learned), strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(hidden_states, weight, targets), expected)
+        torch.testing.assert_close(linear_cross_entropy(hidden_states, weight, targets, bias=bias), expected)
 
 
 def test_the_chunked_loss_multiplies_in_the_autocast_dtype_and_sums_in_float32() -> None:
@@ -53,14 +53,16 @@ def test_the_chunked_loss_multiplies_in_the_autocast_dtype_and_sums_in_float32()
     hidden_states = torch.randn(64, 32, generator=generator).requires_grad_()
     weight = torch.randn(100, 32, generator=generator).requires_grad_()
     targets = torch.randint(100, (64,), generator=generator)
+    bias = torch.randn(100, generator=generator).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_cross_entropy(hidden_states, weight, targets)
-        logits = F.linear(hidden_states, weight)
+        loss = linear_cross_entropy(hidden_states, weight, targets, bias=bias)
+        logits = F.linear(hidden_states, weight, bias)
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(loss, F.cross_entropy(logits.float(), targets, reduction="sum"))
     loss.backward()
-    assert weight.grad is not None
-    assert weight.grad.dtype == torch.float32
+    for parameter in (weight, bias):
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("attention", KINDS)
@@ -88,11 +90,17 @@ def test_nothing_leaks_across_the_border_of_a_document(
     torch.testing.assert_close(before, alone)
 
 
+@pytest.mark.parametrize("placement", ["pre", "none"])
 @pytest.mark.parametrize("attention", KINDS)
 def test_the_objective_is_the_summed_loss_of_the_model(
-    recipe: Recipe, data: PreparedData, attention: AttentionKind
+    recipe: Recipe, data: PreparedData, attention: AttentionKind, placement: str
 ) -> None:
+    """With the head's bias where the placement has one."""
+    recipe = replace(recipe, model=replace(recipe.model, placement=placement))
     model = build_model(recipe, data.tokenizer)
+    for name, parameter in model.named_parameters():
+        if name == "lm_head.bias":
+            torch.nn.init.normal_(parameter)
     batch = training_batch(data.train, 0, 4, 0)
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
     expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")

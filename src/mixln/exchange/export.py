@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixln.errors import InputError
@@ -143,14 +144,24 @@ def _copy_companions(source: str | Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-@torch.no_grad()
 def compare_logits(model: PreTrainedModel, other: PreTrainedModel, *, seed: int = 0) -> tuple[float, float]:
     """Return the largest difference of two models' logits on two rows of random tokens, and the first's largest."""
+    ids = random_tokens(model, seed)
+    first, second = precise_logits(model, ids), precise_logits(other, ids)
+    return (first - second).abs().max().item(), first.abs().max().item()
+
+
+def random_tokens(model: PreTrainedModel, seed: int = 0) -> Tensor:
+    """Return two rows of random tokens, (2, sequence), that a model takes."""
     config: Any = model.config
     length = min(64, config.max_position_embeddings)
-    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
-    first, second = (one(input_ids=ids.to(one.device), use_cache=False).logits.double() for one in (model, other))
-    return (first - second).abs().max().item(), first.abs().max().item()
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def precise_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Return a model's logits for some tokens, in float64."""
+    return model(input_ids=ids.to(model.device), use_cache=False).logits.double()
 
 
 _WAYS = (

@@ -13,13 +13,7 @@ from mixln.models.decoder import PlacedForCausalLM, PlacedModel
 from mixln.models.graft import has_adapters, norm_sources, take_tensors
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES, Architecture
-from mixln.placement import (
-    Placement,
-    PlacementError,
-    StackPlan,
-    list_modifiers,
-    list_schemes,
-)
+from mixln.placement import Placement, PlacementError, StackPlan, list_modifiers, list_schemes
 
 
 def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None = None) -> PlacementChange:
@@ -113,6 +107,11 @@ def _architecture_of(model: PreTrainedModel) -> Architecture:
     if has_adapters(model):
         raise PlacementError("a model with adapters cannot be given a placement: merge them, or put them on afterwards")
     return found
+
+
+def check_can_be_placed(model: PreTrainedModel) -> None:
+    """Raise PlacementError if `apply_placement` would refuse a model, whatever the placement."""
+    _architecture_of(model)
 
 
 def _target_class(found: Architecture, model: PreTrainedModel) -> type[PlacedForCausalLM] | type[PlacedModel]:

@@ -54,4 +54,5 @@ def _starting_function(after: StackPlan, before: StackPlan) -> StackPlan:
         )
         for new, old in zip(after.blocks, before.blocks, strict=True)
     )
-    return replace(after, blocks=blocks)
+    # a new bias of the head is 0; the one that goes was trained
+    return replace(after, blocks=blocks, head_bias=after.head_bias and before.head_bias)

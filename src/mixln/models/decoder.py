@@ -143,5 +143,5 @@ class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):
         PreTrainedModel.__init__(self, config)
         self.add_module(self.base_model_prefix, self.model_class(config))
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.stack_plan.head_bias)
         self.post_init()

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mixln.models.decoder import PlacedModel
-from mixln.models.placed import PlacedPreTrainedModel
+from mixln.models.placed import PlacedPreTrainedModel, mark_as_loaded
 from mixln.placement import PlacedBlock, PlacementError, StackPlan
 
 
@@ -68,6 +68,7 @@ def take_tensors(target: PlacedPreTrainedModel, model: PreTrainedModel, sources:
                 source = known.get(f"{old_name}.{name}" if old_name else "")
                 if source is not None and source.shape == tensor.shape:
                     tensors[name] = source
+                    mark_as_loaded(source)
                     continue
                 if tensor.ndim > 1:
                     raise PlacementError(f"{module_name}.{name} of shape {tuple(tensor.shape)} is not in the model")

@@ -34,6 +34,11 @@ _LOADED = "_is_hf_initialized"
 _PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, PointwiseNorm)
 
 
+def mark_as_loaded(tensor: torch.Tensor) -> None:
+    """Let initialisation pass over a tensor that holds what it is to hold."""
+    setattr(tensor, _LOADED, True)
+
+
 def _is_loaded(tensor: torch.Tensor) -> bool:
     return getattr(tensor, _LOADED, False)
 
@@ -74,7 +79,7 @@ class PlacedPreTrainedModel(ModelWithItsCode):
         if missing:
             self._draw(int(torch.randint(2**62, (), device="cpu")), loaded_too=False)
             for parameter in missing:
-                setattr(parameter, _LOADED, True)
+                mark_as_loaded(parameter)
 
     def _draw(self, seed: int, *, loaded_too: bool = True) -> None:
         config, prefix = self.config, f"{self.base_model_prefix}."
@@ -123,7 +128,7 @@ class PlacedPreTrainedModel(ModelWithItsCode):
         )
         model, info = loaded
         # a model without a head opens a checkpoint with one, as everywhere in transformers
-        headless = {name for name in info["unexpected_keys"] if cls.parameter_roles.get(name) == "head"}
+        headless = {name for name in info["unexpected_keys"] if _is_of_head(cls, name)}
         lists = {"missing": info["missing_keys"], "left over": set(info["unexpected_keys"]) - headless}
         faults = [f"{what}: {', '.join(sorted(names))}" for what, names in lists.items() if names]
         if faults:
@@ -132,3 +137,7 @@ class PlacedPreTrainedModel(ModelWithItsCode):
                 f"{model.config.placement!r}; {'; '.join(faults)}"
             )
         return (model, info) if wants_info else model
+
+
+def _is_of_head(model_class: type[PlacedPreTrainedModel], name: str) -> bool:
+    return model_class.parameter_roles.get(f"{name.rpartition('.')[0]}.weight") == "head"

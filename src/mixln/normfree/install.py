@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from mixln.errors import InputError
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.roles import RoleMatrix, role_matrices
 from mixln.normfree.frozen_norm import FrozenScaleNorm, Path, PositionClass, TokenClasses
-from mixln.placement import NORM, PlacedBlock, Placement, StackPlan
+from mixln.placement import NORM, PlacedBlock, Placement, StackPlan, SublayerPlan
+from mixln.placement.departures import departures
 from mixln.placement.plan import SUBLAYERS
 
 _PATHS: dict[str, tuple[Path, ...]] = {"attention": ("query_key", "value"), "feed_forward": ("feed_forward",)}
@@ -70,7 +71,7 @@ def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) 
     description = config.norm_factory()
     norms: dict[tuple[Path, int | None], FrozenScaleNorm] = {}
 
-    def replace(owner: nn.Module, attribute: str, paths: tuple[Path, ...], layer: int | None) -> None:
+    def put_in(owner: nn.Module, attribute: str, paths: tuple[Path, ...], layer: int | None) -> None:
         norm = FrozenScaleNorm(owner.get_submodule(attribute), description, paths, classes)
         setattr(owner, attribute, norm.train(model.training))
         norms.update({(path, layer): norm for path in paths})
@@ -78,9 +79,9 @@ def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) 
     blocks = [module for module in model.modules() if isinstance(module, PlacedBlock)]
     for layer, block in enumerate(blocks):
         for sublayer in SUBLAYERS:
-            replace(block, block.part_names[sublayer]["input_norm"], _PATHS[sublayer], layer)
+            put_in(block, block.part_names[sublayer]["input_norm"], _PATHS[sublayer], layer)
     stack: Any = model.base_model
-    replace(stack, stack.final_norm_name, ("final",), None)
+    put_in(stack, stack.final_norm_name, ("final",), None)
     for matrix in role_matrices(model):
         if "value" in matrix.roles:
             assert matrix.block is not None
@@ -95,7 +96,8 @@ def check_removable(plan: StackPlan, placement: str) -> None:
     """Make sure that every norm of a stack stands where its scale can be frozen and folded away.
 
     Raises:
-        InputError: there is none, or one stands elsewhere or is of another kind; says why that one cannot go.
+        InputError: there is none, or one stands elsewhere or is of another kind; says why that one cannot go. Or the
+            placement has other parts that one without norms lacks.
     """
     if not plan.norms:
         raise InputError(f"placement {placement} has no norms: there is nothing to remove")
@@ -124,11 +126,30 @@ def check_removable(plan: StackPlan, placement: str) -> None:
         )
     if plan.final_norm is None or any(one.input_norm is None for one in sublayers):
         raise InputError(f"placement {placement} lacks some of the norms of Pre-LN: removal wants all or none of them")
+    text = norm_free_placement(placement)
+    left = Placement.parse(text).plan(len(plan.blocks))
+    if not _without_norms(plan).same_function_as(left):
+        parts = "; ".join(departures(_without_norms(plan), left))
+        raise InputError(
+            f"placement {placement} has parts that are left when the norms are gone, and that {text} lacks: {parts}"
+        )
 
 
 def norm_free_placement(placement: str) -> str:
     """Return the placement that is left when the norms are gone: `none`, with the modifiers that there were."""
     return "+".join(("none", *map(str, Placement.parse(placement).modifiers)))
+
+
+def _without_norms(plan: StackPlan) -> StackPlan:
+    """Return what a stack computes whose norms, and the gains on them, have gone into its matrices."""
+
+    def bare(sublayer: SublayerPlan) -> SublayerPlan:
+        return replace(sublayer, input_norm=None, gain=1.0)
+
+    blocks = tuple(
+        replace(block, attention=bare(block.attention), feed_forward=bare(block.feed_forward)) for block in plan.blocks
+    )
+    return replace(plan, blocks=blocks, final_norm=None, head_bias=True)
 
 
 def _class_reader(classes: TokenClasses) -> Callable[..., None]:

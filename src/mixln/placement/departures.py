@@ -22,6 +22,8 @@ def departures(plan: StackPlan, stock: StackPlan) -> list[str]:
         parts.append(_norm_in_words("a norm on the embedding", plan.embedding_norm))
     if plan.final_norm != stock.final_norm:
         parts.append(_norm_in_words("a norm before the head", plan.final_norm))
+    if plan.head_bias != stock.head_bias:
+        parts.append("a bias of the head" if plan.head_bias else "no bias of the head")
     return parts
 
 

@@ -148,6 +148,7 @@ class StackPlan:
         embedding_scale: factor on the embedding's output; `"sqrt_hidden_size"` is sqrt(d).
         embedding_norm: norm on the (scaled) embedding output.
         final_norm: norm between the last block and the head.
+        head_bias: whether the head adds a learned bias to the logits, 0 at first.
         init: how every matrix is drawn for which its block has no rule of its own.
         num_layers: L in the formulas. More than `len(blocks)` if blocks were removed from a trained stack.
     """
@@ -157,6 +158,7 @@ class StackPlan:
     embedding_scale: float | Literal["sqrt_hidden_size"] = 1.0
     embedding_norm: NormPlan | None = None
     final_norm: NormPlan | None = NORM
+    head_bias: bool = False
     init: InitRule = InitRule()
 
     @property

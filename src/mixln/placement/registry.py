@@ -88,6 +88,7 @@ class Entry:
     default_options: Mapping[str, Option] = field(default_factory=dict)
     embedding_norm: NormPlan | None = None
     final_norm: NormPlan | None = NORM
+    head_bias: bool = False
 
     def check_options(self, given: Mapping[str, Option]) -> dict[str, Option]:
         """Return the options in the order of the function's signature, each checked; the defaults if none is given.
@@ -125,6 +126,7 @@ def register_scheme(
     default_options: Mapping[str, Option] | None = None,
     embedding_norm: NormPlan | None = None,
     final_norm: NormPlan | None = NORM,
+    head_bias: bool = False,
 ) -> Callable[[BlockFunction], BlockFunction]:
     """Register `function(depth, num_layers, *, options...) -> BlockPlan` as a scheme; used as a decorator.
 
@@ -134,13 +136,15 @@ def register_scheme(
             is given, none of these is filled in; the function's own defaults are.
         embedding_norm: norm on the embedding output, in every stack of this scheme.
         final_norm: norm before the head; None for a scheme without.
+        head_bias: whether the head has a bias.
 
     Raises:
         PlacementError: the name is taken or malformed, or a parameter's annotation is not one that options can have.
     """
 
     def register(function: BlockFunction) -> BlockFunction:
-        entry = Entry(name, function, _options_of(function), dict(default_options or {}), embedding_norm, final_norm)
+        options, defaults = _options_of(function), dict(default_options or {})
+        entry = Entry(name, function, options, defaults, embedding_norm, final_norm, head_bias)
         _add(entry, SCHEMES)
         return function
 

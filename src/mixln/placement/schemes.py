@@ -156,9 +156,12 @@ def admin(depth: int, num_layers: int) -> BlockPlan:
     return _both(SublayerPlan(output_norm=NORM, residual_scale="learned"))
 
 
-@register_scheme("none", final_norm=None)
+@register_scheme("none", final_norm=None, head_bias=True)
 def none(depth: int, num_layers: int) -> BlockPlan:
-    """No norm anywhere, before the head neither: y = x + F(x) (LN-free: Baroni et al. 2025, arXiv 2507.02559)."""
+    """No norm anywhere, before the head neither: y = x + F(x) (LN-free: Baroni et al. 2025, arXiv 2507.02559).
+
+    The head has a bias, 0 at first: that of a final LayerNorm, once it is folded into the head.
+    """
     return _both(SublayerPlan())
 
 

@@ -114,6 +114,7 @@ class Placement:
             num_layers=total,
             embedding_norm=entry.embedding_norm,
             final_norm=entry.final_norm,
+            head_bias=entry.head_bias,
         )
         for modifier in self.modifiers:
             plan = MODIFIERS[modifier.name].function(plan, **modifier.options)

@@ -139,13 +139,13 @@ class PretrainedModel:
 
 
 def next_token_objective(model: PreTrainedModel, attention: AttentionKind) -> CausalLanguageModelObjective:
-    """Return the next-token loss; by the model's own logits, if these are more than a matrix times hidden states."""
+    """Return the next-token loss; by the model's own logits, if these are more than a matrix and a bias."""
     kind = CausalLanguageModelObjective if _has_plain_head(model) else LogitsObjective
     return kind(model, attention)
 
 
 class LogitsObjective(CausalLanguageModelObjective):
-    """The same loss from the model's own logits, for heads that do more than a matrix does (caps, scales, biases).
+    """The same loss from the model's own logits, for heads that do more than a matrix and a bias do (caps, scales).
 
     It takes more memory: the logits of all tokens are there at once.
     """
@@ -160,9 +160,9 @@ class LogitsObjective(CausalLanguageModelObjective):
 
 
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are the head's matrix times the decoder's last hidden states, to the last bit."""
+    """Whether the logits are the decoder's last hidden states through the head's matrix and bias, to the last bit."""
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear):
         return False
     seen: dict[str, Tensor] = {}
 

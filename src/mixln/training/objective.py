@@ -25,7 +25,7 @@ class CausalLanguageModelObjective(nn.Module):
     """Next-token loss of packed documents.
 
     The loss stands inside a module because sharded weights (FSDP2) are whole only while the root module's forward
-    runs, and the loss reads the head's weight without calling the head.
+    runs, and the loss reads the head's weight and bias without calling the head.
 
     Args:
         model: a causal language model of transformers' form.
@@ -62,7 +62,9 @@ class CausalLanguageModelObjective(nn.Module):
         ).last_hidden_state
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
-        return linear_cross_entropy(hidden_states.flatten(0, 1), head.weight, targets.flatten(), kernels=self.kernels)
+        return linear_cross_entropy(
+            hidden_states.flatten(0, 1), head.weight, targets.flatten(), bias=head.bias, kernels=self.kernels
+        )
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Return the summed loss of a batch."""

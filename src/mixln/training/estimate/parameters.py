@@ -22,7 +22,7 @@ class ParameterCount:
         embedding: of the input embedding.
         head: of the language-model head; 0 if it shares the embedding's weights.
         blocks: of each block.
-        other: the rest: the final norm, and a norm on the embedding.
+        other: the rest: the final norm, a norm on the embedding, a bias of the head.
     """
 
     total: int
