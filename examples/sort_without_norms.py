@@ -26,10 +26,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mixln.data import Batch, PackedDataset, PreparedData
-from mixln.normfree import FrozenNorms, fold_norms_in_place
-from mixln.normfree.config import NormRemovalConfig
-from mixln.normfree.removal import RemovalIntervention
-from mixln.normfree.source import NormRemoval
+from mixln.normfree import FrozenNorms, NormRemoval, NormRemovalConfig, RemovalIntervention, fold_norms_in_place
 from mixln.training import train
 
 DIGITS = 6

@@ -99,6 +99,7 @@ def test_nobody_logged_in_is_an_error_that_says_what_to_do(tmp_path: Path, fake_
 
 
 @needs_wandb
+@pytest.mark.slow
 def test_wandb_offline_gets_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     write_with_a_kill_between(tmp_path, "wandb")
@@ -129,6 +130,7 @@ def wandb_steps(path: Path) -> list[int]:
 
 
 @needs_wandb
+@pytest.mark.slow
 def test_wandb_itself_says_that_nobody_is_logged_in(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys; from mixln.training.metrics import MetricsLog\n"
