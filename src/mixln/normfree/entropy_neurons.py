@@ -115,8 +115,8 @@ def entropy_neurons(
 
 def _part(changes: Estimates, place: tuple[int, int]) -> Estimates:
     held, kind = place
-    parts = (part[held, :, kind] for part in (changes.value, changes.low, changes.high))
-    return Estimates(*parts, changes.num_documents)
+    value, low, high = (part[held, :, kind] for part in (changes.value, changes.low, changes.high))
+    return Estimates(value, low, high, changes.num_documents)
 
 
 def _output_weights(stream: Stream) -> Tensor:

@@ -3,8 +3,8 @@
     x_(L+1) = x_1 + sum over l of (a_l + m_l)
 
 x_1 is the embedding (with positions), a_l and m_l what attention and feed-forward of block l write: their outputs
-behind all that stands between them and the stream. No list of model names is needed: who writes is found by what runs, and the
-sum is checked on every pass.
+behind all that stands between them and the stream. No list of model names is needed: who writes is found by what runs,
+and the sum is checked on every pass.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mixln.depth.forward import evaluation_mode, model_device
+from mixln.depth.forward import evaluation_mode
 from mixln.depth.norm_scales import is_norm
 from mixln.depth.stack import BlockRecord, BlockStack, block_output, find_block_stack, recording
 from mixln.depth.sublayers import SUBLAYERS, Sublayer, SublayerFinder
@@ -123,8 +124,8 @@ class Stream:
                     f"the stream of {described(self.model)} is no plain sum: the output of block {layer} of "
                     f"{self.stack.name} differs from its input plus the outputs of its attention and feed-forward by "
                     f"{share:.2g} of their norm. Something rescales the stream on its way, as the norms on the "
-                    "residual path of Post-LN do, so the share of a component in the final state is not defined. Components "
-                    "can be told apart in Pre-LN models (pre, lns ...) and in models without norms (none)"
+                    "residual path of Post-LN do, so the share of a component in the final state is not defined. "
+                    "Components can be told apart in Pre-LN models (pre, lns ...) and in models without norms (none)"
                 )
 
 
@@ -140,32 +141,32 @@ def find_stream(model: nn.Module, arguments: Mapping[str, Any], layers: str | No
         InputError: blocks or sublayers are not found, or blocks do not feed each other.
     """
     stack, finder = find_block_stack(model, layers), SublayerFinder()
-    calls: list[list[tuple[nn.Module, Any, Any]]] = [[] for _ in stack.layers]
+    calls: dict[nn.Module, tuple[Any, Any]] = {}
     handles = [
-        module.register_forward_hook(_noting(calls[index]))
-        for index, block in enumerate(stack.layers)
-        for module in block.modules()
-        if is_norm(module)
+        module.register_forward_hook(_noting(calls)) for module in stack.layers.modules() if module is not stack.layers
     ]
-    outputs: dict[nn.Module, Tensor] = {}
-    handles += [module.register_forward_hook(_noting_output(outputs)) for module in stack.layers.modules()]
     try:
         with evaluation_mode(model), torch.no_grad(), finder.watch(stack), recording(stack):
             model(**arguments)
     finally:
         for handle in handles:
             handle.remove()
-    branches = [{name: finder.branch(index, name) for name in SUBLAYERS} for index in range(len(stack.layers))]
+    branches = [_of_sublayers(partial(finder.branch, index)) for index in range(len(stack.layers))]
     writers = [
-        {name: _behind(branch, outputs[branch], calls[index]) for name, branch in found.items()}
-        for index, found in enumerate(branches)
+        _of_sublayers(lambda name, block=block, found=found: _norm_behind(found[name], block, calls) or found[name])
+        for block, found in zip(stack.layers, branches, strict=True)
     ]
     return Stream(stack, branches, writers)
 
 
-def run_model(model: nn.Module, input_ids: Tensor, **arguments: Any) -> Any:
-    """The model's output for tokens (rows, tokens), without a cache."""
-    return model(input_ids=input_ids.to(model_device(model)), use_cache=False, **arguments)
+def _of_sublayers(find: Callable[[Sublayer], nn.Module]) -> dict[Sublayer, nn.Module]:
+    return {name: find(name) for name in SUBLAYERS}
+
+
+def _norm_behind(branch: nn.Module, block: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> nn.Module | None:
+    """The norm of a block that is given the very output of a branch."""
+    output = block_output(calls[branch][1])
+    return next((norm for norm in block.modules() if is_norm(norm) and calls.get(norm, (None,))[0] is output), None)
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -191,20 +192,8 @@ def _keeping(kept: dict[Sublayer, Tensor], sublayer: Sublayer) -> Callable[..., 
     return keep
 
 
-def _noting(calls: list[tuple[nn.Module, Any, Any]]) -> Callable[..., None]:
+def _noting(calls: dict[nn.Module, tuple[Any, Any]]) -> Callable[..., None]:
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        calls.append((module, args[0] if args else None, output))
+        calls[module] = (args[0] if args else None, output)
 
     return note
-
-
-def _noting_output(outputs: dict[nn.Module, Tensor]) -> Callable[..., None]:
-    def note(module: nn.Module, _args: Any, output: Any) -> None:
-        outputs[module] = block_output(output)
-
-    return note
-
-
-def _behind(branch: nn.Module, output: Tensor, norms: list[tuple[nn.Module, Any, Any]]) -> nn.Module:
-    """The norm that is given the very output of a branch, if there is one; else the branch."""
-    return next((norm for norm, given, _ in norms if given is output), branch)
