@@ -237,7 +237,7 @@ FIGURES: tuple[DiagnosisFigure, ...] = (
         "interpretability",
         "What the norms do to the tools of interpretability",
         "Left: what each layer says for the next token against the likeliest other one, by direct logit attribution "
-        "(the final norm's scale held) and by its direct effect (taken out of the final state, the norm computed anew). "
+        "(the final norm's scale held) and by its direct effect (taken out of the final state, norm computed anew). "
         "Middle: attribution patching (a gradient) against activation patching on induction prompts, a point for each "
         "sublayer and position. Right: change of the output's entropy when entropy neurons of the last feed-forward "
         "are held at their mean.",

@@ -93,6 +93,18 @@ def _neurons_panel(ax: Axes, found: EntropyNeuronsResult | None, styles: dict[st
 
 
 def _not_measured(ax: Axes, title: str) -> None:
-    ax.set_axis_off()
+    # the axis itself stays: it may carry the model's name
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
     ax.set_title(title, loc="left", fontsize=9, color=canvas.INK, pad=8)
-    ax.text(0.5, 0.5, "not measured:\nsee the findings", ha="center", va="center", fontsize=9, color=canvas.FAINT)
+    ax.text(
+        0.5,
+        0.5,
+        "not measured:\nsee the findings",
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color=canvas.FAINT,
+    )
