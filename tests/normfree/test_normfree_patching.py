@@ -77,7 +77,7 @@ def test_attribution_patching_is_the_slope_at_the_corrupted_run(architecture: st
     layer, sublayer, position, step = 1, 1, PAIR.first_difference(), 1e-2
     module = layer_modules(model, architecture, layer)[sublayer]
     outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _m, _a, output: outputs.append(output))
+    handle = module.register_forward_hook(lambda *called: outputs.append(called[-1]))
     difference(model, PAIR.clean, PAIR)
     difference(model, PAIR.corrupted, PAIR)
     handle.remove()
@@ -198,7 +198,7 @@ def test_indirect_object_prompts_have_names_of_one_token() -> None:
     tokenizer = named_tokenizer("Mary John Tom")
     pairs = indirect_object_prompts(tokenizer, 6, seed=1)
     for pair in pairs:
-        answer, giver = (tokenizer.decode([token]).strip() for token in (pair.answer, pair.distractor))
+        answer, giver = (str(tokenizer.decode([token])).strip() for token in (pair.answer, pair.distractor))
         assert {answer, giver} < {"Mary", "John", "Tom"}
         clean, corrupted = (tokenizer.decode(ids) for ids in (pair.clean, pair.corrupted))
         assert (clean.count(answer), clean.count(giver)) == (1, 2)
