@@ -172,10 +172,11 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
     def watch_decoder(_module: nn.Module, _arguments: Any, output: Any) -> None:
         seen["hidden_states"] = output.last_hidden_state
 
+    length = min(_PROBED_TOKENS, getattr(model.config, "max_position_embeddings", _PROBED_TOKENS))
     handles = [head.register_forward_hook(watch), model.get_decoder().register_forward_hook(watch_decoder)]
     try:
         with evaluation_mode(model), torch.no_grad():
-            logits = model(input_ids=_some_tokens(model, _PROBED_TOKENS), use_cache=False).logits
+            logits = model(input_ids=_some_tokens(model, length), use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()

@@ -49,6 +49,86 @@ class NormScaleResult:
 
 
 @dataclass(frozen=True)
+class AttributionResult:
+    """Direct logit attribution of the next token against the likeliest other one: see `mixln.normfree.attribution`.
+
+    Attributes:
+        tokens: that it was taken of.
+        gap: sum |c - DE| / sum |DE| over components and tokens, with the ends of its interval over documents.
+        gap_low: None where there is none.
+        gap_high: None where there is none.
+        sum_error: the largest |sum of contributions + biases - logit difference|, in logits.
+        contribution: mean |c| in logits: of the embedding, then of layers 1 .. L, attention and feed-forward together.
+        direct_effect: mean |DE|, likewise.
+    """
+
+    tokens: int
+    gap: float
+    gap_low: float | None
+    gap_high: float | None
+    sum_error: float
+    contribution: list[float]
+    direct_effect: list[float]
+
+
+@dataclass(frozen=True)
+class PatchingResult:
+    """Attribution patching against activation patching on induction prompts: see `mixln.normfree.patching`.
+
+    Attributes:
+        correlation: Pearson's r of each prompt.
+        slope: of each prompt.
+        error: sum |attribution - activation| / sum |activation| of each prompt.
+        activation: effects in logits, of all prompts, sublayers and positions one behind the other.
+        attribution: likewise.
+    """
+
+    correlation: list[float]
+    slope: list[float]
+    error: list[float]
+    activation: list[float]
+    attribution: list[float]
+
+
+@dataclass(frozen=True)
+class EntropyNeuronsResult:
+    """Mean-ablated entropy neurons of the last feed-forward: see `mixln.normfree.entropy_neurons`.
+
+    Attributes:
+        neurons: their indices.
+        weight_norm: of each.
+        logit_variance: of each.
+        entropy: of the whole model's output distribution, nats per token.
+        entropy_change: of ablating each, and last all together; nats per token.
+        entropy_change_low: lower ends of its intervals over documents; None where there is none.
+        entropy_change_high: upper ends.
+        entropy_change_held: the change with the final norm's scale held.
+        loss_change: of each, and last of all together; nats per token.
+        loss_change_held: with the scale held.
+    """
+
+    neurons: list[int]
+    weight_norm: list[float]
+    logit_variance: list[float]
+    entropy: float
+    entropy_change: list[float]
+    entropy_change_low: list[float | None]
+    entropy_change_high: list[float | None]
+    entropy_change_held: list[float]
+    loss_change: list[float]
+    loss_change_held: list[float]
+
+
+@dataclass(frozen=True)
+class InterpretabilityResult:
+    """What norms do to the tools of interpretability; None where it could not be measured (the notes say why)."""
+
+    attribution: AttributionResult | None = None
+    patching: PatchingResult | None = None
+    entropy_neurons: EntropyNeuronsResult | None = None
+
+
+@dataclass(frozen=True)
 class ModelDiagnosis:
     """What was found of one model.
 
@@ -73,6 +153,7 @@ class ModelDiagnosis:
         angular_distance_high: upper ends.
         norm_scales: every norm of the width of the stream, block by block.
         log10_gradient_factor: log10 of the product of 1 / sigma over the norms on the stream; 0 in Pre-LN.
+        interpretability: what norms do to attribution, patching and entropy neurons; None if it was not asked for.
         notes: what could not be measured, and why.
         seconds: that the diagnosis took.
     """
@@ -97,6 +178,7 @@ class ModelDiagnosis:
     angular_distance_high: list[list[float | None]] = field(default_factory=list)
     norm_scales: list[NormScaleResult] = field(default_factory=list)
     log10_gradient_factor: float | None = None
+    interpretability: InterpretabilityResult | None = None
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 

@@ -12,6 +12,7 @@ from mixln.report.aggregate import Array, Band
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_triangles
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
 from mixln.report.diagnosis_summary import RUN_SERIES, SCORE_SERIES, removal_of_score, score_names
+from mixln.report.interpretability_figure import draw_interpretability, has_results
 from mixln.report.style import grouped_styles, label_styles
 
 
@@ -24,8 +25,9 @@ class DiagnosisFigure:
         title: heading on the page.
         shows: what it shows, with the formula.
         reading: how to read it.
-        series: what it is drawn from; empty: from the angular distances.
+        series: what it is drawn from; empty: from what `of` looks at.
         draw: draws it, of the models that have these.
+        of: whether a model has what it is drawn from, if that is no series.
     """
 
     name: str
@@ -34,15 +36,14 @@ class DiagnosisFigure:
     reading: str
     series: tuple[str, ...]
     draw: Callable[[DepthReport], Figure]
+    of: Callable[[ModelDiagnosis], bool] = lambda _: False
 
     def applies(self, report: DepthReport) -> bool:
         """Whether there is anything to draw."""
-        return any(_has(model, self.series) for model in report.models)
+        return any(self.of(model) or _has(model, self.series) for model in report.models)
 
 
 def _has(model: ModelDiagnosis, names: tuple[str, ...]) -> bool:
-    if not names:
-        return bool(model.angular_distance)
     return any(own == name or (own.startswith(name) and name in _FAMILIES) for own in model.series for name in names)
 
 
@@ -171,6 +172,7 @@ FIGURES: tuple[DiagnosisFigure, ...] = (
         "shows what each single layer does. All panels share one scale.",
         (),
         _triangles,
+        lambda model: bool(model.angular_distance),
     ),
     DiagnosisFigure(
         "block_influence",
@@ -230,6 +232,20 @@ FIGURES: tuple[DiagnosisFigure, ...] = (
         _line_figure(
             "layer", "Gradient norm (L2)", {"gradient_norm": "", "gradient_norm_at_init": "at initialisation"}
         ),
+    ),
+    DiagnosisFigure(
+        "interpretability",
+        "What the norms do to the tools of interpretability",
+        "Left: what each layer says for the next token against the likeliest other one, by direct logit attribution "
+        "(the final norm's scale held) and by its direct effect (taken out of the final state, norm computed anew). "
+        "Middle: attribution patching (a gradient) against activation patching on induction prompts, a point for each "
+        "sublayer and position. Right: change of the output's entropy when entropy neurons of the last feed-forward "
+        "are held at their mean.",
+        "Without norms the two lines and the two bars of each pair are one. The grey line in the middle is agreement. "
+        "Whiskers are 95 % confidence intervals over documents.",
+        (),
+        draw_interpretability,
+        lambda model: has_results(model.interpretability),
     ),
 )
 """The figures in the order of the report."""

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mixln.report import cells
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
+from mixln.report.interpretability_text import interpretability_sentences
 
 DEAD_SHARE = 0.01
 """A layer is called dead weight if its removal costs less than this share of the loss (of a pooled embedding: turns it
@@ -108,6 +109,8 @@ def findings(model: ModelDiagnosis) -> list[str]:
             )
         else:
             sentences.append("No norm stands on the stream (Pre-LN): no gradient is divided on its way back.")
+    if model.interpretability is not None:
+        sentences += interpretability_sentences(model.interpretability)
     return sentences + model.notes
 
 

@@ -22,6 +22,7 @@ from mixln.models.causal import is_causal_language_model
 from mixln.report.diagnosis import DepthReport, ModelDiagnosis
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.diagnosis_gradients import with_gradient_norms
+from mixln.studies.diagnosis_interpretability import with_interpretability
 from mixln.studies.diagnosis_measures import Ingredients, MeasureKind
 from mixln.studies.diagnosis_scores import Score, with_scores
 from mixln.studies.machine import describe_machine
@@ -188,6 +189,10 @@ def diagnose_batches(
         for series in config.gradient_series():
             reported = Reported(some, series.replace("_", " "), report_stage, passes=2)
             diagnosis = with_gradient_norms(diagnosis, series, stack, reported, autocast_dtype)
+    if config.interpretability_tokens:
+        keep(_unfinished(diagnosis))
+        some = first_tokens(batches, config.interpretability_tokens)
+        diagnosis = with_interpretability(diagnosis, stack, some, config.interpretability_prompts, report_stage)
     return replace(diagnosis, seconds=time.perf_counter() - started)
 
 

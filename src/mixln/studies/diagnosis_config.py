@@ -27,6 +27,9 @@ class DiagnosisConfig:
         measures: names of what to measure (`MEASURE_NAMES`); None: all.
         fresh_gradients: whether gradient norms are taken of a freshly initialised model too (which is a second one in
             memory).
+        interpretability_tokens: of these, for what norms do to the tools of interpretability (attribution, patching,
+            entropy neurons), of a language model; 0: none.
+        interpretability_prompts: pairs of prompts of the induction task that are patched for that.
         layers: the name of the list of blocks, where it cannot be told.
     """
 
@@ -39,6 +42,8 @@ class DiagnosisConfig:
     run_lengths: tuple[int, ...] = ()
     measures: tuple[str, ...] | None = None
     fresh_gradients: bool = False
+    interpretability_tokens: int = 0
+    interpretability_prompts: int = 4
     layers: str | None = None
 
     def check(self) -> DiagnosisConfig:
@@ -53,11 +58,12 @@ class DiagnosisConfig:
             ("max_tokens", 2),
             ("performance_tokens", 2),
             ("max_documents", 1),
+            ("gradient_tokens", 0),
+            ("interpretability_tokens", 0),
+            ("interpretability_prompts", 1),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if self.gradient_tokens < 0:
-            raise InputError(f"gradient_tokens must be at least 0, not {self.gradient_tokens}")
         if any(length < 2 for length in self.run_lengths):
             raise InputError("run_lengths must be 2 or more: single layers are removed anyway")
         for name in self.measures or ():
