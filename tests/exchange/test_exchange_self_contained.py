@@ -24,7 +24,7 @@ from mixln.errors import InputError
 from mixln.exchange.self_contained import modelling_file
 from mixln.exchange.source_bundle import BundleError, bundle
 from mixln.models import ARCHITECTURES
-from mixln.placement.registry import MODIFIERS, SCHEMES
+from mixln.placement.registry import SCHEMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
