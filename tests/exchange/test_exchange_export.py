@@ -388,7 +388,7 @@ def test_saving_brings_tokenizer_and_generation_config_along(tmp_path: Path) -> 
 
 
 def test_an_export_that_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(model: PlacedPreTrainedModel) -> PreTrainedModel:
+    def spoiled(model: PlacedPreTrainedModel, **_: Any) -> PreTrainedModel:
         stock: Any = stock_model(model)
         with torch.no_grad():
             stock.model.norm.weight[0] += 0.01

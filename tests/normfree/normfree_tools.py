@@ -55,7 +55,7 @@ def freeze_all(norms: FrozenNorms, *, merge: bool = True) -> None:
 
 def frozen_model(name: str, text: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """Return (model, norms), all of it frozen."""
-    model = nn.Module.to(trained(name, text, **changes), dtype)
+    model: Any = nn.Module.to(trained(name, text, **changes), dtype)
     norms = with_norms(model)
     freeze_all(norms)
     return model, norms

@@ -280,7 +280,11 @@ def test_it_is_saved_and_reloads(name: str, dtype: torch.dtype, tmp_path: Path) 
 @pytest.mark.slow
 def test_the_folder_opens_without_mixln(tmp_path: Path) -> None:
     """Bit for bit the folded model, which is the frozen one up to rounding; the head's bias comes along."""
-    for name, text, changes in (("gpt2", "lns", {"tie_word_embeddings": True}), ("llama", "pre+gpas", BIASES)):
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("gpt2", "lns", {"tie_word_embeddings": True}),
+        ("llama", "pre+gpas", BIASES),
+    ]
+    for name, text, changes in cases:
         model, norms = frozen_model(name, text, **changes)
         folded = fold_norms(model, norms)
         report = measure_fold(model, folded)

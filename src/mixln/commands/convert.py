@@ -13,7 +13,7 @@ from mixln.exchange.convert import save_converted
 from mixln.exchange.export import save_stock
 from mixln.exchange.published import PUBLISHED_NORM_TYPES, published_placement
 
-TARGETS = ("hf",)
+TARGETS = ("hf", "hf-neutral-norms")
 
 
 def build_parser() -> ArgumentParser:
@@ -22,13 +22,19 @@ def build_parser() -> ArgumentParser:
         "With --placement: read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose "
         "config does not say how its norms are placed, and write one that AutoModelForCausalLM opens. With --to hf: "
         "write a model of this library as one of transformers' own classes, which opens without mixln, if one of them "
-        "computes exactly the same; what was written is compared with the source.",
+        "computes exactly the same; what was written is compared with the source. With --to hf-neutral-norms: the same "
+        "for a model without norms, whose class has norms that are made to do nothing.",
         "mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'; "
         "mixln convert runs/train/model exported --to hf",
     )
     parser.add_argument("source", type=str, help="folder with config.json and the weights")
     parser.add_argument("out", type=str, help="folder to write; must not exist or be empty")
-    parser.add_argument("--to", type=str, default=None, help="export: hf, classes of Hugging Face transformers")
+    parser.add_argument(
+        "--to",
+        type=str,
+        default=None,
+        help="export: hf, classes of Hugging Face transformers; hf-neutral-norms, for models without norms",
+    )
     parser.add_argument("--placement", type=str, default=None, help="import: the placement that it was trained with")
     parser.add_argument(
         "--norm-type",
@@ -67,7 +73,7 @@ def run(given: Namespace, _command: str) -> int:
             "--placement, --norm-type and --post-num are for an import: a model that is exported with --to has its "
             "placement in config.json"
         )
-    export = save_stock(given.source, Path(given.out))
+    export = save_stock(given.source, Path(given.out), neutral_norms=given.to == "hf-neutral-norms")
     print(
         f"{given.out}: {type(export.model).__name__}, {_count(export.model)} parameters; its logits differ by "
         f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({_dtype(export.model)})"

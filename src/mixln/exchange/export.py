@@ -22,6 +22,7 @@ from mixln.errors import InputError
 from mixln.exchange.convert import COMPANIONS
 from mixln.exchange.fold import Folded, fold, names_of_role
 from mixln.exchange.layouts import LayoutError, StockLayout, layouts_for
+from mixln.exchange.neutral_norms import neutral_layout
 from mixln.files import require_new_folder, whole_folder
 from mixln.models.graft import has_adapters
 from mixln.models.load import load_bare_causal_lm, load_tokenizer
@@ -33,7 +34,7 @@ TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""
 
 
-def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
+def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) -> PreTrainedModel:
     """Return a new model of a class of transformers that computes the same function; the given one stays as it is.
 
     Weights that take up a part of the placement are computed in float64 and rounded to their dtype; so logits agree up
@@ -41,6 +42,8 @@ def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
 
     Args:
         model: of this library, in any float dtype.
+        neutral_norms: for a model without norms: into its architecture's own class, whose norms are made the identity
+            (see `mixln.exchange.neutral_norms`), up to a part of var(x) / 2^41.
 
     Raises:
         InputError: it is no model of this library, or no class of transformers computes its function; says which part
@@ -54,7 +57,8 @@ def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
     assert isinstance(config, PlacedConfig)
     folded = fold(model)
     reasons: list[str] = []
-    for layout in layouts_for(config):
+    layouts = [neutral_layout(config)] if neutral_norms else list(layouts_for(config))
+    for layout in layouts:
         if not layout.has_placement_of(folded):
             continue
         candidate = Folded(folded.plan, dict(folded.weights), folded.tied)
@@ -62,8 +66,9 @@ def stock_model(model: PlacedPreTrainedModel) -> PreTrainedModel:
         try:
             return _build(stock_class, layout, model, candidate)
         except (LayoutError, StrictDataclassError) as error:
-            reasons.append(f"{stock_class.__name__} has this placement, but {error.__cause__ or error}")
-    raise InputError(_refusal(model, folded.plan, reasons))
+            has = "with neutral norms" if neutral_norms else "has this placement"
+            reasons.append(f"{stock_class.__name__} {has}, but {error.__cause__ or error}")
+    raise InputError(_refusal(model, folded.plan, layouts[0], reasons, neutral_norms=neutral_norms))
 
 
 def _build(
@@ -100,10 +105,15 @@ class StockExport:
     largest_logit: float
 
 
-def save_stock(source: str | Path, out: Path) -> StockExport:
+def save_stock(source: str | Path, out: Path, *, neutral_norms: bool = False) -> StockExport:
     """Export a checkpoint of this library and write it to `out`, whole or not at all; the tokenizer comes along.
 
     What was written is opened again and compared with the given model on random tokens.
+
+    Args:
+        source: folder, or name on the hub.
+        out: folder to write.
+        neutral_norms: as in `stock_model`.
 
     Raises:
         InputError: as `stock_model`; or there is no such checkpoint, or `out` holds something already or cannot be
@@ -117,7 +127,7 @@ def save_stock(source: str | Path, out: Path) -> StockExport:
             f"{source} holds a {type(model).__name__}, which is a class of transformers already. If the published "
             "training code wrote it, its config.json hides the placement: import it first, with --placement"
         )
-    stock = stock_model(model)
+    stock = stock_model(model, neutral_norms=neutral_norms)
     try:
         with whole_folder(out) as temporary:
             stock.save_pretrained(temporary)
@@ -170,14 +180,22 @@ _WAYS = (
 )
 
 
-def _refusal(model: PlacedPreTrainedModel, plan: StackPlan, reasons: list[str]) -> str:
+_NEUTRAL_WAY = (
+    ". As it has no norms, it also goes into its architecture's own class, with norms that do nothing: mixln convert "
+    "--to hf-neutral-norms, stock_model(model, neutral_norms=True)"
+)
+
+
+def _refusal(
+    model: PlacedPreTrainedModel, plan: StackPlan, layout: StockLayout, reasons: list[str], *, neutral_norms: bool
+) -> str:
     config: Any = model.config
-    own = next(iter(layouts_for(config)))
-    name = own.model_class(has_head=bool(names_of_role(model, "head"))).__name__
-    stock = Placement.parse(own.placement).plan(len(plan.blocks))
-    found = "; ".join(departures(plan, stock))
+    name = layout.model_class(has_head=bool(names_of_role(model, "head"))).__name__
+    found = departures(plan, Placement.parse(layout.placement).plan(len(plan.blocks)))
+    target = f"{name} with neutral norms ({layout.placement})" if neutral_norms else name
+    parts = f" Its departures from {target} that weights cannot take up: {'; '.join(found)}." if found else ""
     return (
-        f"no class of transformers computes placement {config.placement!r}. Its departures from {name} that weights "
-        f"cannot take up: {found}. {''.join(f'{reason}. ' for reason in reasons)}"
-        f"{_WAYS.format(model_type=config.model_type)}"
+        f"no class of transformers computes placement {config.placement!r}.{parts} "
+        f"{''.join(f'{reason}. ' for reason in reasons)}{_WAYS.format(model_type=config.model_type)}"
+        f"{'' if neutral_norms or plan.norms else _NEUTRAL_WAY}"
     )

@@ -67,9 +67,14 @@ class StockLayout:
 _LAYOUTS: list[StockLayout] = []
 
 
+def own_layout(config: PlacedConfig) -> StockLayout:
+    """Return the layout of the classes that a model's architecture has in transformers."""
+    return StockLayout(_stock_config_class(config), config.stock_placement, _own)
+
+
 def layouts_for(config: PlacedConfig) -> Iterator[StockLayout]:
     """Give the layouts that come into question for a model, its own architecture's first."""
-    yield StockLayout(_stock_config_class(config), config.stock_placement, _own)
+    yield own_layout(config)
     for layout in _LAYOUTS:
         if layout.config_class is not _stock_config_class(config):
             yield layout
