@@ -49,9 +49,10 @@ def test_placements_share_their_draws_up_to_the_standard_deviation(text: str) ->
 
 
 @pytest.mark.parametrize("text", SCHEMES)
-def test_norms_begin_at_one(text: str) -> None:
+def test_norms_begin_at_one_and_biases_at_zero(text: str) -> None:
     for name, parameter in MixLNLlamaForCausalLM(tiny_config(text)).initialize(0).named_parameters():
-        assert parameter.ndim == 2 or (parameter == 1).all(), name
+        start = 0 if name.endswith("bias") else 1
+        assert parameter.ndim == 2 or (parameter == start).all(), name
 
 
 def test_two_seeds_differ_in_every_matrix() -> None:
