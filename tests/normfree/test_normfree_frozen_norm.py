@@ -110,14 +110,17 @@ def test_averages_move_by_what_a_step_has_seen() -> None:
     norms = with_norms(model, seen=False)
     norm = norms.norms["final", None]
     seen: list[torch.Tensor] = []
-    handle = model.base_model.ln_f.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    handle = model.base_model.ln_f.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].detach()) if torch.is_grad_enabled() else None
+    )
     model.train()
     averages: list[torch.Tensor] = []
     for step in range(2):
         ids = token_ids(rows=3, length=10, seed=step)
         ids[:, 5] = END_OF_TEXT
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+        model(input_ids=ids, use_cache=False)
+        with torch.no_grad():  # as measurements between steps do: they count for nothing
+            model(input_ids=ids[:1], use_cache=False)
         norms.finish_step(lambda totals: totals)
         averages.append(norm.average_std.clone())
     handle.remove()

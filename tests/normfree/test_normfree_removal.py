@@ -37,16 +37,16 @@ from mixln.studies.remove_norm import REPORT_FILE, RemoveNorm, removal_folder
 from mixln.training import Recipe, TrainingDivergedError, TrainingInterrupted, read_metrics, train
 from mixln.training.checkpoint import list_checkpoints
 
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.05}
 CONFIG = NormRemovalConfig(steps=24, batch_size=4, sequence_length=32, max_validation_tokens=1000, learning_rate=1e-3)
 
 
 def save(architecture: str, data: PreparedData, folder: Path, placement: str | None = None) -> Path:
     """A small model in the tokens of the data: transformers' own, or with a placement this library's."""
     torch.manual_seed(0)
-    vocabulary = {"vocab_size": len(data.tokenizer), "bos_token_id": None, "eos_token_id": None}
+    vocabulary: dict[str, Any] = {"vocab_size": len(data.tokenizer), "bos_token_id": None, "eos_token_id": None}
     if architecture == "gpt2":
-        dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+        dropout: dict[str, Any] = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
         model: Any = GPT2LMHeadModel(GPT2Config(**SIZES, **vocabulary, **dropout))
     elif architecture == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **vocabulary, intermediate_size=48, num_key_value_heads=2))
@@ -204,7 +204,7 @@ def test_auxiliary_loss_is_the_formulas(gpt2: Path, data: PreparedData, corpus: 
     plain = source.wrap(model, "sdpa").batch_loss(batch)
     assert intervention.norms is not None
     seen: list[torch.Tensor] = []
-    model.base_model.ln_f.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model.base_model.get_submodule("ln_f").register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     objective = source.wrap(model, "sdpa")
     add_auxiliary_loss(objective, intervention.norms.norms["final", None], 0.3)
     seen.clear()

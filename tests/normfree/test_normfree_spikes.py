@@ -91,6 +91,7 @@ def test_stop_ends_the_run_and_says_after_what() -> None:
 def test_roll_back_goes_to_before_the_removal_and_on_at_half_the_pace() -> None:
     intervention = started(SpikePolicy("roll_back"))
     saved: dict[int, dict[str, Any]] = {}
+    verdict = None
     for step in range(1, 7):
         intervention.before_step(step)
         verdict = intervention.judge(step, 3.0 if step == 6 else 2.0)

@@ -26,15 +26,15 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
 
 def tiny_llama(tokenizer: PreTrainedTokenizerFast, num_hidden_layers: int, **fields: Any) -> LlamaForCausalLM:
     """Return transformers' own Llama, with weights so large that its layers matter; the same every time."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=4,
-        initializer_range=0.2,
-        **fields,
-    )
+    values: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": 4,
+        "initializer_range": 0.2,
+    }
+    config = LlamaConfig(**values | fields)
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
 

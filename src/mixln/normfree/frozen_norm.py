@@ -70,7 +70,8 @@ class FrozenScaleNorm(nn.Module):
         average_std: (classes,), float32: the moving average.
         seen: (classes,), bool: whether the average has seen a token of the class.
         value_output: what the value projection is to read, if `paths` has it; of the last forward.
-        own_std: (batch, sequence), float32: the tokens' own, if `paths` has the final norm; of the last forward.
+        keeps_std: whether `own_std` is wanted.
+        own_std: (batch, sequence), float32: the tokens' own, of the last forward.
     """
 
     frozen: Tensor
@@ -88,6 +89,7 @@ class FrozenScaleNorm(nn.Module):
         self.eps, self.centered = description.eps, description.centered
         self.paths, self.classes = paths, classes
         self.value_output: Tensor | None = None
+        self.keeps_std = False
         self.own_std: Tensor | None = None
         number = len(CLASSES)
         device = None if self.weight is None else self.weight.device
@@ -110,7 +112,7 @@ class FrozenScaleNorm(nn.Module):
         outputs = [
             self._scaled(centered, own_std, ids, number, hidden_states.dtype) for number in range(len(self.paths))
         ]
-        self.own_std = own_std.squeeze(-1) if "final" in self.paths else None
+        self.own_std = own_std.squeeze(-1) if self.keeps_std else None
         self.value_output = outputs[-1] if "value" in self.paths else None
         return outputs[0]
 

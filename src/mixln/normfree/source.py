@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig, PlacedPreTrainedModel
 from mixln.models.apply import apply_placement
+from mixln.models.decoder import PlacedForCausalLM
 from mixln.normfree.frozen_norm import ORDINARY, FrozenScaleNorm
 from mixln.normfree.install import FrozenNorms, check_removable, install_frozen_norms
 from mixln.normfree.removal import RemovalIntervention
@@ -21,7 +22,7 @@ from mixln.posttraining.pretrained import PretrainedModel
 from mixln.training import Recipe
 from mixln.training.objective import AttentionKind, CausalLanguageModelObjective
 
-Finish = Callable[[PlacedPreTrainedModel, FrozenNorms], None]
+Finish = Callable[[PlacedForCausalLM, FrozenNorms], None]
 """Makes of a model whose norms are all frozen, in place, one that has none."""
 
 
@@ -110,7 +111,7 @@ class NormRemoval(PretrainedModel):
                 f"{why}. Give more steps, an earlier or slower schedule, a lower learning rate, or a higher threshold "
                 "for spikes; metrics.jsonl and the checkpoints of this run are kept"
             )
-        assert isinstance(model, PlacedPreTrainedModel)
+        assert isinstance(model, PlacedForCausalLM)
         assert norms is not None
         self._finish(model.eval(), norms)
         super().finish(model)
@@ -149,6 +150,8 @@ def add_auxiliary_loss(objective: nn.Module, norm: FrozenScaleNorm, weight: floa
         norm: the model's last.
         weight: see above.
     """
+
+    norm.keeps_std = True
 
     def add(module: nn.Module, _arguments: tuple[Any, ...], loss: Tensor) -> Tensor | None:
         std, ids = norm.own_std, norm.classes.ids

@@ -19,6 +19,7 @@ from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import require_new_folder, whole_folder, write_file
+from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.load import load_causal_lm, load_config, load_tokenizer
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.normfree.config import NormRemovalConfig
@@ -185,7 +186,7 @@ class RemoveNorm:
         removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
         return path
 
-    def _fold(self, model: PlacedPreTrainedModel, norms: FrozenNorms) -> None:
+    def _fold(self, model: PlacedForCausalLM, norms: FrozenNorms) -> None:
         report = fold_norms_in_place(model, norms)
         intervention = self._intervention
         found = {

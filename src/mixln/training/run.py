@@ -45,6 +45,9 @@ FAULTS_FILE = "faults.jsonl"
 
 _ROWS_NAMED = 4
 
+_PROCESS_STRIDE = 1_000_003
+"""Between the seeds of two processes: each draws dropout of its own, and no seed of another run."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -120,7 +123,11 @@ class TrainingRun:
         return self.objective.model
 
     def begin(self) -> None:
-        """Set what the first batch decides about the initial weights; to be called before the first step of a run."""
+        """Seed dropout, and set what the first batch decides about the initial weights; before the first step of a run.
+
+        Checkpoints hold the random state, so that a run draws the same numbers however often it is interrupted.
+        """
+        torch.manual_seed(self.recipe.seed + _PROCESS_STRIDE * self.processes.data_rank)
 
         def forward() -> None:
             batch = cut(self.batch(0).to(self.processes.device), self.recipe.micro_batch_size)[0]
