@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mixln.data import DataConfig
 from mixln.errors import InputError
 from mixln.normfree.removal import SpikePolicy
 from mixln.normfree.schedule import PUBLISHED, RemovalSchedule, derived_schedule
 from mixln.placement.registry import unknown
+from mixln.posttraining.heal import fine_tuning_data
 from mixln.training import ExecutionConfig, OptimizerConfig, Recipe
 
 DERIVED = "derived"
@@ -133,14 +133,13 @@ class NormRemovalConfig:
         # a published run may end before its cosine does
         cosine_steps = steps if published is None else max(steps, published.cosine_steps)
         recipe = Recipe(
-            data=DataConfig(
-                corpus=corpus,
-                validation_corpus=self.validation_corpus,
-                tokenizer=tokenizer,
-                # a row's targets reach one token further, and the last partial row is dropped
-                max_tokens=steps * self.batch_size * length + 1,
-                max_validation_tokens=self.max_validation_tokens,
+            data=fine_tuning_data(
+                corpus,
+                tokenizer,
+                rows=steps * self.batch_size,
                 sequence_length=length,
+                validation_corpus=self.validation_corpus,
+                max_validation_tokens=self.max_validation_tokens,
             ),
             optimizer=OptimizerConfig(
                 name="adamw",

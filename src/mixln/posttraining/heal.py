@@ -80,14 +80,13 @@ class HealingConfig:
         steps = math.ceil(self.tokens / (self.batch_size * length))
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
         recipe = Recipe(
-            data=DataConfig(
-                corpus=corpus,
-                validation_corpus=self.validation_corpus,
-                tokenizer=tokenizer,
-                # a row's targets reach one token further, and the last partial row is dropped
-                max_tokens=steps * self.batch_size * length + 1,
-                max_validation_tokens=self.max_validation_tokens,
+            data=fine_tuning_data(
+                corpus,
+                tokenizer,
+                rows=steps * self.batch_size,
                 sequence_length=length,
+                validation_corpus=self.validation_corpus,
+                max_validation_tokens=self.max_validation_tokens,
             ),
             optimizer=OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95),
             steps=steps,
@@ -103,6 +102,27 @@ class HealingConfig:
             return recipe.check()
         except InputError as error:
             raise InputError(f"--healing: {error}") from error
+
+
+def fine_tuning_data(
+    corpus: str,
+    tokenizer: str,
+    *,
+    rows: int,
+    sequence_length: int,
+    validation_corpus: str | None,
+    max_validation_tokens: int,
+) -> DataConfig:
+    """Return the data of a trained model's training on: in its own tokens, and as many as so many rows take."""
+    return DataConfig(
+        corpus=corpus,
+        validation_corpus=validation_corpus,
+        tokenizer=tokenizer,
+        # a row's targets reach one token further, and the last partial row is dropped
+        max_tokens=rows * sequence_length + 1,
+        max_validation_tokens=max_validation_tokens,
+        sequence_length=sequence_length,
+    )
 
 
 def heal(

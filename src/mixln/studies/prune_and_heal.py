@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from transformers import PreTrainedModel
 
-from mixln.data import prepare_data
 from mixln.data.cache import Report
 from mixln.depth.pruning import without_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
@@ -36,7 +33,7 @@ from mixln.studies.prune import (
     to_text,
 )
 from mixln.studies.stages import ReportStage
-from mixln.studies.work_folder import held_folder
+from mixln.studies.work_folder import TrainingWork
 from mixln.training import MODEL_FOLDER, differences
 from mixln.training.run_log import ReportStep
 
@@ -91,7 +88,7 @@ def healing_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.healing")
 
 
-class PruneAndHeal:
+class PruneAndHeal(TrainingWork):
     """Prune a model, train what is left on, and write it as a Hugging Face folder.
 
     `prepare`, `prune` and `heal`, in this order, inside a `with` block, in which no other process can work on the same.
@@ -111,25 +108,10 @@ class PruneAndHeal:
     def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
         longest = longest_window(load_tokenizer(request.source), load_config(request.source), LONGEST_ROW)
-        self.recipe = config.recipe(corpus, request.source, longest)
+        super().__init__(config.recipe(corpus, request.source, longest), out, healing_folder(out), _LOCK_FILE)
         self._request = request
         self._config = config
-        self._out = out
-        self._folder = healing_folder(out)
         self._pruned = self._folder / PRUNED_FOLDER
-        self._hold = ExitStack()
-
-    def __enter__(self) -> Self:
-        """Raise InputError if another process works there, or the place cannot be written."""
-        self._hold.enter_context(held_folder(self._folder, _LOCK_FILE, self._out))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hold.close()
-
-    def prepare(self, cache: Path | None, say: Report) -> None:
-        """Tokenise the text, or find it done already; see `prepare_data`."""
-        self._data = prepare_data(self.recipe.data, cache, say)
 
     def prune(self, say: Report, report_stage: ReportStage | None = None, *, device_map: str | None = None) -> None:
         """Measure the losses before and after pruning, and write the pruned model, unless it is there.

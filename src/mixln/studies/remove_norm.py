@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from mixln.data import prepare_data
-from mixln.data.cache import Report
 from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
@@ -31,7 +28,7 @@ from mixln.posttraining import PretrainedModel, validation_loss
 from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
-from mixln.studies.work_folder import held_folder
+from mixln.studies.work_folder import TrainingWork
 from mixln.training import MODEL_FOLDER, TrainedModel, train
 from mixln.training.metrics import read_metrics
 from mixln.training.run_log import ReportStep
@@ -49,7 +46,7 @@ def removal_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.removal")
 
 
-class RemoveNorm:
+class RemoveNorm(TrainingWork):
     """Remove the norms of a model while it trains on, and write what is left as a Hugging Face folder.
 
     `prepare`, `measure_original`, `remove`, `train_control` and `write`, in this order, inside a `with` block, in which
@@ -75,23 +72,9 @@ class RemoveNorm:
         self._removals = schedule.removals(len(plan.blocks))
         self._schedule = asdict(schedule)
         longest = longest_window(load_tokenizer(source), model_config, LONGEST_ROW)
-        self.recipe = config.recipe(corpus, source, longest)
-        self._source, self._name, self._config, self._out = model_folder(source), source, config, out
-        self._folder = removal_folder(out)
+        super().__init__(config.recipe(corpus, source, longest), out, removal_folder(out), _LOCK_FILE)
+        self._source, self._name, self._config = model_folder(source), source, config
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
-        self._hold = ExitStack()
-
-    def __enter__(self) -> Self:
-        """Raise InputError if another process works there, or the place cannot be written."""
-        self._hold.enter_context(held_folder(self._folder, _LOCK_FILE, self._out))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hold.close()
-
-    def prepare(self, cache: Path | None, say: Report) -> None:
-        """Tokenise the text, or find it done already; see `prepare_data`."""
-        self._data = prepare_data(self.recipe.data, cache, say)
 
     def measure_original(self) -> float:
         """Return the validation loss of the model as it is, measured once."""

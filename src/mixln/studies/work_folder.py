@@ -1,38 +1,55 @@
-"""The folder beside an output, where work lies until that is whole."""
+"""Work on an output that takes long: where it lies until the output is whole, and that one process alone does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from filelock import FileLock, Timeout
 
+from mixln.data import PreparedData, prepare_data
+from mixln.data.cache import Report
 from mixln.errors import InputError
 from mixln.files import claim_folder
+from mixln.training import Recipe
 
 
-@contextmanager
-def held_folder(folder: Path, lock_name: str, out: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, created if need be, within the block.
+class TrainingWork:
+    """A trained model's training on, whose runs lie beside the folder that comes of it.
+
+    Its methods are to be called inside a `with` block, in which no other process can work on the same.
 
     Args:
-        folder: to hold.
-        lock_name: of the file in it that says so.
-        out: what the work is for; named in messages.
+        recipe: of the training.
+        out: the folder to write.
+        folder: where runs, checkpoints and metrics lie.
+        lock_name: of the file there that says that a process is at it.
 
-    Raises:
-        InputError: another process works there, or it cannot be written.
+    Attributes:
+        recipe: see above.
     """
-    claim_folder(folder)
-    lock = FileLock(folder / lock_name)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"another process works in {folder}. Wait for it, or choose another place than {out}"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+
+    _data: PreparedData
+
+    def __init__(self, recipe: Recipe, out: Path, folder: Path, lock_name: str) -> None:
+        self.recipe = recipe
+        self._out, self._folder = out, folder
+        self._lock = FileLock(folder / lock_name)
+
+    def __enter__(self) -> Self:
+        """Raise InputError if another process works there, or the place cannot be written."""
+        claim_folder(self._folder)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"another process works in {self._folder}. Wait for it, or choose another place than {self._out}"
+            ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def prepare(self, cache: Path | None, say: Report) -> None:
+        """Tokenise the text, or find it done already; see `prepare_data`."""
+        self._data = prepare_data(self.recipe.data, cache, say)
