@@ -43,7 +43,8 @@ class NormRemovalConfig:
         sequence_length: tokens in a row; null: 512, or as many as the model takes.
         validation_corpus: what the losses are measured on; null: documents split off the text.
         max_validation_tokens: of it.
-        evaluate_every: steps between validations; null: 20 times a run.
+        evaluate_every: steps between validations; null: 20 times a run, or less often if more tokens would be
+            validated than trained on.
         seed: of the order of the data.
         precision: as in a recipe.
         compile: whether to compile the model's blocks; worth it from some millions of tokens on.
@@ -130,6 +131,7 @@ class NormRemovalConfig:
         if published is not None:
             rate = published.learning_rate if rate is None else rate
             warmup = published.warmup_steps if warmup is None else warmup
+        step_tokens = self.batch_size * length
         # a published run may end before its cosine does
         cosine_steps = steps if published is None else max(steps, published.cosine_steps)
         recipe = Recipe(
@@ -154,7 +156,7 @@ class NormRemovalConfig:
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,
             precision=self.precision,
-            evaluate_every=self.evaluate_every or max(1, steps // 20),
+            evaluate_every=self.evaluate_every or max(1, steps // 20, self.max_validation_tokens // step_tokens),
             evaluation_batch_size=self.micro_batch_size or self.batch_size,
             # to go back to before a removal, a checkpoint of that time must be there still
             execution=ExecutionConfig(compile=self.compile, keep_last=4),
