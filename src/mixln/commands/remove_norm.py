@@ -48,7 +48,10 @@ def run(given: Namespace, _command: str) -> int:
         with StageProgress() as progress:
             progress.start(given.model)
             work.prepare(cache_folder(given), progress.report)
-            progress.report(f"validation loss of the model as it is: {work.measure_original():.4f}")
+            original = work.measure_original()
+            progress.report(
+                f"validation loss of the model as it is: {original.mean:.4f}, over {original.num_tokens:,} tokens"
+            )
         with TrainingProgress(work.recipe.last_step, 1 if given.no_control else 2) as training:
             training.start_run(0, "removing norms")
             work.remove(training.step)

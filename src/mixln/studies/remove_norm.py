@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
+from mixln.depth import EvaluationLoss
 from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
@@ -76,7 +77,7 @@ class RemoveNorm(TrainingWork):
         self._source, self._name, self._config = model_folder(source), source, config
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
 
-    def measure_original(self) -> float:
+    def measure_original(self) -> EvaluationLoss:
         """Return the validation loss of the model as it is, measured once."""
         key = {"data": self._data.fingerprint, "sha256": model_fingerprint(self._source)}
         known = _read_json(self._folder / _ORIGINAL_FILE)
@@ -84,10 +85,11 @@ class RemoveNorm(TrainingWork):
             model, _ = load_causal_lm(str(self._source))
             nn.Module.to(model, default_device(), torch.float32)
             loss = validation_loss(model, self.recipe, self._data)
-            known = {**key, "loss": loss.mean, "tokens": loss.num_tokens}
+            known = {**key, "total_loss": loss.total_loss, "num_tokens": loss.num_tokens}
             write_file(self._folder / _ORIGINAL_FILE, json.dumps(known) + "\n")
-        self._original = known
-        return float(known["loss"])
+        self._original = EvaluationLoss(float(known["total_loss"]), int(known["num_tokens"]))
+        self._source_sha256 = key["sha256"]
+        return self._original
 
     def remove(self, report_step: ReportStep | None = None) -> TrainedModel:
         """Train, and remove the norms on the way.
@@ -130,10 +132,10 @@ class RemoveNorm(TrainingWork):
         assert isinstance(model, PlacedPreTrainedModel)
         report = NormRemovalReport(
             source=self._name,
-            source_sha256=str(self._original["sha256"]),
+            source_sha256=self._source_sha256,
             text=self.recipe.data.corpus,
-            validation_tokens=int(self._original["tokens"]),
-            loss_original=float(self._original["loss"]),
+            validation_tokens=self._original.num_tokens,
+            loss_original=self._original.mean,
             loss_control=None if control is None else control.validation.mean,
             loss_norm_free=self._norm_free.validation.mean,
             train_tokens=self._norm_free.train_tokens,
