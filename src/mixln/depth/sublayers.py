@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mixln.depth.estimates import DocumentSums, Estimates
@@ -107,15 +107,20 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-@contextmanager
-def silenced(branch: nn.Module) -> Iterator[None]:
+def silenced(branch: nn.Module) -> AbstractContextManager[None]:
     """A branch gives zeros inside the `with` block."""
+    return replaced_output(branch, torch.zeros_like)
 
-    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
-        zeros = torch.zeros_like(block_output(output))
-        return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
-    handle = branch.register_forward_hook(zero)
+@contextmanager
+def replaced_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What a module returns is changed inside the `with` block; of a tuple, its first."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        changed = change(block_output(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:

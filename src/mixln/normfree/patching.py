@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mixln.depth.forward import evaluation_mode, model_device
-from mixln.depth.stack import block_output, recording, run_blocks, run_tail
-from mixln.depth.sublayers import SUBLAYERS
+from mixln.depth.stack import recording, run_blocks, run_tail
+from mixln.depth.sublayers import SUBLAYERS, replaced_output
 from mixln.depth.sums import at_least_float32
 from mixln.errors import InputError
 from mixln.normfree.prompts import PromptPair
@@ -194,7 +194,7 @@ def _patched(stream: Stream, pair: PromptPair, clean: list[list[Tensor]], first:
     effects = torch.zeros(number, len(SUBLAYERS), len(places), dtype=torch.float64)
     for block, sublayers in enumerate(stream.writers):
         for place, name in enumerate(SUBLAYERS):
-            with _replaced(sublayers[name], _with_rows(clean[block][place], places)):
+            with replaced_output(sublayers[name], _with_rows(clean[block][place], places)):
                 state = run_blocks(stream.stack, record.hidden_states[block], record, range(block, number))
             output = run_tail(stream.stack, state, record, arguments)
             effects[block, place] = precise(_difference(output, pair)).cpu()
@@ -227,7 +227,7 @@ def _gradient_effects(stream: Stream, pair: PromptPair, clean: list[list[Tensor]
     with torch.enable_grad(), ExitStack() as hooks:
         for sublayers in stream.writers:
             for name in SUBLAYERS:
-                hooks.enter_context(_replaced(sublayers[name], probe))
+                hooks.enter_context(replaced_output(sublayers[name], probe))
         output = stream.model(**_arguments(stream.model, pair.corrupted[None]))
         gradients = torch.autograd.grad(_difference(output, pair).sum(), probes)
     effects = [
@@ -235,21 +235,6 @@ def _gradient_effects(stream: Stream, pair: PromptPair, clean: list[list[Tensor]
         for gradient, own, output in zip(gradients, (one for both in clean for one in both), outputs, strict=True)
     ]
     return torch.stack(effects).unflatten(0, (-1, len(SUBLAYERS)))
-
-
-@contextmanager
-def _replaced(writer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """What a module returns is changed inside the `with` block."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        changed = change(block_output(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    handle = writer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

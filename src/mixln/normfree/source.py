@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from mixln.errors import InputError
@@ -92,9 +91,8 @@ class NormRemoval(PretrainedModel):
     def restart(self, model: PreTrainedModel) -> None:
         """Read the weights again; nothing is frozen then."""
         norms = self._removal.norms
-        weights = get_model_state_dict(self.build())
+        super().restart(model)  # which builds a model to read them from, with norms of its own
         self._removal.norms = norms
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
 
     def finish(self, model: PreTrainedModel) -> None:
         """Make it a model without norms.

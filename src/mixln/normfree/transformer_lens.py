@@ -21,10 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 from mixln.errors import InputError
 from mixln.exchange.fold import Folded, fold
+from mixln.models.decoder import PlacedDecoderLayer
 from mixln.models.graft import has_adapters
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.roles import role_matrices
-from mixln.placement import PlacedBlock, Placement, Role, StackPlan
+from mixln.placement import Placement, Role, StackPlan
 from mixln.placement.departures import departures
 
 _ACTIVATIONS = {
@@ -217,9 +218,9 @@ def _state(model: PlacedPreTrainedModel, weights: _Weights, fields: dict[str, An
     state = {"embed.W_E": weights["embedding", None][0]}
     if ("position_embedding", None) in weights:
         state["pos_embed.W_pos"] = weights["position_embedding", None][0][: fields["n_ctx"]]
-    blocks = [module for module in model.modules() if isinstance(module, PlacedBlock)]
+    blocks = [module for module in model.modules() if isinstance(module, PlacedDecoderLayer)]
     for number, block in enumerate(blocks):
-        attention: Any = getattr(block, getattr(block, "attention_name"))  # noqa: B009
+        attention: Any = block.get_submodule(block.attention_name)
         state |= _attention(weights, number, fields, attention.scaling)
         state |= _feed_forward(weights, number)
     matrix, bias = weights["head", None]

@@ -75,6 +75,7 @@ class RemoveNorm(TrainingWork):
         longest = longest_window(load_tokenizer(source), model_config, LONGEST_ROW)
         super().__init__(config.recipe(corpus, source, longest), out, removal_folder(out), _LOCK_FILE)
         self._source, self._name, self._config = model_folder(source), source, config
+        self._control: TrainedModel | None = None
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
 
     def measure_original(self) -> EvaluationLoss:
@@ -127,7 +128,7 @@ class RemoveNorm(TrainingWork):
             InputError: the folder cannot be written.
         """
         folding = _read_json(self._folder / _FOLDING_FILE)
-        control = getattr(self, "_control", None)
+        control = self._control
         model, tokenizer = load_causal_lm(str(self._folder / "removal" / MODEL_FOLDER))
         assert isinstance(model, PlacedPreTrainedModel)
         report = NormRemovalReport(
