@@ -39,8 +39,10 @@ def require_new_folder(folder: Path) -> None:
     """Make sure that nothing would be overwritten.
 
     Raises:
-        InputError: the folder holds something, or is a file.
+        InputError: the folder holds something, or is a file, or is given as `.` or `..`.
     """
+    if folder.name in ("", ".."):  # it is written beside its place first, under a name made from its own
+        raise InputError(f"{folder} names no new folder: give it a name")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already. Delete it, or choose another place")
 

@@ -74,7 +74,8 @@ def test_a_run_with_other_settings_is_not_taken_up(
         (["--schedule", "gpt2-small"], "is for 12 layers, and the model has 2"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--text", "/nowhere"], "nowhere"),
-        (["--on-spike", "pray"], "on"),
+        (["--on-spike", "pray"], "--on-spike"),
+        (["--first-step", "1"], "first_step must be at least 2"),
     ],
 )
 def test_bad_input_ends_with_one_message(

@@ -36,7 +36,7 @@ def with_norms(model: PlacedForCausalLM, *, end_of_text: int | None = END_OF_TEX
         ids = token_ids(rows=4, length=16, seed=3)
         ids[:, 6] = END_OF_TEXT
         model(input_ids=ids, use_cache=False)
-        norms.finish_step(lambda totals: totals)
+        norms.finish_step(torch.tensor(True), lambda totals: totals)
         model.eval()
     return norms
 

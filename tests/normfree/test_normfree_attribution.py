@@ -101,7 +101,7 @@ def test_norms_with_frozen_scales_have_no_gap(architecture: str) -> None:
     norms = install_frozen_norms(model, end_of_text=None)
     model.train()
     model(input_ids=token_ids())
-    norms.finish_step(lambda totals: totals)
+    norms.finish_step(torch.tensor(True), lambda totals: totals)
     model.eval()
     assert attributed(model).gap > 0.01
     norms.freeze("final", None)

@@ -14,6 +14,7 @@ from torch import nn
 
 from mixln.errors import InputError
 from mixln.normfree import check_removable, install_frozen_norms
+from mixln.normfree.frozen_norm import FIRST_POSITION
 from mixln.placement import NORM, BlockPlan, Placement, SublayerPlan, register_scheme
 from mixln.placement.registry import SCHEMES
 from mixln.training.objective import document_mask
@@ -119,19 +120,66 @@ def test_averages_move_by_what_a_step_has_seen() -> None:
         ids = token_ids(rows=3, length=10, seed=step)
         ids[:, 5] = END_OF_TEXT
         model(input_ids=ids, use_cache=False)
+        norms.begin_step()  # what came before, such as a search for what went wrong, counts for nothing
+        model(input_ids=ids, use_cache=False)
         with torch.no_grad():  # as measurements between steps do: they count for nothing
             model(input_ids=ids[:1], use_cache=False)
-        norms.finish_step(lambda totals: totals)
+        norms.finish_step(torch.tensor(True), lambda totals: totals)
         averages.append(norm.average_std.clone())
+        norms.finish_step(torch.tensor(False), lambda totals: totals)  # nor does a step whose update is left out
+        assert torch.equal(norm.average_std, averages[-1])
     handle.remove()
     own = []
-    for states in seen:
+    for states in seen[1::2]:
         stds = torch.sqrt(states.var(-1, unbiased=False) + norm.eps)
         ordinary = [position for position in range(10) if position not in (0, 5)]
         own.append(torch.stack([stds[:, ordinary].mean(), stds[:, 0].mean(), stds[:, 5].mean()]))
     torch.testing.assert_close(averages[0], own[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(averages[1], 0.9 * own[0] + 0.1 * own[1], rtol=1e-5, atol=1e-6)
-    assert not norm.totals.any()
+
+
+def test_averages_are_those_of_all_processes_and_micro_batches() -> None:
+    ids = token_ids(rows=4, length=10)
+    ids[0, 5] = END_OF_TEXT
+    found: list[dict[str, torch.Tensor]] = []
+    for shares in ([[ids]], [[ids[:1]], [ids[1:]]], [[ids[:1], ids[1:2]], [ids[2:]]]):
+        models: list[Any] = [trained("gpt2", "pre", num_hidden_layers=2).train() for _ in shares]
+        norms = [with_norms(model, seen=False) for model in models]
+        for model, own, micro_batches in zip(models, norms, shares, strict=True):
+            own.begin_step()
+            for part in micro_batches:
+                # blocks are computed twice, and what they see counts once or in both sum and number
+                model.activation_checkpointing_enable()
+                model(input_ids=part, use_cache=False).logits.sum().backward()
+        added_up = torch.stack([torch.stack([norm.totals for norm in own.norms.values()]) for own in norms]).sum(0)
+        for norm, totals in zip(norms[0].norms.values(), added_up, strict=True):
+            norm.finish_step(totals, torch.tensor(True))
+        found.append({name: value for name, value in tensors_of(models[0]).items() if name.endswith("average_std")})
+    assert len(found[0]) == 5
+    for others in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_in_evaluation_gradients_change_nothing_either() -> None:
+    model, _ = frozen_model("gpt2", "pre")
+    before = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+    model(input_ids=token_ids(), use_cache=False).logits.sum().backward()  # as attribution patching does
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(model).items())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_first_token_is_found_behind_padding_and_a_cache(name: str) -> None:
+    model, norms = frozen_model(name, "pre")
+    ids = token_ids(rows=2, length=9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    model(input_ids=ids, attention_mask=mask, use_cache=False)
+    assert norms.classes.ids is not None
+    assert (norms.classes.ids == FIRST_POSITION).nonzero().tolist() == [[0, 0], [1, 3]]
+    start = model(input_ids=ids[:1, :4], use_cache=True)
+    model(input_ids=ids[:1, 4:], past_key_values=start.past_key_values)
+    assert not (norms.classes.ids == FIRST_POSITION).any()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -146,7 +194,7 @@ def test_freezing_and_merging_compile_nothing_anew(name: str) -> None:
     def step(seed: int) -> torch.Tensor:
         output = model(input_ids=token_ids(seed=seed), use_cache=False).logits
         output.sum().backward()
-        norms.finish_step(lambda totals: totals)
+        norms.finish_step(torch.tensor(True), lambda totals: totals)
         return output.detach()
 
     # once more, since the first gradients are there only then

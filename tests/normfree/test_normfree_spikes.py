@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ class Recorder(FrozenNorms):
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int | None]] = []
+
+    def begin_step(self) -> None:
+        """Nothing has been seen."""
 
     def freeze(self, path: Any, layer: int | None) -> None:
         self.asked.append((path, layer))
@@ -100,6 +104,7 @@ def test_roll_back_goes_to_before_the_removal_and_on_at_half_the_pace() -> None:
     assert verdict is not None
     assert (verdict.action, verdict.before) == ("roll_back", 4)
     intervention.restore(saved[verdict.before], rolled_back=True)
+    intervention.put_off()
     assert intervention.made == [3]
     assert run(intervention, lambda _: 2.0, range(5, 60)) == []
     # the gap of 2 is now 4: the second removal is put off by it, and the others follow at that pace
@@ -114,7 +119,40 @@ def test_roll_backs_end_after_so_many() -> None:
         _, verdict = run(intervention, lambda _: 3.0 if intervention.made else 2.0, range(1, 60))
         actions.append(verdict.action)
         intervention.restore({}, rolled_back=True)
+        intervention.put_off()
     assert actions == ["roll_back", "roll_back", "stop"]
+
+
+def test_the_checkpoint_before_the_last_removal_is_kept_only_to_go_back_to() -> None:
+    intervention = started(SpikePolicy("roll_back"))
+    assert intervention.needed_checkpoint() is None
+    run(intervention, lambda _: 2.0, range(1, 30))
+    assert intervention.needed_checkpoint() == 12
+    waiting = started(SpikePolicy("wait"))
+    run(waiting, lambda _: 2.0, range(1, 30))
+    assert waiting.needed_checkpoint() is None
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_a_spike(loss: float) -> None:
+    waiting = started(SpikePolicy("wait"))
+    assert run(waiting, lambda step: loss if step in (6, 7) else 2.0, range(1, 30)) == []
+    assert waiting.made == [3, 5, 9, 11, 13, 15]
+    _, verdict = run(started(SpikePolicy("roll_back")), lambda step: loss if step == 6 else 2.0, range(1, 30))
+    assert (verdict.action, verdict.before) == ("roll_back", 4)
+    # before any removal it is none of its doing
+    assert run(started(SpikePolicy("roll_back")), lambda _: loss, range(1, 3)) == []
+
+
+def test_a_roll_back_that_has_another_cause_changes_no_pace() -> None:
+    intervention = started(SpikePolicy("roll_back"))
+    run(intervention, lambda _: 2.0, range(1, 5))
+    state = intervention.state()
+    run(intervention, lambda _: 2.0, range(5, 8))
+    intervention.restore(state, rolled_back=True)
+    assert run(intervention, lambda _: 2.0, range(5, 30)) == []
+    assert intervention.made == [3, 5, 7, 9, 11, 13]
+    assert intervention.num_roll_backs == 0
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

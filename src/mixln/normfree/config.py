@@ -10,7 +10,7 @@ from mixln.normfree.removal import SpikePolicy
 from mixln.normfree.schedule import PUBLISHED, RemovalSchedule, derived_schedule
 from mixln.placement.registry import unknown
 from mixln.posttraining.heal import fine_tuning_data
-from mixln.training import ExecutionConfig, OptimizerConfig, Recipe
+from mixln.training import ExecutionConfig, FaultConfig, OptimizerConfig, Recipe
 
 DERIVED = "derived"
 _STEPS = 300
@@ -158,8 +158,9 @@ class NormRemovalConfig:
             precision=self.precision,
             evaluate_every=self.evaluate_every or max(1, steps // 20, self.max_validation_tokens // step_tokens),
             evaluation_batch_size=self.micro_batch_size or self.batch_size,
-            # to go back to before a removal, a checkpoint of that time must be there still
-            execution=ExecutionConfig(compile=self.compile, keep_last=4),
+            # a loss that is not finite is a spike; that of a run that waits is left out
+            faults=FaultConfig(on_non_finite="skip" if self.on_spike == "wait" else "stop"),
+            execution=ExecutionConfig(compile=self.compile),
         )
         recipe.data.check()
         return recipe.check()

@@ -20,7 +20,7 @@ from mixln.normfree.readout import Reading, Readout, read
 from mixln.normfree.stream import Stream, described, find_stream, precise
 
 _LOGITS_AT_ONCE = 2**24
-"""Logits of so many tokens times vocabulary are in memory at a time."""
+"""Numbers, of tokens or neurons times vocabulary, that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,10 @@ def _select(readout: Readout, weights: Tensor, count: int, share: float) -> tupl
     if readout.centered:
         head = head - head.mean(-1, keepdim=True)
     norms = weights.norm(dim=-1)
-    cosines = nn.functional.normalize(weights, dim=-1).to(head) @ nn.functional.normalize(head, dim=-1).T
-    variances = cosines.var(-1, correction=0).to(norms.device)
+    head = nn.functional.normalize(head, dim=-1)
+    # of a large model, all neurons times the whole vocabulary would not fit
+    parts = nn.functional.normalize(weights, dim=-1).split(max(1, _LOGITS_AT_ONCE // len(head)))
+    variances = torch.cat([(part.to(head) @ head.T).var(-1, correction=0) for part in parts]).to(norms.device)
     candidates = variances.argsort(stable=True)[: max(count, round(share * len(weights)))]
     chosen = candidates[norms[candidates].argsort(descending=True, stable=True)[:count]]
     return chosen.cpu(), norms[chosen].cpu(), variances[chosen].cpu()

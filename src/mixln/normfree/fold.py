@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,11 @@ from mixln.models.apply import apply_placement, check_can_be_placed
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.placed import PlacedConfig
 from mixln.models.roles import RoleMatrix, role_matrices
-from mixln.normfree.frozen_norm import CLASSES, ORDINARY, FrozenScaleNorm, Path
+from mixln.normfree.frozen_norm import CLASSES, ORDINARY, FrozenScaleNorm, NormPath
 from mixln.normfree.install import FrozenNorms, norm_free_placement
 from mixln.placement import Role, StackPlan
 
-_PATHS: dict[Role, Path] = {
+_PATHS: dict[Role, NormPath] = {
     "query": "query_key",
     "key": "query_key",
     "value": "value",
@@ -71,9 +70,9 @@ def fold_norms(model: PlacedForCausalLM, norms: FrozenNorms) -> PlacedForCausalL
             the model's, or there is a matrix without the bias that a norm's would go into.
         PlacementError: the model is quantised, spread over devices, or has adapters.
     """
-    weights = _folded_weights(model, norms)
+    _check(model, norms)
     folded = copy.deepcopy(model)
-    _put_in_place(folded, weights)
+    _fold(model, norms, folded)
     return folded
 
 
@@ -91,10 +90,10 @@ def fold_norms_in_place(model: PlacedForCausalLM, norms: FrozenNorms, tokens: Te
     Raises:
         InputError, PlacementError: as `fold_norms`.
     """
-    weights = _folded_weights(model, norms)
+    _check(model, norms)
     tokens = random_tokens(model) if tokens is None else tokens
     before = _logits(model, tokens)
-    _put_in_place(model, weights)
+    _fold(model, norms, model)
     return _report(before, _logits(model, tokens))
 
 
@@ -120,33 +119,19 @@ def _report(frozen: Tensor, folded: Tensor) -> FoldReport:
 
 
 @torch.no_grad()
-def _put_in_place(model: PlacedForCausalLM, weights: dict[str, Tensor]) -> None:
-    config, head = model.config, model.get_output_embeddings()
+def _fold(model: PlacedForCausalLM, norms: FrozenNorms, folded: PlacedForCausalLM) -> None:
+    """Fold a model's norms away in `folded`, which has the same weights: a copy, or the model itself."""
+    config, head = folded.config, folded.get_output_embeddings()
     assert isinstance(config, PlacedConfig)
     assert isinstance(head, nn.Linear)
     if config.tie_word_embeddings:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
         config.tie_word_embeddings = False
-    own = dict(model.named_parameters())
-    for name in own.keys() & weights.keys():
-        own[name].copy_(weights[name])
-    apply_placement(model, norm_free_placement(config.placement))
-    # the one parameter that there may not have been before
-    model.get_parameter("lm_head.bias").copy_(weights["lm_head.bias"])
-
-
-@torch.no_grad()
-def _folded_weights(model: PlacedForCausalLM, norms: FrozenNorms) -> dict[str, Tensor]:
-    """Return every matrix and bias that folding changes, in float64, by name."""
-    if not isinstance(model, PlacedForCausalLM):
-        raise InputError(f"{type(model).__name__} is no language model of this library: fold the one with the head")
-    check_can_be_placed(model)
-    _check_frozen(model, norms)
-    config: Any = model.config
-    found: dict[str, Tensor] = {}
+    plan, head_bias = config.stack_plan, None
+    # one matrix after the other, since in float64 the whole may not fit
     for matrix in role_matrices(model):
         name = matrix.name.rpartition(".")[0]
-        module = model.get_submodule(name)
+        module, own = model.get_submodule(name), folded.get_submodule(name)
         # (out, in), where what an embedding puts out are channels
         is_transposed = isinstance(module, Conv1D | nn.Embedding)
         weight, bias = module.get_parameter("weight").double(), getattr(module, "bias", None)
@@ -155,11 +140,29 @@ def _folded_weights(model: PlacedForCausalLM, norms: FrozenNorms) -> dict[str, T
             bias = bias.double()
         elif matrix.roles == ("head",):
             bias = weight.new_zeros(weight.shape[0])
-        weight, bias = _folded_parts(matrix, weight, bias, norms, config.stack_plan)
-        found[matrix.name] = weight.T if is_transposed else weight
-        if bias is not None:
-            found[f"{name}.bias"] = bias
-    return found
+        weight, bias = _folded_parts(matrix, weight, bias, norms, plan)
+        own.get_parameter("weight").copy_(weight.T if is_transposed else weight)
+        if matrix.roles == ("head",):
+            head_bias = bias
+        elif bias is not None:
+            own.get_parameter("bias").copy_(bias)
+    apply_placement(folded, norm_free_placement(config.placement))
+    # the one parameter that there may not have been before
+    assert head_bias is not None
+    folded.get_parameter("lm_head.bias").copy_(head_bias)
+
+
+def _check(model: PlacedForCausalLM, norms: FrozenNorms) -> None:
+    if not isinstance(model, PlacedForCausalLM):
+        raise InputError(f"{type(model).__name__} is no language model of this library: fold the one with the head")
+    check_can_be_placed(model)
+    _check_frozen(model, norms)
+    for matrix in role_matrices(model):
+        name = matrix.name.rpartition(".")[0]
+        has_bias = getattr(model.get_submodule(name), "bias", None) is not None or matrix.roles == ("head",)
+        read = [norms.norms[path, matrix.block] for role in matrix.roles if (path := _PATHS.get(role)) is not None]
+        if not has_bias and any(norm.bias is not None for norm in read):
+            raise InputError(f"{matrix.name} has no bias, into which the bias of its norm could go: fold it by hand")
 
 
 def _folded_parts(
@@ -177,7 +180,7 @@ def _folded_parts(
             continue
         sublayer = "feed_forward" if path == "feed_forward" else "attention"
         gain = 1.0 if matrix.block is None else plan.blocks[matrix.block].sublayer(sublayer).gain
-        folded.append(_read(norms.norms[path, matrix.block], path, gain, rows, own_bias, matrix.name))
+        folded.append(_read(norms.norms[path, matrix.block], path, gain, rows, own_bias))
     parts = [part for _, part in folded if part is not None]
     return torch.cat([rows for rows, _ in folded]), torch.cat(parts) if parts else None
 
@@ -188,14 +191,13 @@ def _centered(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | Non
 
 
 def _read(
-    norm: FrozenScaleNorm, path: Path, gain: float, weight: Tensor, bias: Tensor | None, name: str
+    norm: FrozenScaleNorm, path: NormPath, gain: float, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return gain * W diag(gamma) / sigma and b + gain * W beta."""
     scale = gain / norm.sigma[norm.paths.index(path), ORDINARY].double()
     columns = scale if norm.weight is None else scale * norm.weight.double()
     if norm.bias is not None:
-        if bias is None:
-            raise InputError(f"{name} has no bias, into which the bias of its norm could go: fold it by hand")
+        assert bias is not None  # see _check
         bias = bias + gain * (weight @ norm.bias.double())
     return weight * columns, bias
 
@@ -222,6 +224,6 @@ def _check_frozen(model: nn.Module, norms: FrozenNorms) -> None:
             )
 
 
-def _in_words(key: tuple[Path, int | None]) -> str:
+def _in_words(key: tuple[NormPath, int | None]) -> str:
     path, layer = key
     return path if layer is None else f"{path} of layer {layer + 1}"

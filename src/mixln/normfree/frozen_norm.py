@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixln.placement import ArchitectureNorm
 
-Path = Literal["query_key", "value", "feed_forward", "final"]
+NormPath = Literal["query_key", "value", "feed_forward", "final"]
 """Who reads the output of a norm: the attention's norm has two readers, whose scales are frozen apart."""
 
 PositionClass = Literal["ordinary", "first_position", "end_of_text"]
@@ -81,7 +81,7 @@ class FrozenScaleNorm(nn.Module):
     totals: Tensor
 
     def __init__(
-        self, norm: nn.Module, description: ArchitectureNorm, paths: tuple[Path, ...], classes: TokenClasses
+        self, norm: nn.Module, description: ArchitectureNorm, paths: tuple[NormPath, ...], classes: TokenClasses
     ) -> None:
         super().__init__()
         self.weight: nn.Parameter | None = getattr(norm, "weight", None)
@@ -97,7 +97,7 @@ class FrozenScaleNorm(nn.Module):
         self.register_buffer("sigma", torch.ones(len(paths), number, device=device))
         self.register_buffer("average_std", torch.ones(number, device=device))
         self.register_buffer("seen", torch.zeros(number, dtype=torch.bool, device=device))
-        # of this step, by class: the sum of the stds, and the number of tokens
+        # since `FrozenNorms.begin_step`, by class: the sum of the stds, and the number of tokens
         self.register_buffer("totals", torch.zeros(2, number, device=device))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -130,17 +130,16 @@ class FrozenScaleNorm(nn.Module):
         self.totals += torch.stack((total, member.sum((0, 1))))
 
     @torch.no_grad()
-    def finish_step(self, totals: Tensor) -> None:
-        """Move the averages by a step's `totals` (2, classes), added up over all processes, and forget this one's."""
+    def finish_step(self, totals: Tensor, good: Tensor) -> None:
+        """Move the averages by a step's `totals` (2, classes), added up over all processes, if it was a good one."""
         mean = totals[0] / totals[1].clamp(min=1)
-        usable = (totals[1] > 0) & mean.isfinite()
+        usable = (totals[1] > 0) & mean.isfinite() & good
         moved = torch.where(self.seen, _DECAY * self.average_std + (1 - _DECAY) * mean, mean)
         self.average_std.copy_(torch.where(usable, moved, self.average_std))
         self.seen |= usable
-        self.totals.zero_()
 
     @torch.no_grad()
-    def freeze(self, path: Path) -> None:
+    def freeze(self, path: NormPath) -> None:
         """Freeze the scale that a path sees, for good, at the averages; a class never seen is an ordinary one."""
         number = self.paths.index(path)
         self.sigma[number] = torch.where(self.seen, self.average_std, self.average_std[ORDINARY])

@@ -14,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from mixln.errors import InputError
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.roles import RoleMatrix, role_matrices
-from mixln.normfree.frozen_norm import FrozenScaleNorm, Path, PositionClass, TokenClasses
+from mixln.normfree.frozen_norm import FrozenScaleNorm, NormPath, PositionClass, TokenClasses
 from mixln.placement import NORM, PlacedBlock, Placement, StackPlan, SublayerPlan
 from mixln.placement.departures import departures
 from mixln.placement.plan import SUBLAYERS
 
-_PATHS: dict[str, tuple[Path, ...]] = {"attention": ("query_key", "value"), "feed_forward": ("feed_forward",)}
+_PATHS: dict[str, tuple[NormPath, ...]] = {"attention": ("query_key", "value"), "feed_forward": ("feed_forward",)}
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class FrozenNorms:
     """
 
     classes: TokenClasses
-    norms: dict[tuple[Path, int | None], FrozenScaleNorm]
+    norms: dict[tuple[NormPath, int | None], FrozenScaleNorm]
 
-    def freeze(self, path: Path, layer: int | None) -> None:
+    def freeze(self, path: NormPath, layer: int | None) -> None:
         """Freeze the scale of one norm as one of its readers sees it."""
         self.norms[path, layer].freeze(path)
 
@@ -43,12 +43,22 @@ class FrozenNorms:
         for norm in self._each():
             norm.merge(position_class)
 
-    def finish_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Move all averages by what the step has seen; `reduce` adds a tensor up over the processes."""
+    def begin_step(self) -> None:
+        """Forget what has been added up: a step that is computed again only to see what went wrong does not count."""
+        for norm in self._each():
+            norm.totals.zero_()
+
+    def finish_step(self, good: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Move all averages by what has been seen since `begin_step`.
+
+        Args:
+            good: a bool on the device: whether to move them.
+            reduce: adds a tensor up over the processes.
+        """
         norms = self._each()
         totals = reduce(torch.stack([norm.totals for norm in norms]))
         for norm, own in zip(norms, totals, strict=True):
-            norm.finish_step(own)
+            norm.finish_step(own, good)
 
     def _each(self) -> list[FrozenScaleNorm]:
         return list({id(norm): norm for norm in self.norms.values()}.values())
@@ -69,9 +79,9 @@ def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) 
     check_removable(config.stack_plan, config.placement)
     classes = TokenClasses(end_of_text)
     description = config.norm_factory()
-    norms: dict[tuple[Path, int | None], FrozenScaleNorm] = {}
+    norms: dict[tuple[NormPath, int | None], FrozenScaleNorm] = {}
 
-    def put_in(owner: nn.Module, attribute: str, paths: tuple[Path, ...], layer: int | None) -> None:
+    def put_in(owner: nn.Module, attribute: str, paths: tuple[NormPath, ...], layer: int | None) -> None:
         norm = FrozenScaleNorm(owner.get_submodule(attribute), description, paths, classes)
         setattr(owner, attribute, norm.train(model.training))
         norms.update({(path, layer): norm for path in paths})
@@ -159,12 +169,20 @@ def _class_reader(classes: TokenClasses) -> Callable[..., None]:
             raise ValueError("frozen norms look at the tokens: give input_ids, not inputs_embeds")
         position_ids = keywords.get("position_ids")
         if position_ids is None:
-            cache = keywords.get("past_key_values")
-            start = 0 if cache is None else cache.get_seq_length()
-            position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
+            position_ids = _positions(input_ids, keywords)
         classes.read(input_ids, position_ids)
 
     return read
+
+
+def _positions(input_ids: Tensor, keywords: dict[str, Any]) -> Tensor:
+    """Return where each token stands in its document, (batch or 1, sequence), of a model that is not told."""
+    length, mask = input_ids.shape[1], keywords.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:  # padding on the left moves the first token
+        return (mask.long().cumsum(-1) - 1)[:, -length:]
+    cache = keywords.get("past_key_values")
+    start = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(start, start + length, device=input_ids.device)[None]
 
 
 def _let_value_read(projection: nn.Module, matrix: RoleMatrix, norm: FrozenScaleNorm, gain: float) -> None:

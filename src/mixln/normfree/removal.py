@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixln.errors import InputError
-from mixln.normfree.frozen_norm import Path
+from mixln.normfree.frozen_norm import NormPath
 from mixln.normfree.install import FrozenNorms
 from mixln.normfree.schedule import Removal
 from mixln.training.intervention import Intervention, Verdict
@@ -23,7 +24,8 @@ class SpikePolicy:
     Attributes:
         action: wait: remove nothing more until the spike is over; roll_back: go back to before the removal, and remove
             from there on at half the pace; stop: end the run.
-        threshold: a spike is a loss that many nats above the median of the steps before the last removal.
+        threshold: a spike is a loss that many nats above the median of the steps before the last removal, or one that
+            is not finite.
         window: so many steps.
         max_roll_backs: stop after so many.
     """
@@ -64,7 +66,7 @@ class RemovalIntervention(Intervention):
         self.norms: FrozenNorms | None = None
         self.num_roll_backs = 0
         self._pace = 1
-        self.restore({})
+        self.restore({})  # the state of a run that begins
 
     @property
     def is_complete(self) -> bool:
@@ -76,16 +78,13 @@ class RemovalIntervention(Intervention):
         """Everything that is to go."""
         return len(self._removals)
 
-    def wants_checkpoint(self) -> bool:
-        """Before each removal, if it may have to be taken back."""
-        return self._policy.action == "roll_back" and self._is_due(self._step + 1)
-
     def before_step(self, step: int) -> None:
         """Make the removal that is due, unless a spike holds it up."""
         self._step = step
+        self._installed().begin_step()
         if not self._is_due(step):
             return
-        if self._policy.action == "wait" and self._losses and self._is_spike(self._losses[-1]):
+        if self._policy.action == "wait" and self._is_spiking:
             self.waited_steps += 1
             return
         removal = self._removals[len(self.made)]
@@ -94,19 +93,28 @@ class RemovalIntervention(Intervention):
         self._next_step = step + removal.gap * self._pace
         self._reference = statistics.median(self._losses) if self._losses else None
 
-    def after_step(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Move the averages that norms are frozen at."""
-        self._installed().finish_step(reduce)
+    def after_step(self, good: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Move the averages that norms are frozen at, by a step that counts."""
+        self._installed().finish_step(good, reduce)
 
     def values(self) -> dict[str, float]:
         """How many removals have been made."""
         return {"removals": len(self.made)}
 
+    def wants_checkpoint(self) -> bool:
+        """Before each removal, if it may have to be taken back."""
+        return self._policy.action == "roll_back" and self._is_due(self._step + 1)
+
+    def needed_checkpoint(self) -> int | None:
+        """That of before the last removal: a spike may come much later."""
+        return self.made[-1] - 1 if self.made and self._policy.action == "roll_back" else None
+
     def judge(self, step: int, loss: float) -> Verdict | None:
         """See whether the loss is a spike, and what the policy says to one."""
-        spike = self._is_spike(loss)
-        self._losses = [*self._losses, loss][-self._policy.window :]
-        if not spike or self._policy.action == "wait":
+        self._is_spiking = self._is_spike(loss)
+        if math.isfinite(loss):
+            self._losses = [*self._losses, loss][-self._policy.window :]
+        if not self._is_spiking or self._policy.action == "wait":
             return None
         last = self._removals[len(self.made) - 1]
         reason = (
@@ -114,12 +122,10 @@ class RemovalIntervention(Intervention):
             f"{self.made[-1]})"
         )
         if self._policy.action == "stop":
-            return Verdict(
-                "stop", f"{reason}. Another policy on spikes, or a higher threshold, goes on from here", step
-            )
+            return Verdict("stop", f"{reason}. Another policy on spikes, or a higher threshold, goes on from here")
         if self.num_roll_backs >= self._policy.max_roll_backs:
-            return Verdict("stop", f"{reason}, after {self.num_roll_backs} roll-backs. Slow the schedule down", step)
-        return Verdict("roll_back", f"{reason}: rolling back and slowing down", self.made[-1] - 1)
+            return Verdict("stop", f"{reason}, after {self.num_roll_backs} roll-backs. Slow the schedule down")
+        return Verdict("roll_back", reason, self.made[-1] - 1)
 
     def state(self) -> dict[str, Any]:
         """Everything but what is in the norms' buffers."""
@@ -129,22 +135,26 @@ class RemovalIntervention(Intervention):
             "next_step": self._next_step,
             "reference": self._reference,
             "losses": list(self._losses),
+            "is_spiking": self._is_spiking,
             "pace": self._pace,
             "waited_steps": self.waited_steps,
             "num_roll_backs": self.num_roll_backs,
         }
 
     def restore(self, state: dict[str, Any], *, rolled_back: bool = False) -> None:
-        """Take up a state; after a roll-back the next removal is put off, and the gaps are twice as long from there."""
+        """Take up a state; after a roll-back, the pace stays as it is now, and the number of roll-backs."""
         self._step = 0
         self.made: list[int] = list(state.get("made", []))
         self._next_step = int(state.get("next_step", self._first_step))
         self._reference: float | None = state.get("reference")
         self._losses: list[float] = list(state.get("losses", []))
+        self._is_spiking = bool(state.get("is_spiking", False))
         self.waited_steps = int(state.get("waited_steps", 0))
         if not rolled_back:
             self._pace, self.num_roll_backs = int(state.get("pace", 1)), int(state.get("num_roll_backs", 0))
-            return
+
+    def put_off(self) -> None:
+        """Put the next removal off, and make the gaps twice as long from there."""
         self.num_roll_backs += 1
         self._pace *= 2
         before = self._removals[max(0, len(self.made) - 1)]
@@ -154,14 +164,14 @@ class RemovalIntervention(Intervention):
         return not self.is_complete and step >= self._next_step
 
     def _is_spike(self, loss: float) -> bool:
-        return self._reference is not None and loss > self._reference + self._policy.threshold
+        return self._reference is not None and not loss <= self._reference + self._policy.threshold
 
     def _make(self, removal: Removal) -> None:
         target, norms = removal.target, self._installed()
         if target in ("end_of_text", "first_position"):
             norms.merge(target)
         else:
-            path: Path = target
+            path: NormPath = target
             norms.freeze(path, removal.layer)
 
     def _installed(self) -> FrozenNorms:

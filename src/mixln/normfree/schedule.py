@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixln.errors import InputError
-from mixln.normfree.frozen_norm import Path
+from mixln.normfree.frozen_norm import NormPath
 
-Target = Path | Literal["end_of_text", "first_position"]
+Target = NormPath | Literal["end_of_text", "first_position"]
 """What goes: the norm that a path reads, or the scale that a class of positions has of its own."""
 
 
@@ -58,7 +58,7 @@ class RemovalSchedule:
 
     def removals(self, num_layers: int) -> tuple[Removal, ...]:
         """Return everything that goes, in order: 3 * num_layers + 3 removals."""
-        kinds: tuple[tuple[Path, int], ...] = (
+        kinds: tuple[tuple[NormPath, int], ...] = (
             ("feed_forward", self.feed_forward_gap),
             ("query_key", self.query_key_gap),
             ("value", self.value_gap),
@@ -83,6 +83,8 @@ class RemovalSchedule:
         for name, value in vars(self).items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}: norms go one at a time")
+        if self.first_step < 2:
+            raise InputError("first_step must be at least 2: a norm is frozen at what it saw in the steps before")
         if (last := self.last_step(num_layers)) > steps:
             raise InputError(
                 f"an impossible schedule: the last of {len(self.removals(num_layers))} removals of a model with "
@@ -135,6 +137,7 @@ def derived_schedule(num_layers: int, steps: int) -> RemovalSchedule:
         InputError: there are too few steps for as many removals.
     """
     stretch = _SHARE_OF_STEPS * steps / _FAST.last_step(num_layers)
-    found = RemovalSchedule(**{name: max(1, int(stretch * value)) for name, value in vars(_FAST).items()})
+    numbers = {name: max(1, int(stretch * value)) for name, value in vars(_FAST).items()}
+    found = RemovalSchedule(**{**numbers, "first_step": max(2, numbers["first_step"])})
     found.check(num_layers, steps)
     return found

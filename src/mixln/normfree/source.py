@@ -40,7 +40,7 @@ class NormRemoval(PretrainedModel):
         finish: called in the end.
 
     Raises:
-        InputError: as `PretrainedModel`.
+        InputError: as `PretrainedModel`; or the recipe would shard the model.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class NormRemoval(PretrainedModel):
         auxiliary_weight: float = 0.0,
         finish: Finish,
     ) -> None:
+        if recipe.execution.strategy == "fsdp" or recipe.execution.tensor_parallel_size > 1:
+            raise InputError("norms are folded in whole models: use execution.strategy ddp, without tensor parallelism")
         super().__init__(folder, recipe, tokenizer)
         self.intervention = self._removal = intervention
         self._end_of_text = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
@@ -160,6 +162,8 @@ def add_auxiliary_loss(objective: nn.Module, norm: FrozenScaleNorm, weight: floa
         assert ids is not None
         ordinary = (ids == ORDINARY).to(std.dtype)
         target = ((std * ordinary).sum() / ordinary.sum().clamp(min=1)).detach()
-        return loss + weight * (std - target).square().sum()
+        extra = weight * (std - target).square().sum()
+        # the gradient is what counts: the value stays the next-token loss, which metrics and spikes are about
+        return loss + extra - extra.detach()
 
     objective.register_forward_hook(add)

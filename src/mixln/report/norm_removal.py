@@ -54,14 +54,15 @@ class NormRemovalReport:
         source_sha256: of its config and weights.
         text: trained on.
         validation_tokens: that the losses are over.
-        loss_original: of the model as it was.
+        loss_original: of the model as it was; this and the others of weights as they are saved, computed in float32.
         loss_control: fine-tuned equally long, on the same batches, with its norms; None: not asked for.
         loss_norm_free: without any norm.
         train_tokens: predicted in training.
         removals: in their order.
         waited_steps: in which a removal was due, and a spike of the loss held it up.
         num_roll_backs: how often training went back to before a removal.
-        folding_difference: the largest difference that folding made to a logit.
+        folding_difference: the largest difference that folding made to a logit, in float32; before rounding to the
+            dtype that the model is saved in.
         largest_logit: by absolute value.
         config: how norms were removed.
         data_fingerprint: of the prepared text.

@@ -30,7 +30,7 @@ from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
 from mixln.studies.work_folder import TrainingWork
-from mixln.training import MODEL_FOLDER, TrainedModel, train
+from mixln.training import MODEL_FOLDER, train
 from mixln.training.metrics import read_metrics
 from mixln.training.run_log import ReportStep
 from mixln.version import __version__
@@ -40,6 +40,8 @@ FIGURE_FILE = "norm_removal.png"
 _FOLDING_FILE = "folding.json"
 _ORIGINAL_FILE = "original.json"
 _LOCK_FILE = ".norm_removal.lock"
+_REMOVAL, _CONTROL = "removal", "control"
+"""Folders of the two runs."""
 
 
 def removal_folder(out: Path) -> Path:
@@ -75,7 +77,7 @@ class RemoveNorm(TrainingWork):
         longest = longest_window(load_tokenizer(source), model_config, LONGEST_ROW)
         super().__init__(config.recipe(corpus, source, longest), out, removal_folder(out), _LOCK_FILE)
         self._source, self._name, self._config = model_folder(source), source, config
-        self._control: TrainedModel | None = None
+        self._has_control = False
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
 
     def measure_original(self) -> EvaluationLoss:
@@ -83,16 +85,14 @@ class RemoveNorm(TrainingWork):
         key = {"data": self._data.fingerprint, "sha256": model_fingerprint(self._source)}
         known = _read_json(self._folder / _ORIGINAL_FILE)
         if {name: known.get(name) for name in key} != key:
-            model, _ = load_causal_lm(str(self._source))
-            nn.Module.to(model, default_device(), torch.float32)
-            loss = validation_loss(model, self.recipe, self._data)
+            loss = self._loss_of(self._source)
             known = {**key, "total_loss": loss.total_loss, "num_tokens": loss.num_tokens}
             write_file(self._folder / _ORIGINAL_FILE, json.dumps(known) + "\n")
         self._original = EvaluationLoss(float(known["total_loss"]), int(known["num_tokens"]))
         self._source_sha256 = key["sha256"]
         return self._original
 
-    def remove(self, report_step: ReportStep | None = None) -> TrainedModel:
+    def remove(self, report_step: ReportStep | None = None) -> None:
         """Train, and remove the norms on the way.
 
         Raises:
@@ -108,28 +108,30 @@ class RemoveNorm(TrainingWork):
             auxiliary_weight=self._config.auxiliary_weight,
             finish=self._fold,
         )
-        self._norm_free = train(self.recipe, self._data, self._folder / "removal", report_step, source=source)
-        return self._norm_free
+        trained = train(self.recipe, self._data, self._folder / _REMOVAL, report_step, source=source)
+        self._train_tokens = trained.train_tokens
 
-    def train_control(self, report_step: ReportStep | None = None) -> TrainedModel:
+    def train_control(self, report_step: ReportStep | None = None) -> None:
         """Train the model equally long on the same batches, with its norms.
 
         Raises:
             InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
         """
         source = PretrainedModel(self._source, self.recipe, self._data.tokenizer)
-        self._control = train(self.recipe, self._data, self._folder / "control", report_step, source=source)
-        return self._control
+        train(self.recipe, self._data, self._folder / _CONTROL, report_step, source=source)
+        self._has_control = True
 
     def write(self) -> NormRemovalReport:
         """Write the norm-free model, with its code, its tokenizer and `norm_removal.json`.
+
+        Its losses are those of the models as they were saved, in the dtype that the original came in.
 
         Raises:
             InputError: the folder cannot be written.
         """
         folding = _read_json(self._folder / _FOLDING_FILE)
-        control = self._control
-        model, tokenizer = load_causal_lm(str(self._folder / "removal" / MODEL_FOLDER))
+        norm_free = self._folder / _REMOVAL / MODEL_FOLDER
+        model, tokenizer = load_causal_lm(str(norm_free))
         assert isinstance(model, PlacedPreTrainedModel)
         report = NormRemovalReport(
             source=self._name,
@@ -137,9 +139,9 @@ class RemoveNorm(TrainingWork):
             text=self.recipe.data.corpus,
             validation_tokens=self._original.num_tokens,
             loss_original=self._original.mean,
-            loss_control=None if control is None else control.validation.mean,
-            loss_norm_free=self._norm_free.validation.mean,
-            train_tokens=self._norm_free.train_tokens,
+            loss_control=self._loss_of(self._folder / _CONTROL / MODEL_FOLDER).mean if self._has_control else None,
+            loss_norm_free=self._loss_of(norm_free).mean,
+            train_tokens=self._train_tokens,
             removals=tuple(
                 RemovalRecord(removal.target, None if removal.layer is None else removal.layer + 1, step)
                 for removal, step in zip(self._removals, folding["made"], strict=True)
@@ -166,11 +168,17 @@ class RemoveNorm(TrainingWork):
 
     def draw(self, report: NormRemovalReport) -> Path:
         """Draw the losses with every removal marked, beside the runs, and return the file."""
-        runs = {NORM_FREE: self._folder / "removal", CONTROL: self._folder / "control"}
-        curves = {label: read_metrics(folder) for label, folder in runs.items() if folder.exists()}
+        curves = {NORM_FREE: read_metrics(self._folder / _REMOVAL)}
+        if self._has_control:
+            curves[CONTROL] = read_metrics(self._folder / _CONTROL)
         path = self._folder / FIGURE_FILE
         removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
         return path
+
+    def _loss_of(self, folder: Path) -> EvaluationLoss:
+        model, _ = load_causal_lm(str(folder))
+        nn.Module.to(model, default_device(), torch.float32)
+        return validation_loss(model, self.recipe, self._data)
 
     def _fold(self, model: PlacedForCausalLM, norms: FrozenNorms) -> None:
         report = fold_norms_in_place(model, norms)

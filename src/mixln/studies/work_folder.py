@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Self
 
@@ -37,7 +38,12 @@ class TrainingWork:
         self._lock = FileLock(folder / lock_name)
 
     def __enter__(self) -> Self:
-        """Raise InputError if another process works there, or the place cannot be written."""
+        """Raise InputError if another process works there, or the place cannot be written, or torchrun started this."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                "this command works in one process: start it without torchrun. Several processes share the training "
+                "itself (mixln.training.train)"
+            )
         claim_folder(self._folder)
         try:
             self._lock.acquire(timeout=0)

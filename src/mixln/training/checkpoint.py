@@ -101,7 +101,13 @@ class Checkpoints:
                     shutil.rmtree(leftover)
 
     def save(
-        self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+        self,
+        step: int,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        progress: dict[str, Any],
+        *,
+        needed: int | None = None,
     ) -> None:
         """Begin to write a checkpoint of a step; the one before is complete by then.
 
@@ -110,6 +116,7 @@ class Checkpoints:
             model: the model, without DDP's wrapper.
             optimizer: over its parameters.
             progress: whatever else resuming needs, as JSON.
+            needed: the newest checkpoint of this step or earlier is kept, however many there are.
 
         Raises:
             InputError: this one or the one before cannot be written; the last complete one is intact.
@@ -134,9 +141,9 @@ class Checkpoints:
             else:
                 save(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
         if written is None:
-            self._finish(None, temporary, final, progress)
+            self._finish(None, temporary, final, progress, needed)
         else:
-            self._pending = self._executor.submit(self._finish, written, temporary, final, progress)
+            self._pending = self._executor.submit(self._finish, written, temporary, final, progress, needed)
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything has; do not wait.
@@ -162,15 +169,24 @@ class Checkpoints:
         """Let the background finish; what goes wrong there now is not told."""
         self._executor.shutdown(wait=True)
 
-    def go_back(self, step: int) -> None:
-        """Remove every checkpoint after a step: the run is taken back, and what came after has not been."""
-        if self._processes.is_main:
-            later = [path for path in list_checkpoints(self._folder.parent) if checkpoint_step(path) > step]
-            self._remove(list(reversed(later)), even_permanent=True)
-        self._processes.wait_for_all()
+    def go_back(self, step: int) -> SavedCheckpoint | None:
+        """Return the newest whole checkpoint of a step or earlier, having removed what came after it; see `newest`.
 
-    def newest(self) -> SavedCheckpoint | None:
+        If there is none, nothing is removed.
+        """
+        found = self.newest(step)
+        if self._processes.is_main and found is not None:
+            paths = list_checkpoints(self._folder.parent)
+            later = [path for path in paths if checkpoint_step(path) > checkpoint_step(found.path)]
+            self._remove(later[::-1], even_permanent=True)
+        self._processes.wait_for_all()
+        return found
+
+    def newest(self, last_step: int | None = None) -> SavedCheckpoint | None:
         """Return the newest checkpoint that is whole, the same on every process, or None if there is none at all.
+
+        Args:
+            last_step: only of this step or earlier; None: of all.
 
         Raises:
             InputError: there are checkpoints, but none is whole.
@@ -178,7 +194,7 @@ class Checkpoints:
         found: SavedCheckpoint | InputError | None = None
         if self._processes.is_main:
             try:
-                found = newest_whole(self._folder.parent)
+                found = newest_whole(self._folder.parent, last_step)
             except InputError as error:
                 found = error
         found = self._processes.from_main(found)
@@ -208,7 +224,14 @@ class Checkpoints:
         if self._processes.is_main:
             self._remove(list_checkpoints(self._folder.parent))
 
-    def _finish(self, written: Future[Any] | None, temporary: Path, final: Path, progress: Mapping[str, Any]) -> None:
+    def _finish(
+        self,
+        written: Future[Any] | None,
+        temporary: Path,
+        final: Path,
+        progress: Mapping[str, Any],
+        needed: int | None,
+    ) -> None:
         with _disk_errors(final, temporary):
             if written is not None:
                 written.result()
@@ -221,7 +244,9 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             temporary.replace(final)
             sync_folder(final.parent)
-            self._remove(list_checkpoints(self._folder.parent)[: -self._execution.keep_last])
+            paths = list_checkpoints(self._folder.parent)
+            early = [path for path in paths if needed is not None and checkpoint_step(path) <= needed]
+            self._remove([path for path in paths[: -self._execution.keep_last] if path not in early[-1:]])
 
     def _remove(self, paths: list[Path], *, even_permanent: bool = False) -> None:
         keep_every = None if even_permanent else self._execution.keep_every
@@ -232,13 +257,17 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
-def newest_whole(run_folder: Path) -> SavedCheckpoint | None:
+def newest_whole(run_folder: Path, last_step: int | None = None) -> SavedCheckpoint | None:
     """Return the newest checkpoint of a run that is whole, warning of those that are not; None if there is none at all.
+
+    Args:
+        run_folder: of the run.
+        last_step: only those of this step or earlier; None: all.
 
     Raises:
         InputError: there are checkpoints, but none is whole.
     """
-    paths = list_checkpoints(run_folder)
+    paths = [path for path in list_checkpoints(run_folder) if last_step is None or checkpoint_step(path) <= last_step]
     problem = ""
     for path in reversed(paths):
         try:

@@ -192,17 +192,21 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
         log.write(record)
         validation_loss = record.values.get("validation_loss", 0.0)
         if fault is None and not math.isfinite(validation_loss):
-            raise TrainingDivergedError(
-                f"the validation loss was {validation_loss} in step {record.step} of {run.folder}. {_ADVICE}"
-            )
-        if fault is None:
-            verdict = run.source.intervention.judge(record.step, float(record.loss))
-            if verdict is None:
-                continue
+            problem = f"the validation loss was {validation_loss} in step {record.step} of {run.folder}"
+            # steps that are skipped leave the weights finite, so that the run may recover
+            if run.recipe.faults.on_non_finite != "skip" or record.step == run.recipe.last_step:
+                raise TrainingDivergedError(f"{problem}. {_ADVICE}")
+            if run.processes.is_main:
+                warnings.warn(f"{problem}: going on", TrainingWarning, stacklevel=2)
+        # first, since it may know why a step went wrong, and what to do
+        verdict = run.source.intervention.judge(record.step, float(record.loss))
+        if verdict is not None:
             _heed(run, checkpoints, verdict)
             unread.clear()
             log.rewind(run.step)
             return True
+        if fault is None:
+            continue
         explanation = run.explain(fault)
         if fault.action == "stop":
             if not unread:
@@ -223,15 +227,21 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
 
 def _heed(run: TrainingRun, checkpoints: Checkpoints, verdict: Verdict) -> None:
     """Take the run back as an intervention says, or end it."""
-    if verdict.action == "stop":
+    checkpoints.wait()
+    reason = verdict.reason
+    saved = None
+    if verdict.action == "roll_back":
+        saved = checkpoints.go_back(verdict.before)
+        if saved is None:
+            reason += f"; but no checkpoint of step {verdict.before} or earlier is left to go back to"
+    if saved is None:
         _save_if_new(run, checkpoints)
         checkpoints.wait()
-        raise TrainingDivergedError(f"{verdict.reason}, in {run.folder}")
+        raise TrainingDivergedError(f"{reason}, in {run.folder}")
     if run.processes.is_main:
-        warnings.warn(verdict.reason, TrainingWarning, stacklevel=3)
-    checkpoints.wait()
-    checkpoints.go_back(verdict.before)
-    run.restore(checkpoints, checkpoints.newest(), rolled_back=True)
+        warnings.warn(f"{reason}: going back to step {saved.progress['step']}", TrainingWarning, stacklevel=3)
+    run.restore(checkpoints, saved, rolled_back=True)
+    run.source.intervention.put_off()
 
 
 def _open_log(run: TrainingRun, report_step: ReportStep | None) -> RunLog:

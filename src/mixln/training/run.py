@@ -156,7 +156,6 @@ class TrainingRun:
         measured = recipe.layer_metrics_every > 0 and step % recipe.layer_metrics_every == 0
         loss, num_tokens = self._accumulate(batch)
         loss = self.processes.sum_over_data(loss)
-        self.source.intervention.after_step(self.processes.sum_over_data)
         layers = layer_gradient_norms(self.model) if measured else {}
         norm = clip_gradients(self.model.parameters(), recipe.optimizer.max_grad_norm)
         largest_norm = self.watch.largest_norm
@@ -164,6 +163,7 @@ class TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         good = torch.isfinite(loss) & torch.isfinite(norm) & (norm <= largest_norm)
+        self.source.intervention.after_step(good, self.processes.sum_over_data)
         # the fused optimisers' own way to be told on the device that a step is not to be made
         self.optimizer.found_inf = (~good).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
@@ -198,7 +198,8 @@ class TrainingRun:
         Raises:
             InputError: it, or the one before, cannot be written.
         """
-        checkpoints.save(self.step, self.model, self.optimizer, self.state())
+        needed = self.source.intervention.needed_checkpoint()
+        checkpoints.save(self.step, self.model, self.optimizer, self.state(), needed=needed)
 
     def restore(self, checkpoints: Checkpoints, saved: SavedCheckpoint | None, *, rolled_back: bool = False) -> None:
         """Go to a checkpoint, or to the beginning if there is none.
