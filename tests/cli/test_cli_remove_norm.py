@@ -74,7 +74,10 @@ def test_a_run_with_other_settings_is_not_taken_up(
         (["--schedule", "gpt2-small"], "is for 12 layers, and the model has 2"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--text", "/nowhere"], "nowhere"),
-        (["--on-spike", "pray"], "--on-spike"),
+        (["--on-spike", "pray"], '"on_spike": Expected'),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--evaluate-every", "0"], "evaluate_every must be at least 1"),
+        (["--sequence-length", "100000"], "takes no rows of 100000 tokens: sequence_length may be at most"),
         (["--first-step", "1"], "first_step must be at least 2"),
     ],
 )

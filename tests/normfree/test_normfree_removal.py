@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -146,6 +147,26 @@ def test_losses_are_those_of_what_is_saved(data: PreparedData, corpus: Path, tmp
         loss = validation_loss(written, work.recipe, work._data)
     assert report.loss_norm_free == loss.mean
     assert report.folding_difference <= 1e-5 * report.largest_logit
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_records_that_are_lost_are_measured_again_or_named(
+    content: str | None, gpt2: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=12)
+    report = work_on(gpt2, corpus, tmp_path / "out", config, with_control=False)
+    shutil.rmtree(tmp_path / "out")
+
+    def damage(name: str) -> None:
+        file = removal_folder(tmp_path / "out") / name
+        file.unlink() if content is None else file.write_text(content)
+
+    damage("original.json")
+    assert work_on(gpt2, corpus, tmp_path / "out", config, with_control=False) == report
+    shutil.rmtree(tmp_path / "out")
+    damage("folding.json")
+    with pytest.raises(InputError, match=r"folding\.json is missing or damaged.* To make it anew.* delete "):
+        work_on(gpt2, corpus, tmp_path / "out", config, with_control=False)
 
 
 class SpikeAfter(RemovalIntervention):

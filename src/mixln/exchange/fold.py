@@ -17,15 +17,9 @@ import torch
 from torch import nn
 
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.roles import RoleMatrix, role_matrices
+from mixln.models.roles import READERS, RoleMatrix, role_matrices
 from mixln.placement import PlacedBlock, Role, StackPlan
-from mixln.placement.plan import SUBLAYERS, SublayerName
-
-READERS: dict[SublayerName, tuple[Role, ...]] = {
-    "attention": ("query", "key", "value"),
-    "feed_forward": ("gate", "up"),
-}
-"""The matrices that are multiplied with a sublayer's normalised input."""
+from mixln.placement.plan import SUBLAYERS
 
 
 @dataclass

@@ -20,6 +20,7 @@ from mixln.exchange.fold import Folded
 from mixln.exchange.layouts import LayoutError, StockLayout, own_layout
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import ARCHITECTURES, Architecture
+from mixln.models.roles import WRITERS
 from mixln.placement import Placement, find_role
 from mixln.placement.plan import SUBLAYERS, StackPlan
 
@@ -27,8 +28,6 @@ NEUTRAL_EPS = float(2**40)
 NEUTRAL_WEIGHT = float(2**20)
 
 _NORM_FREE = "none"
-
-_WRITERS = ("embedding", "position_embedding", "attention_output", "down")
 
 
 def neutral_layout(config: PlacedConfig) -> StockLayout:
@@ -94,7 +93,7 @@ def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedMod
     for name, tensor in folded.weights.items():
         owner = name.rpartition(".")[0]
         role = find_role(f"{owner}.weight".removeprefix(prefix), roles)
-        if role is None or role[0] not in _WRITERS:
+        if role is None or role[0] not in WRITERS:
             continue
         module = stock.get_submodule(owner)
         # channels of the stream lie along the last dimension, but in a linear layer's matrix along the first

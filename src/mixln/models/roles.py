@@ -9,6 +9,16 @@ from torch import Tensor
 
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.placement import FusedRoles, Role, find_role
+from mixln.placement.plan import SublayerName
+
+READERS: dict[SublayerName, tuple[Role, ...]] = {
+    "attention": ("query", "key", "value"),
+    "feed_forward": ("gate", "up"),
+}
+"""The matrices that are multiplied with a sublayer's normalised input."""
+
+WRITERS: tuple[Role, ...] = ("embedding", "position_embedding", "attention_output", "down")
+"""The matrices whose products are added to the stream."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mixln.normfree.frozen_norm import CLASSES, ORDINARY, FrozenScaleNorm, NormP
 from mixln.normfree.install import FrozenNorms, norm_free_placement
 from mixln.placement import Role, StackPlan
 
-_PATHS: dict[Role, NormPath] = {
+_PATH_OF_ROLE: dict[Role, NormPath] = {
     "query": "query_key",
     "key": "query_key",
     "value": "value",
@@ -160,7 +160,9 @@ def _check(model: PlacedForCausalLM, norms: FrozenNorms) -> None:
     for matrix in role_matrices(model):
         name = matrix.name.rpartition(".")[0]
         has_bias = getattr(model.get_submodule(name), "bias", None) is not None or matrix.roles == ("head",)
-        read = [norms.norms[path, matrix.block] for role in matrix.roles if (path := _PATHS.get(role)) is not None]
+        read = [
+            norms.norms[path, matrix.block] for role in matrix.roles if (path := _PATH_OF_ROLE.get(role)) is not None
+        ]
         if not has_bias and any(norm.bias is not None for norm in read):
             raise InputError(f"{matrix.name} has no bias, into which the bias of its norm could go: fold it by hand")
 
@@ -173,7 +175,7 @@ def _folded_parts(
     biases = [None] * count if bias is None else bias.chunk(count)
     folded: list[tuple[Tensor, Tensor | None]] = []
     for role, rows, own_bias in zip(matrix.roles, weight.chunk(count), biases, strict=True):
-        path = _PATHS.get(role)
+        path = _PATH_OF_ROLE.get(role)
         if path is None:
             centered = norms.norms["final", None].centered
             folded.append(_centered(rows, own_bias) if centered else (rows, own_bias))

@@ -104,12 +104,14 @@ class NormRemoval(PretrainedModel):
         """
         intervention, norms = self._removal, self._removal.norms
         if not intervention.is_complete:
-            waited = intervention.waited_steps
-            why = f"spikes held removals up in {waited} of them" if waited else "they came too late"
+            waited, backs = intervention.waited_steps, intervention.num_roll_backs
+            why = [f"spikes held removals up in {waited} of them"] * bool(waited)
+            why += [f"spikes took the run back {backs} times"] * bool(backs)
             raise InputError(
                 f"the steps are over, and {len(intervention.made)} of {intervention.num_removals} removals are made: "
-                f"{why}. Give more steps, an earlier or slower schedule, a lower learning rate, or a higher threshold "
-                "for spikes; metrics.jsonl and the checkpoints of this run are kept"
+                f"{' and '.join(why) or 'they came too late'}. Start anew in another place with more steps, an earlier "
+                "or slower schedule, a lower learning rate, or a higher threshold for spikes; metrics.jsonl and the "
+                "checkpoints of this run are kept"
             )
         assert isinstance(model, PlacedForCausalLM)
         assert norms is not None

@@ -108,13 +108,18 @@ def removal_figure(
     handles = [Line2D([], [], **canvas.line_options(styles[label], 20)) for label in curves]
     handles.append(Line2D([], [], color=canvas.FAINT, linewidth=1.0, linestyle=":"))
     kinds = list(dict.fromkeys(one.target for one in removals))
-    colors = {kind: style.color for kind, style in label_styles(kinds).items()}
+    # other colours than the curves'
+    colors = {kind: style.color for kind, style in label_styles([*curves, *kinds], CONTROL).items()}
     for kind in kinds:
         steps = [one.step for one in removals if one.target == kind]
         # ticks of the data's own axis below, of the figure's above: they never cover the curves
         ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=colors[kind], linewidth=1.1)
         handles.append(Line2D([], [], color=colors[kind], linewidth=0, marker="|", markersize=9, markeredgewidth=1.4))
-    canvas.label_axes(ax, "training step", "Loss (nats per token); ticks above: a removal, by what went")
+    canvas.label_axes(
+        ax,
+        "training step",
+        "Loss (nats per token): validation marked, training faint; ticks above: a removal, by what went",
+    )
     canvas.legend(figure, handles, labels)
     return figure
 

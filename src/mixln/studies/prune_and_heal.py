@@ -13,14 +13,12 @@ from transformers import PreTrainedModel
 from mixln.data.cache import Report
 from mixln.depth.pruning import without_blocks
 from mixln.depth.stack import BlockStack, find_block_stack
-from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.models.causal import is_causal_language_model
-from mixln.models.load import load_config, load_model, load_tokenizer
+from mixln.models.load import load_model
 from mixln.posttraining import HealingConfig, heal, validation_loss
-from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint
 from mixln.report.serialize import decode
 from mixln.studies.prune import (
@@ -33,7 +31,7 @@ from mixln.studies.prune import (
     to_text,
 )
 from mixln.studies.stages import ReportStage
-from mixln.studies.work_folder import TrainingWork
+from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.training import MODEL_FOLDER, differences
 from mixln.training.run_log import ReportStep
 
@@ -107,8 +105,8 @@ class PruneAndHeal(TrainingWork):
 
     def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
-        longest = longest_window(load_tokenizer(request.source), load_config(request.source), LONGEST_ROW)
-        super().__init__(config.recipe(corpus, request.source, longest), out, healing_folder(out), _LOCK_FILE)
+        recipe = config.recipe(corpus, request.source, row_length(request.source, config.sequence_length))
+        super().__init__(recipe, out, healing_folder(out), _LOCK_FILE)
         self._request = request
         self._config = config
         self._pruned = self._folder / PRUNED_FOLDER

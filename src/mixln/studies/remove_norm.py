@@ -13,12 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from mixln.depth import EvaluationLoss
-from mixln.depth.texts import longest_window
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.files import require_new_folder, whole_folder, write_file
 from mixln.models.decoder import PlacedForCausalLM
-from mixln.models.load import load_causal_lm, load_config, load_tokenizer
+from mixln.models.load import load_causal_lm, load_config
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.normfree.config import NormRemovalConfig
 from mixln.normfree.fold import fold_norms_in_place
@@ -26,10 +25,9 @@ from mixln.normfree.install import FrozenNorms, check_removable
 from mixln.normfree.removal import RemovalIntervention
 from mixln.normfree.source import NormRemoval, removable_plan
 from mixln.posttraining import PretrainedModel, validation_loss
-from mixln.posttraining.heal import LONGEST_ROW
 from mixln.posttraining.pretrained import model_fingerprint
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
-from mixln.studies.work_folder import TrainingWork
+from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.training import MODEL_FOLDER, train
 from mixln.training.metrics import read_metrics
 from mixln.training.run_log import ReportStep
@@ -68,14 +66,15 @@ class RemoveNorm(TrainingWork):
 
     def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
+        config.check()
         model_config = load_config(source)
         plan, placement = removable_plan(model_config)
         check_removable(plan, placement)
         schedule = config.removal_schedule(len(plan.blocks))
         self._removals = schedule.removals(len(plan.blocks))
         self._schedule = asdict(schedule)
-        longest = longest_window(load_tokenizer(source), model_config, LONGEST_ROW)
-        super().__init__(config.recipe(corpus, source, longest), out, removal_folder(out), _LOCK_FILE)
+        recipe = config.recipe(corpus, source, row_length(source, config.sequence_length))
+        super().__init__(recipe, out, removal_folder(out), _LOCK_FILE)
         self._source, self._name, self._config = model_folder(source), source, config
         self._has_control = False
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
@@ -83,7 +82,7 @@ class RemoveNorm(TrainingWork):
     def measure_original(self) -> EvaluationLoss:
         """Return the validation loss of the model as it is, measured once."""
         key = {"data": self._data.fingerprint, "sha256": model_fingerprint(self._source)}
-        known = _read_json(self._folder / _ORIGINAL_FILE)
+        known = _read_record(self._folder / _ORIGINAL_FILE, {*key, "total_loss", "num_tokens"}) or {}
         if {name: known.get(name) for name in key} != key:
             loss = self._loss_of(self._source)
             known = {**key, "total_loss": loss.total_loss, "num_tokens": loss.num_tokens}
@@ -129,7 +128,13 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError: the folder cannot be written.
         """
-        folding = _read_json(self._folder / _FOLDING_FILE)
+        path, trained = self._folder / _FOLDING_FILE, self._folder / _REMOVAL
+        folding = _read_record(path, {"difference", "largest_logit", "made", "waited_steps", "num_roll_backs"})
+        if folding is None:
+            raise InputError(
+                f"{path} is missing or damaged, without which it is not known what went when. The model without norms "
+                f"is whole: {trained / MODEL_FOLDER}. To make it anew, with its report, delete {trained}"
+            )
         norm_free = self._folder / _REMOVAL / MODEL_FOLDER
         model, tokenizer = load_causal_lm(str(norm_free))
         assert isinstance(model, PlacedPreTrainedModel)
@@ -207,10 +212,10 @@ def model_folder(source: str) -> Path:
         raise InputError(f"{source} cannot be fetched from the hub ({error}). Give a folder instead") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_record(path: Path, names: set[str]) -> dict[str, Any] | None:
+    """Return what a JSON file holds, or None if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it, and run the same command again") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and names <= found.keys() else None

@@ -10,9 +10,28 @@ from filelock import FileLock, Timeout
 
 from mixln.data import PreparedData, prepare_data
 from mixln.data.cache import Report
+from mixln.depth.texts import longest_window
 from mixln.errors import InputError
 from mixln.files import claim_folder
+from mixln.models.load import load_config, load_tokenizer
+from mixln.posttraining.heal import LONGEST_ROW
 from mixln.training import Recipe
+
+
+def row_length(source: str, wanted: int | None) -> int:
+    """Return how many tokens a row of training has: as many as wanted, or as healing takes and the model can.
+
+    Args:
+        source: Hugging Face folder, or name on the hub, of the model.
+        wanted: by the user; None: nothing is said.
+
+    Raises:
+        InputError: the model takes no rows so long, or it cannot be opened.
+    """
+    longest = longest_window(load_tokenizer(source), load_config(source), wanted or LONGEST_ROW)
+    if wanted is not None and longest < wanted:
+        raise InputError(f"{source} takes no rows of {wanted} tokens: sequence_length may be at most {longest}")
+    return longest
 
 
 class TrainingWork:

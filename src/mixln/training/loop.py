@@ -34,7 +34,7 @@ from mixln.training.run_log import ReportStep, RunLog
 from mixln.training.trackers import check_trackers
 from mixln.training.validation import validate
 
-_ADVICE = "Lower optimizer.learning_rate or lengthen optimizer.warmup_steps; Post-LN layers need a long warmup"
+_ADVICE = "Lower the learning rate or lengthen the warmup, in another folder; Post-LN layers need a long one"
 
 
 class TrainingWarning(UserWarning):
@@ -264,8 +264,8 @@ def _stop(run: TrainingRun, checkpoints: Checkpoints, fault: Fault, explanation:
     """Raise TrainingDivergedError when what has been saved is complete."""
     checkpoints.wait()
     raise TrainingDivergedError(
-        f"{explanation}, of {run.folder}. {_ADVICE}. Or run the same command with another policy in faults, to go on "
-        "without this step"
+        f"{explanation}, of {run.folder}. {_ADVICE}. Or let another policy in the recipe's faults go on without this "
+        "step"
         + (f" (there were more than faults.max_faults, {run.recipe.faults.max_faults}, already)" * fault.too_many)
     )
 
