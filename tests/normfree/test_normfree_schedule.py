@@ -28,6 +28,15 @@ def test_gpt2_small_goes_as_published() -> None:
     assert found == expected
 
 
+def test_the_first_layers_may_go_last() -> None:
+    schedule = RemovalSchedule(5, 1, 1, 1, 2, 3, first_layer=3)
+    late = [(kind, layer) for kind in ("feed_forward", "query_key", "value") for layer in (2, 3)]
+    early = [(kind, layer) for kind in ("feed_forward", "query_key", "value") for layer in (0, 1)]
+    found = [(target, layer) for _, target, layer in planned(schedule, 4)]
+    assert found == [*late, ("final", None), *early, ("end_of_text", None), ("first_position", None)]
+    assert NormRemovalConfig(steps=100, first_layer=4).removal_schedule(4).first_layer == 4
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "steps", "last", "learning_rate"),
     [
@@ -74,6 +83,8 @@ def test_a_derived_schedule_of_gpt2_smalls_pace_is_gpt2_smalls() -> None:
         ),
         (NormRemovalConfig(schedule="gpt2-smal"), 12, "unknown schedule 'gpt2-smal'. Did you mean 'gpt2-small'"),
         (NormRemovalConfig(schedule="gpt2-small", steps=100), 12, "made before step 116, but there are 100 steps"),
+        (NormRemovalConfig(first_layer=13), 12, "first_layer is 13, and the model has 12 layers"),
+        (NormRemovalConfig(first_layer=0), 12, "first_layer must be at least 1"),
         (NormRemovalConfig(value_gap=0), 12, "value_gap must be at least 1, not 0"),
         (NormRemovalConfig(first_step=0), 12, "first_step must be at least 1, not 0"),
     ],

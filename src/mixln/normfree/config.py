@@ -32,6 +32,7 @@ class NormRemovalConfig:
         value_gap: and as value sees them.
         final_gap: from the final norm to the exception of the end-of-text token.
         end_of_text_gap: from that to the exception of the first position.
+        first_layer: the layer, from 1, to begin with; those before it come after the final norm. null: the first.
         learning_rate: the peak; null: the schedule's, or 3e-4.
         warmup_steps: before the peak; null: the schedule's, or 10 % of the steps.
         auxiliary_weight: of the loss that keeps the standard deviation before the final norm equal over tokens.
@@ -58,6 +59,7 @@ class NormRemovalConfig:
     value_gap: int | None = None
     final_gap: int | None = None
     end_of_text_gap: int | None = None
+    first_layer: int | None = None
     learning_rate: float | None = None
     warmup_steps: int | None = None
     auxiliary_weight: float = 0.0

@@ -47,6 +47,8 @@ class RemovalSchedule:
         value_gap: and as value sees them.
         final_gap: from the final norm to the exception of the end-of-text token.
         end_of_text_gap: from that to the exception of the first position.
+        first_layer: the layer, from 1, to begin with; all norms of those before it go after the final norm, in the same
+            order. For models whose first layers have tokens that are far from the average.
     """
 
     first_step: int
@@ -55,6 +57,7 @@ class RemovalSchedule:
     value_gap: int
     final_gap: int
     end_of_text_gap: int
+    first_layer: int = 1
 
     def removals(self, num_layers: int) -> tuple[Removal, ...]:
         """Return everything that goes, in order: 3 * num_layers + 3 removals."""
@@ -63,9 +66,11 @@ class RemovalSchedule:
             ("query_key", self.query_key_gap),
             ("value", self.value_gap),
         )
+        begun = self.first_layer - 1
         return (
-            *(Removal(path, layer, gap) for path, gap in kinds for layer in range(num_layers)),
+            *(Removal(path, layer, gap) for path, gap in kinds for layer in range(begun, num_layers)),
             Removal("final", None, self.final_gap),
+            *(Removal(path, layer, gap) for path, gap in kinds for layer in range(begun)),
             Removal("end_of_text", None, self.end_of_text_gap),
             Removal("first_position", None, 0),
         )
@@ -83,6 +88,8 @@ class RemovalSchedule:
         for name, value in vars(self).items():
             if value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}: norms go one at a time")
+        if self.first_layer > num_layers:
+            raise InputError(f"first_layer is {self.first_layer}, and the model has {num_layers} layers")
         if self.first_step < 2:
             raise InputError("first_step must be at least 2: a norm is frozen at what it saw in the steps before")
         if (last := self.last_step(num_layers)) > steps:
@@ -137,7 +144,8 @@ def derived_schedule(num_layers: int, steps: int) -> RemovalSchedule:
         InputError: there are too few steps for as many removals.
     """
     stretch = _SHARE_OF_STEPS * steps / _FAST.last_step(num_layers)
-    numbers = {name: max(1, int(stretch * value)) for name, value in vars(_FAST).items()}
-    found = RemovalSchedule(**{**numbers, "first_step": max(2, numbers["first_step"])})
+    steps_of = {name: value for name, value in vars(_FAST).items() if name != "first_layer"}
+    stretched = {name: max(1, int(stretch * value)) for name, value in steps_of.items()}
+    found = RemovalSchedule(**{**stretched, "first_step": max(2, stretched["first_step"])})
     found.check(num_layers, steps)
     return found

@@ -108,8 +108,8 @@ def removal_figure(
     handles = [Line2D([], [], **canvas.line_options(styles[label], 20)) for label in curves]
     handles.append(Line2D([], [], color=canvas.FAINT, linewidth=1.0, linestyle=":"))
     kinds = list(dict.fromkeys(one.target for one in removals))
-    # other colours than the curves'
-    colors = {kind: style.color for kind, style in label_styles([*curves, *kinds], CONTROL).items()}
+    # other colours than that of the curve they are about
+    colors = {kind: style.color for kind, style in label_styles([NORM_FREE, *kinds]).items()}
     for kind in kinds:
         steps = [one.step for one in removals if one.target == kind]
         # ticks of the data's own axis below, of the figure's above: they never cover the curves
