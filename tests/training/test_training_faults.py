@@ -212,7 +212,7 @@ def test_a_stop_saves_the_state_before_the_step_and_another_policy_goes_on_from_
     recipe: Recipe, data: PreparedData, tmp_path: Path, poison: Poison, kind: Kind
 ) -> None:
     poison(kind, BAD_STEP)
-    with pytest.raises(TrainingDivergedError, match=FOUND[kind] + r".*Lower optimizer\.learning_rate.*policy"):
+    with pytest.raises(TrainingDivergedError, match=FOUND[kind] + r".*Lower the learning rate.*policy"):
         train(faulty(recipe, kind, "stop"), data, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "model").exists()
     newest = list_checkpoints(tmp_path / "stopped")[-1]

@@ -256,7 +256,7 @@ def test_divergence_in_the_last_step_leaves_no_model(recipe: Recipe, data: Prepa
 
 def test_divergence_is_an_error_that_names_the_step(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     reckless = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
-    with pytest.raises(TrainingDivergedError, match=r"step \d+ .*learning_rate"):
+    with pytest.raises(TrainingDivergedError, match=r"step \d+ .*learning rate"):
         train(reckless, data, tmp_path)
 
 

@@ -128,9 +128,12 @@ def _draw(ax: Axes, lines: Sequence[Mapping[str, Any]], style: SchemeStyle) -> N
     steps = np.array([line["step"] for line in lines])
     losses = np.array([np.nan if line["loss"] is None else line["loss"] for line in lines], dtype=float)
     if len(losses) >= _SMOOTHED_STEPS:
-        kernel = np.ones(_SMOOTHED_STEPS) / _SMOOTHED_STEPS
+        kernel, is_finite = np.ones(_SMOOTHED_STEPS), np.isfinite(losses)
+        counts = np.convolve(is_finite, kernel, "valid")
+        sums = np.convolve(np.where(is_finite, losses, 0.0), kernel, "valid")
+        means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
         middle = slice(_SMOOTHED_STEPS // 2, len(steps) - _SMOOTHED_STEPS // 2)
-        ax.plot(steps[middle], np.convolve(losses, kernel, "valid"), color=style.color, linewidth=0.9, alpha=0.4)
+        ax.plot(steps[middle], means, color=style.color, linewidth=0.9, alpha=0.4)
     measured = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
     if measured:
         x, y = zip(*measured, strict=True)
