@@ -87,7 +87,8 @@ class FaultConfig:
     """What to do when a step goes wrong: stop the run, skip the step, or roll back to the last checkpoint and skip it.
 
     Attributes:
-        on_non_finite: when the loss or the gradient norm is infinite or not a number.
+        on_non_finite: when the loss or the gradient norm is infinite or not a number. A validation loss that is so ends
+            the run, but with skip only the last one does.
         on_gradient_spike: when the gradient norm is above `gradient_spike_factor` times its running median; ignore: not
             looked for.
         gradient_spike_factor: see above.
