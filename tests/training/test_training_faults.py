@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixln.data import PreparedData, training_batch, training_rows
+from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
 from mixln.training import (
     ExecutionConfig,
@@ -362,3 +364,32 @@ def test_faults_that_cannot_be_noted_are_one_clear_error(
     (tmp_path / "faults.jsonl").unlink()
     trained = train(faulty(recipe, "loss", "skip"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(1, 8), *range(9, 13)).model)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "roll_back"])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_validation_loss_that_is_no_number_ends_the_run_unless_steps_are_skipped(
+    recipe: Recipe,
+    data: PreparedData,
+    tmp_path: Path,
+    policy: Literal["stop", "skip", "roll_back"],
+    is_last: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = replace(faulty(recipe, "loss", policy), evaluate_every=4)
+    wrong = recipe.steps if is_last else 4
+    validate = run_module.TrainingRun.validate
+
+    def once_wrong(self: run_module.TrainingRun) -> EvaluationLoss:
+        found = validate(self)
+        return EvaluationLoss(math.nan, found.num_tokens) if self.step == wrong else found
+
+    monkeypatch.setattr(run_module.TrainingRun, "validate", once_wrong)
+    if is_last or policy != "skip":
+        with pytest.raises(TrainingDivergedError, match=f"the validation loss was nan in step {wrong}"):
+            train(recipe, data, tmp_path)
+        return
+    with pytest.warns(TrainingWarning, match="the validation loss was nan in step 4.*going on"):
+        trained = train(recipe, data, tmp_path)
+    assert math.isfinite(trained.validation.mean)
+    assert next(line for line in read_metrics(tmp_path) if line["step"] == 4)["validation_loss"] is None
