@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.analysis import estimate
 from benchmarks.documents import Counts
 from benchmarks.machine import describe_machine
-from benchmarks.meter import Meter
+from benchmarks.meter import Meter, seconds_of
 from mixln.data import open_corpus
 from mixln.depth.batches import ModelBatch
 from mixln.depth.interventions import PerformanceDrop, removals
@@ -72,15 +72,6 @@ def pruned_models(model: nn.Module, batches: list[ModelBatch]) -> None:
     for index in range(len(stack.layers)):
         with without_blocks(stack, [index]):
             forward(model, batches)
-
-
-def seconds_of(
-    action: Callable[[nn.Module, list[ModelBatch]], None], model: nn.Module, batches: list[ModelBatch]
-) -> float:
-    """Time of one call."""
-    before = time.perf_counter()
-    action(model, batches)
-    return time.perf_counter() - before
 
 
 def block_seconds(

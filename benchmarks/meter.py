@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from benchmarks.documents import Counts
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFERENCES = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+
+Inputs = TypeVar("Inputs")
+
+
+def seconds_of(action: Callable[[nn.Module, Inputs], None], model: nn.Module, inputs: Inputs) -> float:
+    """Time of one call."""
+    before = time.perf_counter()
+    action(model, inputs)
+    return time.perf_counter() - before
 
 
 class Meter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from typing import cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.analysis import estimate
 from benchmarks.machine import describe_machine
+from benchmarks.meter import seconds_of
 from mixln.models.load import load_model
 
 
@@ -41,22 +41,13 @@ def generate(model: nn.Module, input_ids: Tensor) -> None:
     )
 
 
-def seconds_of(action: Callable[[nn.Module, Tensor], None], model: nn.Module, input_ids: Tensor) -> float:
-    """Time of one call."""
-    before = time.perf_counter()
-    action(model, input_ids)
-    return time.perf_counter() - before
-
-
 def main() -> int:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("original", help="folder or hub name of the model with its norms")
     parser.add_argument("norm_free", help="folder of the model without")
     parser.add_argument("--rows", type=int, default=8, help="of a forward pass; default: 8")
-    parser.add_argument(
-        "--length", type=int, default=256, help="tokens of a row; half as many are generated after half"
-    )
+    parser.add_argument("--length", type=int, default=256, help="tokens of a row; default: 256")
     parser.add_argument("--rounds", type=int, default=20, help="default: 20")
     parser.add_argument("--dtype", default="float32", help="default: float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -87,20 +87,6 @@ class NormRemovalConfig:
             return self.steps
         return PUBLISHED[self.schedule].steps if self.schedule in PUBLISHED else _STEPS
 
-    def check(self) -> None:
-        """Make sure that numbers are in range, but for those of the schedule.
-
-        Raises:
-            InputError: one is not.
-        """
-        for name in ("steps", "batch_size", "micro_batch_size", "sequence_length", "evaluate_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
-        if not self.auxiliary_weight >= 0:
-            raise InputError(f"auxiliary_weight must not be negative, but is {self.auxiliary_weight}")
-        self.spike_policy.check()
-
     def removal_schedule(self, num_layers: int) -> RemovalSchedule:
         """Return the schedule for a model with so many layers.
 
@@ -134,7 +120,13 @@ class NormRemovalConfig:
         Raises:
             InputError: a number is out of range.
         """
-        self.check()
+        for name in ("steps", "batch_size", "micro_batch_size", "sequence_length", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if not self.auxiliary_weight >= 0:
+            raise InputError(f"auxiliary_weight must not be negative, but is {self.auxiliary_weight}")
+        self.spike_policy.check()
         published, steps = PUBLISHED.get(self.schedule), self.num_steps
         length = self.sequence_length or longest
         rate, warmup = self.learning_rate, self.warmup_steps

@@ -66,14 +66,13 @@ class RemoveNorm(TrainingWork):
 
     def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
-        config.check()
         model_config = load_config(source)
         plan, placement = removable_plan(model_config)
         check_removable(plan, placement)
+        recipe = config.recipe(corpus, source, row_length(source, config.sequence_length))
         schedule = config.removal_schedule(len(plan.blocks))
         self._removals = schedule.removals(len(plan.blocks))
         self._schedule = asdict(schedule)
-        recipe = config.recipe(corpus, source, row_length(source, config.sequence_length))
         super().__init__(recipe, out, removal_folder(out), _LOCK_FILE)
         self._source, self._name, self._config = model_folder(source), source, config
         self._has_control = False
@@ -128,14 +127,14 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError: the folder cannot be written.
         """
-        path, trained = self._folder / _FOLDING_FILE, self._folder / _REMOVAL
+        path, run = self._folder / _FOLDING_FILE, self._folder / _REMOVAL
+        norm_free = run / MODEL_FOLDER
         folding = _read_record(path, {"difference", "largest_logit", "made", "waited_steps", "num_roll_backs"})
         if folding is None:
             raise InputError(
                 f"{path} is missing or damaged, without which it is not known what went when. The model without norms "
-                f"is whole: {trained / MODEL_FOLDER}. To make it anew, with its report, delete {trained}"
+                f"is whole: {norm_free}. To make it anew, with its report, delete {run}"
             )
-        norm_free = self._folder / _REMOVAL / MODEL_FOLDER
         model, tokenizer = load_causal_lm(str(norm_free))
         assert isinstance(model, PlacedPreTrainedModel)
         report = NormRemovalReport(

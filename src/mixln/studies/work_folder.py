@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +10,7 @@ from filelock import FileLock, Timeout
 from mixln.data import PreparedData, prepare_data
 from mixln.data.cache import Report
 from mixln.depth.texts import longest_window
+from mixln.device import num_processes
 from mixln.errors import InputError
 from mixln.files import claim_folder
 from mixln.models.load import load_config, load_tokenizer
@@ -58,7 +58,7 @@ class TrainingWork:
 
     def __enter__(self) -> Self:
         """Raise InputError if another process works there, or the place cannot be written, or torchrun started this."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if num_processes() > 1:
             raise InputError(
                 "this command works in one process: start it without torchrun. Several processes share the training "
                 "itself (mixln.training.train)"

@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from mixln.device import default_device
+from mixln.device import default_device, num_processes
 from mixln.errors import InputError
 from mixln.training.compilation import compiled_modules
 from mixln.training.config import ExecutionConfig, Recipe
@@ -104,7 +104,7 @@ def started_processes(execution: ExecutionConfig) -> Iterator[Processes]:
         InputError: the number of processes is not a multiple of `tensor_parallel_size`.
     """
     device = default_device()
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = num_processes()
     tensor_parallel_size = execution.tensor_parallel_size
     if count % tensor_parallel_size != 0:
         raise InputError(
