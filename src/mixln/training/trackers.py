@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,19 @@ class TensorBoardTracker:
     def _open(self, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._wait_for_a_later_name()
         self._writer = SummaryWriter(self._folder, purge_step=resume_step + 1)
+
+    def _wait_for_a_later_name(self) -> None:
+        """Let the second pass in which the last event file was opened.
+
+        TensorBoard reads event files in the order of their names, and a name tells the order to the second only: of two
+        files of one second, the one that takes steps back could come first, and take nothing back.
+        """
+        opened = [int(path.name.split(".")[3]) for path in Path(self._folder).glob("events.out.tfevents.*")]
+        if opened:
+            # no longer than that for a file of a machine whose clock is ahead
+            time.sleep(min(max(max(opened) + 1 - time.time(), 0), 1))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write a scalar for each value."""
