@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -90,13 +91,11 @@ def block_seconds(
 
     blocks = list(find_block_stack(model).layers)
     # the first hook and the last, so that what a measure hooks in counts as well
-    handles = [block.register_forward_pre_hook(before, prepend=True) for block in blocks]
-    handles += [block.register_forward_hook(after) for block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(before, prepend=True))
+            hooks.enter_context(block.register_forward_hook(after))
         action(model, batches)
-    finally:
-        for handle in handles:
-            handle.remove()
     return spent
 
 

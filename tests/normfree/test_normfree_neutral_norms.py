@@ -19,6 +19,7 @@ from mixln.errors import InputError
 from mixln.exchange.export import save_stock, stock_model
 from mixln.exchange.neutral_norms import NEUTRAL_EPS, NEUTRAL_WEIGHT
 from mixln.normfree import fold_norms
+from mixln.normfree.source import removable_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
@@ -154,3 +155,13 @@ def test_it_is_written_and_compared(name: str, tmp_path: Path, capsys: pytest.Ca
     assert report.difference <= 1e-5 * report.largest_logit
     change = mixln.apply_placement(opened, "none")
     assert not change.keeps_function
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_its_norms_are_no_norms_to_remove(name: str) -> None:
+    stock: Any = stock_model(folded_model(name, "pre"), neutral_norms=True)
+    with pytest.raises(InputError, match=r"do nothing: their eps of 1.1e\+12"):
+        removable_plan(stock.config)
+    mixln.apply_placement(stock, "pre")
+    with pytest.raises(InputError, match="do nothing"):
+        removable_plan(stock.config)

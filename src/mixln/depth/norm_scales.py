@@ -76,8 +76,7 @@ class NormScales(Measure):
         with ExitStack() as hooks:
             hooks.enter_context(self._finder.watch(stack))
             for key, norm in _norms(stack):
-                handle = norm.register_forward_hook(self._keeping_sigma(key))
-                hooks.callback(handle.remove)
+                hooks.enter_context(norm.register_forward_hook(self._keeping_sigma(key)))
             yield
 
     def _keeping_sigma(self, key: NormKey) -> Callable[..., None]:
@@ -111,16 +110,10 @@ class NormScales(Measure):
             for sublayer in SUBLAYERS:
                 without_sublayers.enter_context(silenced(self._finder.branch(key.block, sublayer)))
             x = observation.hidden_states[key.block]
-            handle = norm.register_forward_pre_hook(lambda _norm, args: inputs.append(args[0]))
-            try:
+            with norm.register_forward_pre_hook(lambda _norm, args: inputs.append(args[0])):
                 plain = call.replay(block, x)
-            finally:
-                handle.remove()
-            handle = norm.register_forward_hook(_zeros)
-            try:
+            with norm.register_forward_hook(_zeros):
                 without_norm = call.replay(block, x)
-            finally:
-                handle.remove()
         # behind a silenced sublayer a norm is given zeros, and its bias reaches the stream all the same
         return bool(inputs[0].any()) and not torch.equal(plain, without_norm)
 

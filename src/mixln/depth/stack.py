@@ -10,7 +10,7 @@ whole model is run with its blocks bypassed, so caps, scales, projections and po
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def recording(stack: BlockStack) -> Iterator[BlockRecord]:
     ran: list[int] = []
     outputs: list[torch.Tensor] = []
 
-    def watch(index: int, block: nn.Module) -> list[Any]:
+    def watch(index: int, block: nn.Module, hooks: ExitStack) -> None:
         def before(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             ran.append(index)
             record.calls.append(BlockCall(args, kwargs))
@@ -182,14 +182,13 @@ def recording(stack: BlockStack) -> Iterator[BlockRecord]:
             outputs.append(block_output(output))
             record.other_outputs.append(output[1:] if isinstance(output, tuple) else None)
 
-        return [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
+        hooks.enter_context(block.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.enter_context(block.register_forward_hook(after))
 
-    handles = [handle for index, block in enumerate(stack.layers) for handle in watch(index, block)]
-    try:
+    with ExitStack() as hooks:
+        for index, block in enumerate(stack.layers):
+            watch(index, block, hooks)
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
     _check_chain(stack, ran, record.hidden_states, outputs)
     record.hidden_states.append(outputs[-1])
 

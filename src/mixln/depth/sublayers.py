@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -42,17 +42,12 @@ class SublayerFinder:
             yield
             return
         order: list[list[tuple[str, nn.Module]]] = [[] for _ in stack.layers]
-        handles = [
-            module.register_forward_hook(_noting(order[index], name))
-            for index, block in enumerate(stack.layers)
-            for name, module in block.named_modules()
-            if name
-        ]
-        try:
+        with ExitStack() as hooks:
+            for index, block in enumerate(stack.layers):
+                for name, module in block.named_modules():
+                    if name:
+                        hooks.enter_context(module.register_forward_hook(_noting(order[index], name)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         self._branches = [_branches(ran) for ran in order]
 
     def branch(self, block: int, sublayer: Sublayer) -> nn.Module:
@@ -120,11 +115,8 @@ def replaced_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> It
         changed = change(block_output(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 class SublayerShares(Measure):
@@ -152,16 +144,12 @@ class SublayerShares(Measure):
         shares: list[torch.Tensor] = []
         for index, block in enumerate(stack.layers):
             norms: dict[Sublayer, torch.Tensor] = {}
-            handles = [
-                self._finder.branch(index, sublayer).register_forward_hook(_keeping_norm(norms, sublayer))
-                for sublayer in SUBLAYERS
-            ]
-            try:
-                x = record.hidden_states[index]
+            x = record.hidden_states[index]
+            with ExitStack() as hooks:
+                for sublayer in SUBLAYERS:
+                    branch = self._finder.branch(index, sublayer)
+                    hooks.enter_context(branch.register_forward_hook(_keeping_norm(norms, sublayer)))
                 record.calls[index].replay(block, x)
-            finally:
-                for handle in handles:
-                    handle.remove()
             stream = at_least_float32(x).norm(dim=-1).cpu()
             ratios = [norms[sublayer].reshape(stream.shape) / stream for sublayer in SUBLAYERS]
             shares.append(torch.where(counted[..., None], torch.stack(ratios, -1), 0.0).sum(1, dtype=torch.float64))

@@ -135,11 +135,8 @@ def _output_weights(stream: Stream) -> Tensor:
 @contextmanager
 def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
-    try:
+    with module.register_forward_pre_hook(lambda _module, args: kept.append(args[0])):
         yield kept
-    finally:
-        handle.remove()
 
 
 def _activations(stream: Stream, batch: ModelBatch) -> tuple[Tensor, Reading]:

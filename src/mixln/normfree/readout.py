@@ -9,7 +9,7 @@ that it has for a token, logits are linear in x.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -136,17 +136,12 @@ class _Tail:
 def _watching(stream: Stream, head: nn.Module) -> Iterator[_Tail]:
     """Note what goes through the modules outside of the blocks that map states to states, and into the head."""
     tail, inside = _Tail(), set(stream.stack.layers.modules())
-    handles = [
-        module.register_forward_hook(_noting(tail))
-        for module in stream.model.modules()
-        if module not in inside and module is not head and next(module.children(), None) is None
-    ]
-    handles.append(head.register_forward_pre_hook(lambda _head, args: tail.head_inputs.append(args[0])))
-    try:
+    with ExitStack() as hooks:
+        for module in stream.model.modules():
+            if module not in inside and module is not head and next(module.children(), None) is None:
+                hooks.enter_context(module.register_forward_hook(_noting(tail)))
+        hooks.enter_context(head.register_forward_pre_hook(lambda _head, args: tail.head_inputs.append(args[0])))
         yield tail
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _rows(table: Tensor, tokens: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class NormRemoval(PretrainedModel):
         model = super().build()
         check_removable(*removable_plan(model.config))
         if not isinstance(model, PlacedPreTrainedModel):
-            apply_placement(model, _stock_placement(model.config))
+            apply_placement(model, _family(model.config).stock_placement)
         assert isinstance(model, PlacedPreTrainedModel)
         self._removal.norms = install_frozen_norms(model, self._end_of_text)
         return model
@@ -123,16 +123,23 @@ def removable_plan(config: PreTrainedConfig) -> tuple[StackPlan, str]:
     """Return the plan of a model's stack, and the text of its placement; stock models have their architecture's.
 
     Raises:
-        InputError: it is of no architecture that norms can be removed from.
+        InputError: it is of no architecture that norms can be removed from, or its norms are neutralised already.
     """
+    family = type(config) if isinstance(config, PlacedConfig) else _family(config)
+    eps = getattr(config, family.recipe_names.get("rms_norm_eps", "rms_norm_eps") or "", 0.0)
+    if eps >= 1:
+        raise InputError(
+            f"the norms of this {config.model_type} do nothing: their eps of {eps:.3g} is what norms are neutralised "
+            "with where classes cannot do without. There is nothing to remove"
+        )
     if isinstance(config, PlacedConfig):
         return config.stack_plan, config.placement
-    placement = _stock_placement(config)
+    placement = family.stock_placement
     return Placement.parse(placement).plan(int(config.num_hidden_layers)), placement
 
 
-def _stock_placement(config: PreTrainedConfig) -> str:
-    families = {one.stock_model_type: one.config_class.stock_placement for one in ARCHITECTURES.values()}
+def _family(config: PreTrainedConfig) -> type[PlacedConfig]:
+    families = {one.stock_model_type: one.config_class for one in ARCHITECTURES.values()}
     if config.model_type not in families:
         raise InputError(
             f"norms can be removed from language models of {', '.join(sorted(families))}; this is a {config.model_type}"

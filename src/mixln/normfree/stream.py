@@ -10,7 +10,7 @@ and the sum is checked on every pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -91,17 +91,11 @@ class Stream:
             InputError: on leaving, if the blocks do not feed each other.
         """
         written: list[dict[Sublayer, Tensor]] = [{} for _ in self.writers]
-        handles = [
-            writer.register_forward_hook(_keeping(written[block], sublayer))
-            for block, sublayers in enumerate(self.writers)
-            for sublayer, writer in sublayers.items()
-        ]
-        try:
-            with recording(self.stack) as blocks:
-                yield StreamRecord(blocks, written)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            for block, sublayers in enumerate(self.writers):
+                for sublayer, writer in sublayers.items():
+                    hooks.enter_context(writer.register_forward_hook(_keeping(written[block], sublayer)))
+            yield StreamRecord(hooks.enter_context(recording(self.stack)), written)
 
     def check_sum(self, record: StreamRecord) -> None:
         """Make sure that each block's output is its input plus what its sublayers write, up to rounding.
@@ -142,15 +136,11 @@ def find_stream(model: nn.Module, arguments: Mapping[str, Any], layers: str | No
     """
     stack, finder = find_block_stack(model, layers), SublayerFinder()
     calls: dict[nn.Module, tuple[Any, Any]] = {}
-    handles = [
-        module.register_forward_hook(_noting(calls)) for module in stack.layers.modules() if module is not stack.layers
-    ]
-    try:
-        with evaluation_mode(model), torch.no_grad(), finder.watch(stack), recording(stack):
-            model(**arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluation_mode(model), torch.no_grad(), finder.watch(stack), recording(stack):
+        for module in stack.layers.modules():
+            if module is not stack.layers:
+                hooks.enter_context(module.register_forward_hook(_noting(calls)))
+        model(**arguments)
     branches = [_of_sublayers(partial(finder.branch, index)) for index in range(len(stack.layers))]
     writers = [
         _of_sublayers(lambda name, block=block, found=found: _norm_behind(found[name], block, calls) or found[name])

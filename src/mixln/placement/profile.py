@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -59,13 +60,10 @@ def profile_residual_scales(
 
         return (hidden_states, measured, *rest), kwargs
 
-    handles = [residual.register_forward_pre_hook(before, with_kwargs=True) for residual in residuals]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for residual in residuals:
+            hooks.enter_context(residual.register_forward_pre_hook(before, with_kwargs=True))
+        run()
     return [found[residual] for residual in residuals]
 
 

@@ -173,13 +173,9 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
         seen["hidden_states"] = output.last_hidden_state
 
     length = min(_PROBED_TOKENS, getattr(model.config, "max_position_embeddings", _PROBED_TOKENS))
-    handles = [head.register_forward_hook(watch), model.get_decoder().register_forward_hook(watch_decoder)]
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            logits = model(input_ids=_some_tokens(model, length), use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = head.register_forward_hook(watch), model.get_decoder().register_forward_hook(watch_decoder)
+    with hooks[0], hooks[1], evaluation_mode(model), torch.no_grad():
+        logits = model(input_ids=_some_tokens(model, length), use_cache=False).logits
     return torch.equal(seen["output"], logits) and torch.equal(seen["input"], seen["hidden_states"])
 
 

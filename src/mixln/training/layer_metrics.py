@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -134,14 +134,10 @@ def blame_activations(model: nn.Module, batch: TokenBatch, autocast_dtype: torch
 
         return after
 
-    with _measuring(model) as inner:
-        handles = [m.register_forward_hook(watch(_clean(name) or "the model")) for name, m in inner.named_modules()]
-        try:
-            with evaluation_mode(inner), autocast(inner, autocast_dtype):
-                batch_logits(inner, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with _measuring(model) as inner, ExitStack() as hooks, evaluation_mode(inner), autocast(inner, autocast_dtype):
+        for name, module in inner.named_modules():
+            hooks.enter_context(module.register_forward_hook(watch(_clean(name) or "the model")))
+        batch_logits(inner, batch)
     return found[0] if found else None
 
 
