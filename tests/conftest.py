@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from tiny import tiny_recipe, write_corpus
 from mixln.data import PreparedData, prepare_data
 from mixln.training import Recipe
 
-# models of a few thousand weights lose more to handing work between threads than they gain
+# models of a few thousand weights lose more to handing work between threads than they gain; in child processes too
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def assert_one_message(error: str, expected: str) -> None:
     assert "Exception" not in error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     command: list[str], whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

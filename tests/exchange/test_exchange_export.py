@@ -425,6 +425,7 @@ def test_only_a_model_of_this_library_is_exported(tmp_path: Path) -> None:
         save_stock(tmp_path / "stock", tmp_path / "stock")
 
 
+@pytest.mark.slow
 def test_a_real_model_survives_the_round_trip() -> None:
     folder = Path.home() / ".cache" / "mixln-models" / "smollm2"
     if not (folder / "config.json").is_file():

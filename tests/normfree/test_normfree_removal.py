@@ -234,6 +234,7 @@ class SpikeLate(RemovalIntervention):
         return super().judge(step, loss + 10 * spikes)
 
 
+@pytest.mark.slow
 def test_a_spike_long_after_a_removal_goes_back_to_before_it(
     gpt2: Path, corpus: Path, data: PreparedData, tmp_path: Path
 ) -> None:

@@ -148,15 +148,13 @@ def test_each_scheme_is_judged_at_its_own_best_learning_rate(
 def test_other_seeds_run_at_the_rate_that_was_best_with_the_first(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
-    short, rates = replace(recipe, steps=10), [1e-5, 5e-3]
-    result = compare(
-        short, ["pre", "lns"], data, tmp_path, seeds=[3, 4, 5], learning_rates=rates, tune_on_first_seed=True
-    )
+    short, rates = replace(recipe, steps=6), [1e-5, 5e-3]
+    result = compare(short, ["pre", "lns"], data, tmp_path, seeds=[3, 4], learning_rates=rates, tune_on_first_seed=True)
     runs = {(run.placement, run.seed, run.learning_rate) for run in result.runs}
     assert runs == {(one, 3, rate) for one in ("pre", "lns") for rate in rates} | {
-        (one, seed, 5e-3) for one in ("pre", "lns") for seed in (4, 5)
+        (one, 4, 5e-3) for one in ("pre", "lns")
     }
-    assert [(summary.learning_rate, summary.seeds) for summary in result.summaries] == [(5e-3, 3), (5e-3, 3)]
+    assert [(summary.learning_rate, summary.seeds) for summary in result.summaries] == [(5e-3, 2), (5e-3, 2)]
 
 
 def test_a_diverged_run_is_a_result_and_is_not_repeated(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:

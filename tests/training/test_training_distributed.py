@@ -64,7 +64,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize(
     "placements",
-    [["mix", "admin"], pytest.param(["lns", "deepnorm", "hybrid+gpas"], marks=pytest.mark.slow)],
+    [["mix"], pytest.param(["admin", "lns", "deepnorm", "hybrid+gpas"], marks=pytest.mark.slow)],
     ids=lambda some: "-".join(some),
 )
 def test_ddp_and_fsdp_give_the_losses_of_one_process(
@@ -102,6 +102,7 @@ def test_a_trained_model_of_another_library_is_shared_out_too(
         assert_same_run(tmp_path / execution.strategy, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_another_sharding(
     long: Recipe, data: PreparedData, cache: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_goes_on_with_other_processes_and_another_sharding(
     assert_same_run(tmp_path / "run", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_computes_the_same(
     long: Recipe, data: PreparedData, cache: Path, tmp_path: Path
 ) -> None:

@@ -66,7 +66,8 @@ def test_the_exported_model_is_that_of_its_step(
         assert tokenizer.decode(tokenizer("def f(x):")["input_ids"]) == "def f(x):"
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_checkpoint_of_several_processes_is_exported_by_one(
     recipe: Recipe, data: PreparedData, tmp_path: Path, strategy: Literal["ddp", "fsdp"]
 ) -> None:

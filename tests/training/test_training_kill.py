@@ -255,6 +255,7 @@ def test_kills_at_random_moments_change_nothing(
     assert_same_outcome(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_kills_around_faults_change_nothing(
     recipe: Recipe, data: PreparedData, run_child: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
