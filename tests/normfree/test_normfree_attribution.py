@@ -134,8 +134,12 @@ def test_other_models_that_are_not_linear_behind_the_last_block_are_refused() ->
         attributed(tiny_architecture("llama", "pre+dyt"))
     torch.manual_seed(0)
     capped = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, final_logit_softcapping=1.0))
-    with pytest.raises(InputError, match=r"weight \* x / scale|a cap or a scale"):
-        attributed(capped)
+    with pytest.raises(InputError, match=r"weight \* x / scale"):
+        attributed(capped)  # the norm comes before the cap
+    scaled: Any = tiny_architecture("llama", "pre")
+    scaled.lm_head.register_forward_hook(lambda _head, _given, logits: logits.tanh())
+    with pytest.raises(InputError, match="a cap or a scale stands behind the head"):
+        attributed(scaled)
     headless: Any = tiny_architecture("llama", "pre").base_model
     with pytest.raises(InputError, match="no language-model head"):
         attributed(headless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,6 +27,7 @@ from transformers import (
 
 import mixln
 from mixln.data import PreparedData
+from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
 from mixln.models.load import load_causal_lm
 from mixln.models.placed import PlacedPreTrainedModel
@@ -39,6 +41,8 @@ from mixln.posttraining import validation_loss
 from mixln.studies.remove_norm import REPORT_FILE, RemoveNorm, removal_folder
 from mixln.training import Recipe, TrainingDivergedError, TrainingInterrupted, read_metrics, train
 from mixln.training.checkpoint import checkpoint_step, list_checkpoints
+from mixln.training.export import export_checkpoint, find_checkpoint
+from mixln.training.run import TrainingRun
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.05}
 CONFIG = NormRemovalConfig(steps=24, batch_size=4, sequence_length=32, max_validation_tokens=1000, learning_rate=1e-3)
@@ -78,7 +82,9 @@ def work_on(source: Path, corpus: Path, out: Path, config: NormRemovalConfig = C
         work.remove(control.get("report_step"))
         if control.get("with_control", True):
             work.train_control()
-        return work.write()
+        report = work.report()
+        work.write(report)
+        return report
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "llama lns"])
@@ -136,16 +142,20 @@ def test_losses_are_those_of_what_is_saved(data: PreparedData, corpus: Path, tmp
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(tmp_path / "source")
     data.tokenizer.save_pretrained(tmp_path / "source")
-    with RemoveNorm(str(tmp_path / "source"), CONFIG, str(corpus), tmp_path / "out") as work:
+    # trained in another precision than they are measured in, and a measurement by that is not taken for one in this
+    config = replace(CONFIG, precision="bfloat16")
+    with RemoveNorm(str(tmp_path / "source"), config, str(corpus), tmp_path / "out") as work:
         work.prepare(tmp_path / "cache", lambda _: None)
         work.measure_original()
         work.remove()
-        report = work.write()
+        report = work.report()
+        work.write(report)
         written, _ = load_causal_lm(str(tmp_path / "out"))
         assert written.dtype == torch.bfloat16
         torch.nn.Module.float(written)
-        loss = validation_loss(written, work.recipe, work._data)
-    assert report.loss_norm_free == loss.mean
+        recipe = replace(work.recipe, precision="float32")
+        losses = [validation_loss(written, one, work._data).mean for one in (work.recipe, recipe)]
+    assert losses[0] != losses[1] == report.loss_norm_free
     assert report.folding_difference <= 1e-5 * report.largest_logit
 
 
@@ -314,9 +324,60 @@ def test_steps_that_end_too_early_lose_nothing(
     monkeypatch.setattr(RemovalIntervention, "_is_spike", lambda self, _: len(self.made) == 4)
     with pytest.raises(InputError, match=r"the steps are over, and 4 of 9 removals are made: spikes held removals up"):
         work_on(gpt2, corpus, tmp_path / "out")
-    assert list_checkpoints(removal_folder(tmp_path / "out") / "removal")
+    # what is kept is no model yet: its frozen norms would be lost
+    checkpoint = find_checkpoint(removal_folder(tmp_path / "out") / "removal")
+    with pytest.raises(InputError, match=r"holds .*(frozen|sigma).* of a run that changes its model on the way"):
+        export_checkpoint(checkpoint, tmp_path / "exported")
     assert len(read_metrics(removal_folder(tmp_path / "out") / "removal")) == CONFIG.steps
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_loss_that_is_no_number_is_a_spike_too(
+    gpt2: Path, corpus: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, on_spike="roll_back", steps=40, first_step=3, evaluate_every=1)
+    recipe = config.recipe(str(corpus), str(gpt2), 64)
+    source, intervention = source_of(gpt2, recipe, data, config)
+    measure = TrainingRun.validate
+
+    def validate(run: TrainingRun) -> EvaluationLoss:
+        # when the fourth norm has gone, and has not been put off
+        spoilt = len(intervention.made) == 4 and not intervention.num_roll_backs
+        return EvaluationLoss(math.inf, 1) if spoilt else measure(run)
+
+    monkeypatch.setattr(TrainingRun, "validate", validate)
+    with pytest.warns(UserWarning, match="the loss rose to inf .* going back to step"):
+        train(recipe, data, tmp_path, source=source)
+    assert intervention.num_roll_backs == 1
+    assert intervention.is_complete
+
+
+def test_runs_of_other_settings_are_told_of_before_any_training(gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=12)
+    work_on(gpt2, corpus, tmp_path / "out", config)
+    shutil.rmtree(tmp_path / "out")
+    runs = removal_folder(tmp_path / "out")
+    shutil.rmtree(runs / "removal")
+    with RemoveNorm(str(gpt2), replace(config, steps=14), str(corpus), tmp_path / "out") as work:
+        work.prepare(tmp_path / "cache", lambda _: None)
+        work.check_runs(with_control=False)
+        with pytest.raises(InputError, match=r"control holds a run of another recipe \(.*steps was 12, is 14"):
+            work.check_runs(with_control=True)
+    assert not (runs / "removal").exists()
+
+
+def test_removing_again_after_a_failure_begins_with_all_norms(gpt2: Path, corpus: Path, tmp_path: Path) -> None:
+    def fail(step: int, *_: float) -> None:
+        if step == 9:
+            raise RuntimeError("the screen is gone")
+
+    with RemoveNorm(str(gpt2), CONFIG, str(corpus), tmp_path / "out") as work:
+        work.prepare(tmp_path / "cache", lambda _: None)
+        work.measure_original()
+        with pytest.raises(RuntimeError, match="the screen is gone"):
+            work.remove(fail)
+        work.remove()
+        assert len(work.report().removals) == 9
 
 
 def test_auxiliary_loss_is_the_formulas(gpt2: Path, data: PreparedData, corpus: Path) -> None:

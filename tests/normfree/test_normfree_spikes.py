@@ -77,6 +77,34 @@ def test_wait_holds_removals_up_until_the_spike_is_over() -> None:
     assert intervention.waited_steps == 4
 
 
+def test_a_long_spike_is_nothing_to_compare_with() -> None:
+    policy = SpikePolicy("wait", threshold=0.5, window=4)
+    intervention = started(policy)
+    # the window is full of it before it is over; what comes later is as high
+    assert run(intervention, lambda step: 3.0 if 5 <= step <= 15 or step >= 18 else 2.0, range(1, 40)) == []
+    assert intervention.made == [3, 5, 17]
+    assert intervention.waited_steps == 10 + 21
+
+
+def test_behind_a_stop_a_run_waits_and_stops_at_the_next_spike_only() -> None:
+    def losses(step: int) -> float:
+        return 3.0 if 6 <= step <= 9 or step == 14 else 2.0
+
+    intervention = started(SpikePolicy("stop"))
+    step, verdict = run(intervention, losses, range(1, 40))
+    assert (step, verdict.action) == (6, "stop")
+    resumed = started(SpikePolicy("stop"))
+    resumed.restore(intervention.state())
+    step, verdict = run(resumed, losses, range(7, 40))
+    assert (step, verdict.action) == (14, "stop")
+    # the third was due in step 7
+    assert resumed.made == [3, 5, 11, 13]
+    again = started(SpikePolicy("stop"))
+    again.restore(resumed.state())
+    assert run(again, losses, range(15, 40)) == []
+    assert again.is_complete
+
+
 def test_a_rise_below_the_threshold_is_no_spike() -> None:
     intervention = started(SpikePolicy("wait", threshold=1.5))
     run(intervention, spike(5, 9), range(1, 30))
@@ -123,14 +151,14 @@ def test_roll_backs_end_after_so_many() -> None:
     assert actions == ["roll_back", "roll_back", "stop"]
 
 
-def test_the_checkpoint_before_the_last_removal_is_kept_only_to_go_back_to() -> None:
+def test_the_checkpoints_before_the_last_removals_are_kept_only_to_go_back_to() -> None:
     intervention = started(SpikePolicy("roll_back"))
-    assert intervention.needed_checkpoint() is None
+    assert intervention.needed_checkpoints() == ()
     run(intervention, lambda _: 2.0, range(1, 30))
-    assert intervention.needed_checkpoint() == 12
+    assert intervention.needed_checkpoints() == (10, 12)
     waiting = started(SpikePolicy("wait"))
     run(waiting, lambda _: 2.0, range(1, 30))
-    assert waiting.needed_checkpoint() is None
+    assert waiting.needed_checkpoints() == ()
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -48,6 +48,7 @@ def run(given: Namespace, _command: str) -> int:
         with StageProgress() as progress:
             progress.start(given.model)
             work.prepare(cache_folder(given), progress.report)
+            work.check_runs(with_control=not given.no_control)
             original = work.measure_original()
             progress.report(
                 f"validation loss of the model as it is: {original.mean:.4f}, over {original.num_tokens:,} tokens"
@@ -58,8 +59,9 @@ def run(given: Namespace, _command: str) -> int:
             if not given.no_control:
                 training.start_run(1, "control, with norms")
                 work.train_control(training.step)
-        report = work.write()
+        report = work.report()
         figure = work.draw(report)
+        work.write(report)
     print(_result(report))
     print(f"{out}; metrics of both runs beside {figure}")
     return 0

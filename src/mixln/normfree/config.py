@@ -24,7 +24,7 @@ class NormRemovalConfig:
 
     Attributes:
         schedule: gpt2-small, gpt2-medium, gpt2-large or gpt2-xl, as published; or derived, from the number of layers
-            and of steps: that of GPT-2 small, stretched so that the removals take 60 % of the steps.
+            and of steps: that of GPT-2 small, stretched so that the removals take about 60 % of the steps.
         steps: of training; null: the schedule's, or 300.
         first_step: the step before which the first norm goes; null, as all gaps: the schedule's.
         feed_forward_gap: steps from the removal of one feed-forward norm to the next removal.
@@ -134,8 +134,9 @@ class NormRemovalConfig:
             rate = published.learning_rate if rate is None else rate
             warmup = published.warmup_steps if warmup is None else warmup
         step_tokens = self.batch_size * length
-        # a published run may end before its cosine does
-        cosine_steps = steps if published is None else max(steps, published.cosine_steps)
+        # some published runs end before their cosine does
+        is_cut_short = published is not None and published.cosine_steps > published.steps
+        cosine_steps = max(steps, published.cosine_steps) if published is not None and is_cut_short else steps
         recipe = Recipe(
             data=fine_tuning_data(
                 corpus,

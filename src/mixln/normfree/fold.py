@@ -171,10 +171,10 @@ def _folded_parts(
     matrix: RoleMatrix, weight: Tensor, bias: Tensor | None, norms: FrozenNorms, plan: StackPlan
 ) -> tuple[Tensor, Tensor | None]:
     """Return a matrix (out, in) and its bias (out), folded; its parts, one for each role, lie along the first."""
-    count = len(matrix.roles)
-    biases = [None] * count if bias is None else bias.chunk(count)
+    biases = {} if bias is None else matrix.parts(bias, dim=0)
     folded: list[tuple[Tensor, Tensor | None]] = []
-    for role, rows, own_bias in zip(matrix.roles, weight.chunk(count), biases, strict=True):
+    for role, rows in matrix.parts(weight, dim=0).items():
+        own_bias = biases.get(role)
         path = _PATH_OF_ROLE.get(role)
         if path is None:
             centered = norms.norms["final", None].centered

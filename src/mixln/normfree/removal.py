@@ -79,12 +79,12 @@ class RemovalIntervention(Intervention):
         return len(self._removals)
 
     def before_step(self, step: int) -> None:
-        """Make the removal that is due, unless a spike holds it up."""
+        """Make the removal that is due, unless a spike holds it up, as it does a run that goes on behind a stop."""
         self._step = step
         self._installed().begin_step()
         if not self._is_due(step):
             return
-        if self._policy.action == "wait" and self._is_spiking:
+        if self._is_spiking:
             self.waited_steps += 1
             return
         removal = self._removals[len(self.made)]
@@ -105,16 +105,21 @@ class RemovalIntervention(Intervention):
         """Before each removal, if it may have to be taken back."""
         return self._policy.action == "roll_back" and self._is_due(self._step + 1)
 
-    def needed_checkpoint(self) -> int | None:
-        """That of before the last removal: a spike may come much later."""
-        return self.made[-1] - 1 if self.made and self._policy.action == "roll_back" else None
+    def needed_checkpoints(self) -> tuple[int, ...]:
+        """Those of before the last two removals: a spike may come much later, and another after going back."""
+        return tuple(step - 1 for step in self.made[-2:]) if self._policy.action == "roll_back" else ()
 
     def judge(self, step: int, loss: float) -> Verdict | None:
         """See whether the loss is a spike, and what the policy says to one."""
-        self._is_spiking = self._is_spike(loss)
-        if math.isfinite(loss):
-            self._losses = [*self._losses, loss][-self._policy.window :]
-        if not self._is_spiking or self._policy.action == "wait":
+        was_spiking, self._is_spiking = self._is_spiking, self._is_spike(loss)
+        if not self._is_spiking:
+            # a spike, however long, is nothing to compare with
+            if math.isfinite(loss):
+                self._losses = [*self._losses, loss][-self._policy.window :]
+            return None
+        # a run that goes on behind a stop is let through, but a step that is not finite needs a word each time
+        is_let_through = self._policy.action == "stop" and was_spiking and math.isfinite(loss)
+        if self._policy.action == "wait" or is_let_through:
             return None
         last = self._removals[len(self.made) - 1]
         reason = (

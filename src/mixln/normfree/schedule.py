@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mixln.errors import InputError
@@ -139,13 +140,19 @@ def derived_schedule(num_layers: int, steps: int) -> RemovalSchedule:
     """Return a schedule for any model: that of GPT-2 small, stretched so that the removals take 60 % of the steps.
 
     GPT-2 small's takes 20 + 7 * num_layers + 12 steps, and 39 % of its 300; a rest is left for the model to recover.
+    Gaps are whole steps: rounded down, and then those up again, the most shortened first, for which there is room. More
+    than 60 % it takes only where gaps of one step do.
 
     Raises:
         InputError: there are too few steps for as many removals.
     """
-    stretch = _SHARE_OF_STEPS * steps / _FAST.last_step(num_layers)
-    steps_of = {name: value for name, value in vars(_FAST).items() if name != "first_layer"}
-    stretched = {name: max(1, int(stretch * value)) for name, value in steps_of.items()}
-    found = RemovalSchedule(**{**stretched, "first_step": max(2, stretched["first_step"])})
+    room = _SHARE_OF_STEPS * steps
+    stretch = room / _FAST.last_step(num_layers)
+    wanted = {name: stretch * value for name, value in vars(_FAST).items() if name != "first_layer"}
+    found = RemovalSchedule(**{name: max(2 if name == "first_step" else 1, int(gap)) for name, gap in wanted.items()})
+    for name in sorted(wanted, key=lambda name: getattr(found, name) / wanted[name]):
+        longer = replace(found, **{name: math.ceil(wanted[name])})
+        if getattr(longer, name) > getattr(found, name) and longer.last_step(num_layers) <= room:
+            found = longer
     found.check(num_layers, steps)
     return found

@@ -57,7 +57,7 @@ class NormRemoval(PretrainedModel):
         if recipe.execution.strategy == "fsdp" or recipe.execution.tensor_parallel_size > 1:
             raise InputError("norms are folded in whole models: use execution.strategy ddp, without tensor parallelism")
         super().__init__(folder, recipe, tokenizer)
-        self.intervention = self._removal = intervention
+        self.intervention = self._removal = intervention  # the same, of which the base class knows less
         self._end_of_text = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
         self._schedule = schedule
         self._auxiliary_weight = auxiliary_weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, Rem
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.training import MODEL_FOLDER, train
 from mixln.training.metrics import read_metrics
+from mixln.training.run_folder import claimed_folder
 from mixln.training.run_log import ReportStep
 from mixln.version import __version__
 
@@ -38,6 +39,8 @@ FIGURE_FILE = "norm_removal.png"
 _FOLDING_FILE = "folding.json"
 _ORIGINAL_FILE = "original.json"
 _LOCK_FILE = ".norm_removal.lock"
+_PRECISION = "float32"
+"""Of the three losses, whatever it is in training: they differ by little."""
 _REMOVAL, _CONTROL = "removal", "control"
 """Folders of the two runs."""
 
@@ -50,9 +53,9 @@ def removal_folder(out: Path) -> Path:
 class RemoveNorm(TrainingWork):
     """Remove the norms of a model while it trains on, and write what is left as a Hugging Face folder.
 
-    `prepare`, `measure_original`, `remove`, `train_control` and `write`, in this order, inside a `with` block, in which
-    no other process can work on the same. Runs and checkpoints lie in `removal_folder(out)`: called anew after an
-    interruption, they go on there.
+    `prepare`, `measure_original`, `remove`, `train_control`, `report`, `draw` and `write`, in this order, inside a
+    `with` block, in which no other process can work on the same. Runs and checkpoints lie in `removal_folder(out)`:
+    called anew after an interruption, they go on there. `train_control` and `draw` may be left out.
 
     Args:
         source: Hugging Face folder, or name on the hub, of a language model with Pre-LN.
@@ -78,16 +81,31 @@ class RemoveNorm(TrainingWork):
         self._has_control = False
         self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
 
+    def check_runs(self, *, with_control: bool) -> None:
+        """Make sure, before hours of training, that runs of an earlier start are of the same settings.
+
+        Raises:
+            InputError: one is not.
+        """
+        sources: dict[str, PretrainedModel] = {_REMOVAL: self._removal_source()}
+        if with_control:
+            sources[_CONTROL] = self._control_source()
+        for name, source in sources.items():
+            if (folder := self._folder / name).exists():
+                with claimed_folder(folder, self.recipe, self._data.fingerprint, source.describe()):
+                    pass
+
     def measure_original(self) -> EvaluationLoss:
         """Return the validation loss of the model as it is, measured once."""
-        key = {"data": self._data.fingerprint, "sha256": model_fingerprint(self._source)}
+        sha256 = model_fingerprint(self._source)
+        key = {"data": self._data.fingerprint, "sha256": sha256, "precision": _PRECISION}
         known = _read_record(self._folder / _ORIGINAL_FILE, {*key, "total_loss", "num_tokens"}) or {}
         if {name: known.get(name) for name in key} != key:
             loss = self._loss_of(self._source)
             known = {**key, "total_loss": loss.total_loss, "num_tokens": loss.num_tokens}
             write_file(self._folder / _ORIGINAL_FILE, json.dumps(known) + "\n")
         self._original = EvaluationLoss(float(known["total_loss"]), int(known["num_tokens"]))
-        self._source_sha256 = key["sha256"]
+        self._source_sha256 = sha256
         return self._original
 
     def remove(self, report_step: ReportStep | None = None) -> None:
@@ -97,15 +115,8 @@ class RemoveNorm(TrainingWork):
             InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`; or the steps are over
                 before all norms are gone.
         """
-        source = NormRemoval(
-            self._source,
-            self.recipe,
-            self._data.tokenizer,
-            self._intervention,
-            self._schedule,
-            auxiliary_weight=self._config.auxiliary_weight,
-            finish=self._fold,
-        )
+        self._intervention.restore({})  # whatever an earlier call of this has come to
+        source = self._removal_source()
         trained = train(self.recipe, self._data, self._folder / _REMOVAL, report_step, source=source)
         self._train_tokens = trained.train_tokens
 
@@ -115,17 +126,14 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
         """
-        source = PretrainedModel(self._source, self.recipe, self._data.tokenizer)
-        train(self.recipe, self._data, self._folder / _CONTROL, report_step, source=source)
+        train(self.recipe, self._data, self._folder / _CONTROL, report_step, source=self._control_source())
         self._has_control = True
 
-    def write(self) -> NormRemovalReport:
-        """Write the norm-free model, with its code, its tokenizer and `norm_removal.json`.
-
-        Its losses are those of the models as they were saved, in the dtype that the original came in.
+    def report(self) -> NormRemovalReport:
+        """Measure what has come of it: the losses are those of the models as they were saved, computed in float32.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: what went when is not known any more.
         """
         path, run = self._folder / _FOLDING_FILE, self._folder / _REMOVAL
         norm_free = run / MODEL_FOLDER
@@ -135,9 +143,7 @@ class RemoveNorm(TrainingWork):
                 f"{path} is missing or damaged, without which it is not known what went when. The model without norms "
                 f"is whole: {norm_free}. To make it anew, with its report, delete {run}"
             )
-        model, tokenizer = load_causal_lm(str(norm_free))
-        assert isinstance(model, PlacedPreTrainedModel)
-        report = NormRemovalReport(
+        return NormRemovalReport(
             source=self._name,
             source_sha256=self._source_sha256,
             text=self.recipe.data.corpus,
@@ -158,6 +164,15 @@ class RemoveNorm(TrainingWork):
             data_fingerprint=self._data.fingerprint,
             version=__version__,
         )
+
+    def write(self, report: NormRemovalReport) -> None:
+        """Write the norm-free model, with its code, its tokenizer and its report as `norm_removal.json`.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        model, tokenizer = load_causal_lm(str(self._folder / _REMOVAL / MODEL_FOLDER))
+        assert isinstance(model, PlacedPreTrainedModel)
         try:
             with whole_folder(self._out) as temporary:
                 model.save_pretrained(temporary, self_contained=True)
@@ -168,7 +183,6 @@ class RemoveNorm(TrainingWork):
                 f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
                 "again: the trained model is kept"
             ) from error
-        return report
 
     def draw(self, report: NormRemovalReport) -> Path:
         """Draw the losses with every removal marked, beside the runs, and return the file."""
@@ -179,10 +193,24 @@ class RemoveNorm(TrainingWork):
         removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
         return path
 
+    def _removal_source(self) -> NormRemoval:
+        return NormRemoval(
+            self._source,
+            self.recipe,
+            self._data.tokenizer,
+            self._intervention,
+            self._schedule,
+            auxiliary_weight=self._config.auxiliary_weight,
+            finish=self._fold,
+        )
+
+    def _control_source(self) -> PretrainedModel:
+        return PretrainedModel(self._source, self.recipe, self._data.tokenizer)
+
     def _loss_of(self, folder: Path) -> EvaluationLoss:
         model, _ = load_causal_lm(str(folder))
         nn.Module.to(model, default_device(), torch.float32)
-        return validation_loss(model, self.recipe, self._data)
+        return validation_loss(model, replace(self.recipe, precision=_PRECISION), self._data)
 
     def _fold(self, model: PlacedForCausalLM, norms: FrozenNorms) -> None:
         report = fold_norms_in_place(model, norms)

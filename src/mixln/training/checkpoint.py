@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         progress: dict[str, Any],
         *,
-        needed: int | None = None,
+        needed: Iterable[int] = (),
     ) -> None:
         """Begin to write a checkpoint of a step; the one before is complete by then.
 
@@ -116,7 +116,7 @@ class Checkpoints:
             model: the model, without DDP's wrapper.
             optimizer: over its parameters.
             progress: whatever else resuming needs, as JSON.
-            needed: the newest checkpoint of this step or earlier is kept, however many there are.
+            needed: for each of these steps, the newest checkpoint of it or earlier is kept, however many there are.
 
         Raises:
             InputError: this one or the one before cannot be written; the last complete one is intact.
@@ -230,7 +230,7 @@ class Checkpoints:
         temporary: Path,
         final: Path,
         progress: Mapping[str, Any],
-        needed: int | None,
+        needed: Iterable[int],
     ) -> None:
         with _disk_errors(final, temporary):
             if written is not None:
@@ -245,8 +245,10 @@ class Checkpoints:
             temporary.replace(final)
             sync_folder(final.parent)
             paths = list_checkpoints(self._folder.parent)
-            early = [path for path in paths if needed is not None and checkpoint_step(path) <= needed]
-            self._remove([path for path in paths[: -self._execution.keep_last] if path not in early[-1:]])
+            kept = paths[-self._execution.keep_last :]
+            for step in needed:
+                kept += [path for path in paths if checkpoint_step(path) <= step][-1:]
+            self._remove([path for path in paths if path not in kept])
 
     def _remove(self, paths: list[Path], *, even_permanent: bool = False) -> None:
         keep_every = None if even_permanent else self._execution.keep_every
@@ -304,6 +306,12 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     try:
         if read_manifest(checkpoint) is None:
             raise ValueError("there is no such folder")
+        known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        if others := [name for name in known if name.startswith("model.") and name not in state]:
+            raise ValueError(
+                f"beside the weights of a {type(model).__name__} it holds {others[0].removeprefix('model.')}: it is of "
+                "a run that changes its model on the way, as the removal of norms does, and ends with a whole one"
+            )
         load(state, checkpoint_id=checkpoint, no_dist=True)
     except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
         raise InputError(f"{checkpoint} is no checkpoint that can be read ({_first_line(error)})") from error

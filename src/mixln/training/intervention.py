@@ -27,7 +27,7 @@ class Verdict:
 class Intervention:
     """Nothing: what runs have that only train. Called by every process of a run.
 
-    In every step: `before_step`, `after_step`, `values`, `wants_checkpoint`, `judge`; `needed_checkpoint` and `state`
+    In every step: `before_step`, `after_step`, `values`, `wants_checkpoint`, `judge`; `needed_checkpoints` and `state`
     where a checkpoint is written.
 
     Attributes:
@@ -55,12 +55,14 @@ class Intervention:
         """Whether a checkpoint is to be written after this step, beside those that are due."""
         return False
 
-    def needed_checkpoint(self) -> int | None:
-        """Return the step that a verdict may go back to: the newest checkpoint of it or earlier is kept."""
-        return None
+    def needed_checkpoints(self) -> tuple[int, ...]:
+        """Return the steps that a verdict may go back to: for each, the newest checkpoint of it or earlier is kept."""
+        return ()
 
     def judge(self, step: int, loss: float) -> Verdict | None:
         """Take note of a step's loss, finite or not, and say if the run is not to go on.
+
+        A validation loss that is not finite stands in the place of the loss of the step before it.
 
         Of a loss that is not finite, faults (`FaultConfig`) decide where this does not.
         """

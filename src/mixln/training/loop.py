@@ -191,6 +191,14 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
         fault = run.watch.judge(record.step, float(record.loss), float(record.gradient_norm), record.largest_norm)
         log.write(record)
         validation_loss = record.values.get("validation_loss", 0.0)
+        loss = float(record.loss) if math.isfinite(validation_loss) else validation_loss
+        # first, since it may know why a step went wrong, and what to do
+        verdict = run.source.intervention.judge(record.step, loss)
+        if verdict is not None:
+            _heed(run, checkpoints, verdict)
+            unread.clear()
+            log.rewind(run.step)
+            return True
         if fault is None and not math.isfinite(validation_loss):
             problem = f"the validation loss was {validation_loss} in step {record.step} of {run.folder}"
             # steps that are skipped leave the weights finite, so that the run may recover
@@ -198,13 +206,6 @@ def _read(run: TrainingRun, checkpoints: Checkpoints, log: RunLog, unread: list[
                 raise TrainingDivergedError(f"{problem}. {_ADVICE}")
             if run.processes.is_main:
                 warnings.warn(f"{problem}: going on", TrainingWarning, stacklevel=2)
-        # first, since it may know why a step went wrong, and what to do
-        verdict = run.source.intervention.judge(record.step, float(record.loss))
-        if verdict is not None:
-            _heed(run, checkpoints, verdict)
-            unread.clear()
-            log.rewind(run.step)
-            return True
         if fault is None:
             continue
         explanation = run.explain(fault)

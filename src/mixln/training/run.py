@@ -198,7 +198,7 @@ class TrainingRun:
         Raises:
             InputError: it, or the one before, cannot be written.
         """
-        needed = self.source.intervention.needed_checkpoint()
+        needed = self.source.intervention.needed_checkpoints()
         checkpoints.save(self.step, self.model, self.optimizer, self.state(), needed=needed)
 
     def restore(self, checkpoints: Checkpoints, saved: SavedCheckpoint | None, *, rolled_back: bool = False) -> None:
