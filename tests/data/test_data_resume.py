@@ -265,6 +265,7 @@ class LocalHubCorpus(HubCorpus):
         return cast("Iterable[dict[str, object]]", loaded)
 
 
+@pytest.mark.slow
 def test_data_files_of_a_dataset_are_read_in_parallel_and_joined_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]
 ) -> None:
