@@ -1,35 +1,61 @@
-# Two commands do all the set-up on a fresh machine: `make compare` and `make test`.
+# On a fresh machine, `make compare` and `make test` set everything up themselves.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The versions in this file are installed; with an empty name, the newest that pip finds.
+CONSTRAINTS ?= constraints/newest.txt
+# which extra is installed: `test`, or `dev`, which adds the tools for lint and types
+EXTRA ?= dev
 
-.PHONY: compare test lint types fast slow
+.PHONY: compare test lint types fast slow test-lowest test-newest constraints
 
 compare: $(VENV)/ready  ## train and compare placements; options in ARGS
 	$(BIN)/mixln compare $(ARGS)
 
-test: lint types fast slow  ## everything that CI checks
+test: lint types fast  ## under ten minutes on two cores, with the newest tested versions; `make slow` runs the other tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/ready
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fast: $(VENV)/ready
 	$(BIN)/pytest
 
-# those that run several processes or kill them, one after the other; the others share the processors
-SHARING := tests/ecosystem tests/exchange tests/models
+# The tests in these folders share the processors; the others start or kill processes, and run one after the other.
+SHARING := tests/ecosystem tests/exchange tests/models tests/studies tests/sweep
 
-slow: $(VENV)/ready
+slow: $(VENV)/ready  ## tests with several processes, whole studies, every class of transformers; half an hour
 	$(BIN)/pytest -m slow $(SHARING)
 	$(BIN)/pytest -m slow -n 0 $(addprefix --ignore=,$(SHARING))
 
-$(VENV)/ready: pyproject.toml
+# what the next two targets run; for everything: `make test-newest TESTS='lint types fast slow'`
+TESTS ?= fast
+
+test-lowest:  ## the fast tests on the lowest versions that pyproject.toml allows
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints/lowest.txt EXTRA=test $(TESTS)
+
+test-newest:  ## the fast tests on the newest releases of today
+	rm -rf .venv-newest
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= $(TESTS)
+
+# Build backends are installed in the environment, since an isolated build would download the newest ones: ours, and
+# setuptools for packages that come as source (lm-eval's rouge-score).
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixln needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade $(CONSTRAINTS:%=--constraint %) pip setuptools hatchling editables
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=--constraint %) --no-build-isolation --editable '.[$(EXTRA)]'
 	touch $@
+
+# Names and versions that hold on any machine: no build label (`+cpu`), no package that torch pins for one platform.
+PORTABLE := sed -E -e 's/\+[a-z0-9.]+$$//' -e '/^(nvidia-|cuda-|triton=)/d'
+
+constraints:  ## after a green `make test-newest`: pins its versions as the newest, and the bounds of pyproject.toml as the lowest
+	$(PYTHON) -m venv --clear .venv-uv && .venv-uv/bin/python -m pip install --quiet uv
+	.venv-uv/bin/uv pip freeze --quiet --python .venv-newest --exclude-editable | $(PORTABLE) > constraints/newest.txt
+	grep -E '^(pip|setuptools|hatchling|editables)==' constraints/newest.txt | .venv-uv/bin/uv pip compile pyproject.toml - --quiet \
+	  --extra test --resolution lowest-direct --python-version 3.11 --no-annotate --no-header | $(PORTABLE) > constraints/lowest.txt

@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from rich.console import Console
 
 import mixln
 from benchmarks.contenders import BESIDE_PRE, COMPILED_TRAINER, DEFAULT_CONTENDERS, MATRIX_PEAK, MIXLN, list_contenders
 from benchmarks.documents import load_documents, make_tokenizer
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, machine_line
 from benchmarks.measure import Measurement, Task, measure
 from benchmarks.report import ContenderReport, Report, ScalingReport, SchemeReport, describe, write_results
-from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, DEFAULT_STEPS, VOCABULARY, Settings
+from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, DEFAULT_STEPS, SEQUENCE_LENGTH, VOCABULARY, Settings
+from mixln.device import default_device
 from mixln.errors import InputError
+from mixln.training import decide_precision
+from mixln.training.precision import PrecisionName
 
 _INPUT_ERROR, _INTERRUPTED = 2, 130
 _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -77,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables = Console(width=None if sys.stdout.isatty() else 160)
     for table in plan.report.tables(measurements):
         tables.print(table)
+    tables.print(f"{machine_line()}, {given.threads} threads", markup=False, highlight=False, soft_wrap=True)
     tables.print(f"every measurement: {output}", markup=False, highlight=False, soft_wrap=True)
     return status or int(any(one.status == "failed" for one in measurements))
 
@@ -149,12 +154,25 @@ def _settings(given: argparse.Namespace) -> Settings:
         warm_up_steps=given.warm_up_steps,
         steps=given.steps or DEFAULT_STEPS[given.size],
         threads=given.threads,
+        precision="float32",
         cache=str(cache),
         seed=given.seed,
     )
-    settings.recipe()
+    settings = replace(settings, precision=_precision(given, settings))
     load_documents(settings)  # tokenised here, once, not in the measurements
     return settings
+
+
+def _precision(given: argparse.Namespace, settings: Settings) -> PrecisionName:
+    """What is asked for, or what mixln decides for such a run on this machine: the same for all contenders."""
+    recipe, threads = settings.recipe(), torch.get_num_threads()
+    widths = recipe.model.hidden_size, recipe.model.intermediate_size
+    tokens = settings.micro_batch_size * SEQUENCE_LENGTH
+    torch.set_num_threads(settings.threads)
+    try:
+        return decide_precision(given.precision, default_device(), widths, tokens).name
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mode(given: argparse.Namespace) -> str:
@@ -188,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm-up-steps", type=_at_least(1), default=3, help="steps before them; default: 3")
     parser.add_argument("--micro-batch-size", type=_at_least(1), help="rows of 256; default: 8 (nano), 16 (71m)")
     parser.add_argument("--accumulate", type=_at_least(1), default=1, help="micro-batches in a step; default: 1")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of all contenders; default: auto, what mixln decides on this machine",
+    )
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     parser.add_argument("--threads", type=_at_least(1), default=threads, help=f"of PyTorch; here by default: {threads}")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="default: 0")

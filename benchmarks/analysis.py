@@ -40,6 +40,7 @@ class Speed:
     Attributes:
         step_seconds: median over steps.
         busy: processor time over time * threads; below about 0.9 on the processor, something else was running.
+        tokens_per_processor_second: predicted tokens by the time of all processors: other programs lengthen it less.
         tokens_per_second: predicted tokens: the median over steps of each step's rate.
         slots_per_second: the same of all token slots, padding included.
         peak_bytes: see `Meter.peak_bytes`.
@@ -51,6 +52,7 @@ class Speed:
 
     step_seconds: float
     busy: float
+    tokens_per_processor_second: float
     tokens_per_second: float
     slots_per_second: float
     peak_bytes: int
@@ -110,6 +112,7 @@ def speed(measurement: Measurement) -> Speed:
     return Speed(
         step_seconds=median(seconds),
         busy=sum(values["processor_seconds"][steady]) / (sum(seconds) * settings.threads),
+        tokens_per_processor_second=_median_rate(values["predicted"][steady], values["processor_seconds"][steady]),
         tokens_per_second=_median_rate(values["predicted"][steady], seconds),
         slots_per_second=_median_rate(values["slots"][steady], seconds),
         peak_bytes=values["peak_bytes"],
@@ -122,8 +125,13 @@ def speed(measurement: Measurement) -> Speed:
 
 def speeds(measurements: Iterable[Measurement], label: str) -> dict[int, Speed]:
     """Return round -> speed of what was measured under a label, without measurements that were disturbed."""
-    found = {one.round: speed(one) for one in measurements if one.label == label and one.status == "ok"}
+    found = all_speeds(measurements, label)
     return {number: one for number, one in found.items() if one.busy >= LEAST_BUSY}
+
+
+def all_speeds(measurements: Iterable[Measurement], label: str) -> dict[int, Speed]:
+    """Return round -> speed of what was measured under a label, disturbed or not: processor times count still."""
+    return {one.round: speed(one) for one in measurements if one.label == label and one.status == "ok"}
 
 
 def count_disturbed(measurements: Iterable[Measurement], labels: Iterable[str]) -> int:

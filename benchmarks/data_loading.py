@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixln.data import PackedDataset, Prefetcher, TokenStore, TokenStoreWriter, training_batch
+from mixln.data import PackedDataset, TokenStore, TokenStoreWriter, training_batch
+from mixln.training.prefetch import Prefetcher
 
 DOCUMENT_TOKENS = 480
 VOCAB_SIZE = 32_000

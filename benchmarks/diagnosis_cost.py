@@ -22,17 +22,18 @@ from torch import nn
 
 from benchmarks.analysis import estimate
 from benchmarks.documents import Counts
-from benchmarks.machine import describe_machine
+from benchmarks.machine import machine_line
 from benchmarks.meter import Meter, seconds_of
 from mixln.data import open_corpus
-from mixln.depth.batches import ModelBatch
-from mixln.depth.interventions import PerformanceDrop, removals
-from mixln.depth.observation import Measure, observe
-from mixln.depth.performance import LanguageModelLoss
-from mixln.depth.pruning import without_blocks
-from mixln.depth.similarity import Similarity
-from mixln.depth.stack import find_block_stack
-from mixln.depth.texts import text_batches, text_windows
+from mixln.measure.batches import ModelBatch
+from mixln.measure.interventions import removals
+from mixln.measure.observation import Measure, observe
+from mixln.measure.performance import LanguageModelLoss
+from mixln.measure.performance_drop import PerformanceDrop
+from mixln.measure.pruning import without_blocks
+from mixln.measure.similarity import Similarity
+from mixln.measure.stack import find_block_stack
+from mixln.measure.texts import text_batches, text_windows
 from mixln.models.load import load_model
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -155,7 +156,7 @@ def main() -> int:
         ratios["of the blocks alone"].append(blocks[0] / blocks[1])
         seconds = f"forward {plain:.1f} s, angular {measured:.1f} s, removal {shared:.1f} s, pruned {apart:.1f} s"
         print(f"round {number + 1}: {seconds}", file=sys.stderr, flush=True)
-    print(f"{describe_machine()['processor']}, {given.threads} threads, {given.dtype}")
+    print(f"{machine_line()}, {given.threads} threads, {given.dtype}")
     for name, values in ratios.items():
         found = estimate(values)
         print(

@@ -22,8 +22,8 @@ from typing import TypedDict
 import torch
 
 from mixln.data import DataConfig, prepare_data
-from mixln.training import ModelConfig, Recipe
-from mixln.training.estimate import Estimate, estimate
+from mixln.estimate import Estimate, estimate
+from mixln.tasks import ModelConfig, Recipe
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MIB = 2**20

@@ -1,4 +1,4 @@
-"""The machine's own peak: bfloat16 matrix multiplication, and nothing else."""
+"""The machine's own peak: matrix multiplication in the precision of the contenders, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def matrix_peak(settings: Settings, device: torch.device) -> dict[str, float]:
         (tokens, model.intermediate_size, model.hidden_size),
         (tokens, model.hidden_size, VOCABULARY[settings.size]),
     ]
-    return {f"{m} x {k} x {n}": _sustained(m, k, n, device) for m, k, n in shapes}
+    dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    return {f"{m} x {k} x {n}": _sustained(m, k, n, device, dtype) for m, k, n in shapes}
 
 
-def _sustained(m: int, k: int, n: int, device: torch.device) -> float:
-    left = torch.randn(m, k, device=device, dtype=torch.bfloat16)
-    right = torch.randn(k, n, device=device, dtype=torch.bfloat16)
-    product = torch.empty(m, n, device=device, dtype=torch.bfloat16)
+def _sustained(m: int, k: int, n: int, device: torch.device, dtype: torch.dtype) -> float:
+    left = torch.randn(m, k, device=device, dtype=dtype)
+    right = torch.randn(k, n, device=device, dtype=dtype)
+    product = torch.empty(m, n, device=device, dtype=dtype)
     torch.mm(left, right, out=product)
     seconds: list[float] = []
     while sum(seconds) < _SECONDS:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.settings import Settings
-from mixln.files import write_file
+from mixln.storage import write_file
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MODULE = "benchmarks.measure"

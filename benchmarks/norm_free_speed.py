@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.analysis import estimate
-from benchmarks.machine import describe_machine
+from benchmarks.machine import machine_line
 from benchmarks.meter import seconds_of
 from mixln.models.load import load_model
 
@@ -57,7 +57,7 @@ def main() -> int:
     compiled = [cast(nn.Module, torch.compile(model)) for model in models]
     vocabulary = models[0].config.get_text_config().vocab_size
     input_ids = torch.randint(vocabulary, (given.rows, given.length), generator=torch.Generator().manual_seed(0))
-    print(f"{describe_machine()['processor']}, {given.threads} threads, {given.dtype}, {given.rows} x {given.length}")
+    print(f"{machine_line()}, {given.threads} threads, {given.dtype}, {given.rows} x {given.length}")
     settings: dict[str, tuple[Callable[[nn.Module, Tensor], None], list[nn.Module]]] = {
         "forward": (forward, [*models]),
         "forward, compiled": (forward, compiled),

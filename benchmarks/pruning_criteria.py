@@ -13,17 +13,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import machine_line
 from mixln.data import open_corpus
-from mixln.depth.batches import ModelBatch
-from mixln.depth.estimates import DocumentSums
-from mixln.depth.performance import LanguageModelLoss
-from mixln.depth.pruning import without_blocks
-from mixln.depth.stack import find_block_stack
-from mixln.depth.texts import text_batches, text_windows
+from mixln.measure.batches import ModelBatch
+from mixln.measure.estimates import DocumentSums
+from mixln.measure.performance import LanguageModelLoss
+from mixln.measure.pruning import without_blocks
+from mixln.measure.stack import find_block_stack
+from mixln.measure.texts import text_batches, text_windows
 from mixln.models.load import load_model
-from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
-from mixln.studies.prune import CRITERIA, choose_layers, measures_for
+from mixln.studies.diagnose import diagnose_model
+from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.prune import choose_layers, measures_for
+from mixln.studies.pruning_request import CRITERIA
 
 _WINDOW = 512
 _PROMPT = "The ship had been at sea for three weeks when"
@@ -89,7 +91,7 @@ def main() -> int:
     stack = find_block_stack(model)
     whole = row_losses(model, batches)
     loss, reach = mean_and_reach(whole, batches)
-    print(f"{describe_machine()['processor']}, {model.dtype}, {len(windows)} windows of {_WINDOW} tokens")
+    print(f"{machine_line()}, {model.dtype}, {len(windows)} windows of {_WINDOW} tokens")
     print(f"| criterion | layers removed | loss | more than whole | perplexity | goes on: {_PROMPT} ... |")
     print("| --- | --- | ---: | ---: | ---: | --- |")
     perplexity = torch.tensor(loss).exp()

@@ -15,6 +15,7 @@ from benchmarks.analysis import (
     Estimate,
     Line,
     Speed,
+    all_speeds,
     count_disturbed,
     estimate,
     fit_line,
@@ -25,7 +26,7 @@ from benchmarks.analysis import (
 )
 from benchmarks.contenders import MIXLN
 from benchmarks.measure import Measurement
-from mixln.files import write_file
+from mixln.storage import write_file
 
 _MEBIBYTE = 2**20
 
@@ -81,12 +82,23 @@ class ContenderReport:
             "matrix_peak_flops": _as_dict(_estimate_all(peaks)),
             "disturbed": count_disturbed(measurements, self.contenders),
             **{name: _contender(speeds(measurements, name), ours, peaks) for name in self.contenders},
+            "processor_time": {name: _processor_time(measurements, name) for name in self.contenders},
         }
 
     def tables(self, measurements: Sequence[Measurement]) -> list[Table]:
         """Return one table of speed and memory, and one of the share of the machine's peak."""
         found = self.summary(measurements)
-        return [_speed_table(found, self.contenders, measurements), _peak_table(found, self.contenders)]
+        precision = next((one.settings["precision"] for one in measurements), "")
+        return [_speed_table(found, self.contenders, measurements), _peak_table(found, self.contenders, precision)]
+
+
+def _processor_time(measurements: Sequence[Measurement], name: str) -> dict[str, Any] | None:
+    """mixln's tokens by processor time over those of a contender, disturbed measurements included."""
+    ours, theirs = (
+        {number: one.tokens_per_processor_second for number, one in all_speeds(measurements, label).items()}
+        for label in (MIXLN, name)
+    )
+    return _as_dict(paired_ratio(ours, theirs))
 
 
 def _contender(theirs: dict[int, Speed], ours: dict[int, Speed], peaks: dict[int, float]) -> dict[str, Any]:
@@ -119,20 +131,23 @@ def _contender(theirs: dict[int, Speed], ours: dict[int, Speed], peaks: dict[int
 
 def _speed_table(found: dict[str, Any], contenders: Sequence[str], measurements: Sequence[Measurement]) -> Table:
     table = Table(title="Training, side by side", caption=_method(found, contenders))
-    columns = ("predicted tokens/s", "mixln x as fast", "peak MiB", "mixln's memory / its")
+    columns = ("predicted tokens/s", "mixln x as fast", "by processor time", "peak MiB", "mixln's memory / its")
     table.add_column("contender")
     for column in (*columns, "first step s (1st round)", "busy", "padding", "loss"):
         table.add_column(column, justify="right")
     for name in contenders:
         values = found[name]
         if not values:
-            table.add_row(name, _problem(measurements, name), *[""] * (len(table.columns) - 2))
+            ratio = _text(found["processor_time"][name], ".2f")
+            empty = [""] * (len(table.columns) - 4)
+            table.add_row(name, _problem(measurements, name), "", ratio, *empty)
             continue
         cold = values["first_step_seconds_cold"]
         table.add_row(
             name,
             _text(values["tokens_per_second"], ",.0f"),
             _text(values["mixln_speed_ratio"], ".2f"),
+            _text(found["processor_time"][name], ".2f"),
             f"{values['peak_bytes']['median'] / _MEBIBYTE:,.0f}",
             _text(values["mixln_memory_ratio"], ".2f"),
             f"{values['first_step_seconds']['median']:.1f}" + ("" if cold is None else f" ({cold:.1f})"),
@@ -143,10 +158,10 @@ def _speed_table(found: dict[str, Any], contenders: Sequence[str], measurements:
     return table
 
 
-def _peak_table(found: dict[str, Any], contenders: Sequence[str]) -> Table:
+def _peak_table(found: dict[str, Any], contenders: Sequence[str], precision: str) -> Table:
     peak = found["matrix_peak_flops"]
     about = "" if peak is None else f" ({_text(peak, '.3f', scale=1e-12)} Tflop/s)"
-    table = Table(title=f"Share of the machine's peak in bfloat16 matrix multiplication{about}")
+    table = Table(title=f"Share of the machine's peak in {precision} matrix multiplication{about}")
     table.add_column("contender")
     table.add_column("counting predicted tokens", justify="right")
     table.add_column("counting token slots", justify="right")
@@ -290,4 +305,6 @@ def _method(found: dict[str, Any], names: Sequence[str]) -> str:
 
 def _problem(measurements: Sequence[Measurement], label: str) -> str:
     messages = [f"{one.status}: {one.message}" for one in measurements if one.label == label and one.status != "ok"]
-    return (messages[-1] if messages else "not measured yet").replace("[", "\\[")
+    disturbed = any(one.label == label for one in measurements)
+    unmeasured = "all measurements were disturbed" if disturbed else "not measured yet"
+    return (messages[-1] if messages else unmeasured).replace("[", "\\[")

@@ -9,8 +9,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from mixln.data import DataConfig
-from mixln.training import Recipe
-from mixln.training.recipes import find_recipe
+from mixln.tasks import Recipe, check_model
+from mixln.tasks.recipes import find_recipe
+from mixln.training.precision import PrecisionName
 
 SEQUENCE_LENGTH = 256
 VOCABULARY = {"nano": 4096, "71m": 32_000}
@@ -35,6 +36,7 @@ class Settings:
         warm_up_steps: optimiser steps before the measured ones.
         steps: measured optimiser steps.
         threads: of PyTorch on the processor.
+        precision: of matrix multiplications, for all contenders: bfloat16 under autocast, or float32 throughout.
         cache: folder for tokenised data; None: the library's own.
         placement: scheme of mixln's engine.
         num_layers: blocks; None: the recipe's.
@@ -49,6 +51,7 @@ class Settings:
     warm_up_steps: int
     steps: int
     threads: int
+    precision: PrecisionName
     cache: str | None = None
     placement: str = "pre"
     num_layers: int | None = None
@@ -84,7 +87,7 @@ class Settings:
         model = replace(
             recipe.model, placement=self.placement, num_hidden_layers=self.num_layers or recipe.model.num_hidden_layers
         )
-        return replace(
+        recipe = replace(
             recipe,
             model=model,
             data=self.data_config(),
@@ -93,8 +96,9 @@ class Settings:
             batch_size=self.rows_per_step,
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,
-            precision="bfloat16",
-        ).check()
+            precision=self.precision,
+        )
+        return check_model(recipe)
 
     def to_json(self) -> str:
         """Return the settings as text."""

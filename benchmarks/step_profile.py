@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders.engine import engine_steps
 from benchmarks.documents import load_documents, make_tokenizer
-from benchmarks.machine import describe_machine
+from benchmarks.machine import machine_line
 from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, VOCABULARY, Settings
 
 _WARM_UP_STEPS = 3
@@ -117,6 +117,7 @@ def main() -> int:
     parser.add_argument("--documents", default="python", metavar="FILE", help="corpus; default: python")
     parser.add_argument("--micro-batch-size", type=int, default=None, help="default: 8 (nano), 16 (71m)")
     parser.add_argument("--steps", type=int, default=4, help="profiled steps; default: 4")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cache", default="~/.cache/mixln", help="folder for the tokenizer and the tokens")
     parser.add_argument("--operators", type=int, default=0, metavar="N", help="print the N longest operators too")
@@ -131,12 +132,13 @@ def main() -> int:
         warm_up_steps=_WARM_UP_STEPS,
         steps=given.steps,
         threads=given.threads,
+        precision=given.precision,
         cache=str(cache),
     )
     operators = profile_steps(settings)
     total = sum(operator.seconds for operator in operators)
     milliseconds = total / given.steps * 1e3
-    print(f"{describe_machine()['processor']}, {given.threads} threads: {milliseconds:.0f} ms a step\n")
+    print(f"{machine_line()}, {given.threads} threads, {given.precision}: {milliseconds:.0f} ms a step\n")
     print("| part | ms | share | Gflop/s |\n| --- | --- | --- | --- |")
     tokens = settings.micro_batch_size * settings.recipe().data.sequence_length
     for name, part in divide(operators, VOCABULARY[given.size], tokens).items():

@@ -16,7 +16,7 @@ import random
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mixln.data import Batch, PackedDataset, PreparedData
-from mixln.normfree import FrozenNorms, NormRemoval, NormRemovalConfig, RemovalIntervention, fold_norms_in_place
+from mixln.tasks.norm_removal import NormRemoval, NormRemovalConfig
 from mixln.training import train
 
 DIGITS = 6
@@ -48,6 +48,15 @@ class SortingRows(PackedDataset):
         input_ids, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()
         targets[:, : DIGITS - 1] = -100
         return Batch(input_ids, targets, torch.arange(input_ids.shape[1]).expand_as(input_ids).clone())
+
+
+class SortingData(PreparedData):
+    """Rows that do not come from a store of tokens."""
+
+    @property
+    def largest_token(self) -> int:
+        """The largest digit."""
+        return 2
 
 
 def digit_tokenizer() -> PreTrainedTokenizerFast:
@@ -78,23 +87,18 @@ def main() -> int:
     tokenizer.save_pretrained(source)
     shuffled = random.Random(0).sample(INPUTS, len(INPUTS))
     rows = {"train": SortingRows(shuffled), "validation": SortingRows(shuffled)}
-    data = PreparedData(tokenizer, **rows, statistics=None, fingerprint="all inputs")  # pyright: ignore
+    data = SortingData(tokenizer, **rows, statistics=None, fingerprint="all inputs")  # pyright: ignore
 
     config = NormRemovalConfig(steps=given.steps, learning_rate=given.learning_rate, batch_size=64, sequence_length=11)
     original: Any = AutoModelForCausalLM.from_pretrained(source)
     num_layers = original.config.num_hidden_layers
     schedule = config.removal_schedule(num_layers)
-    intervention = RemovalIntervention(schedule.removals(num_layers), schedule.first_step, config.spike_policy)
-
-    def fold(model: Any, norms: FrozenNorms) -> None:
-        print(
-            "folding:", fold_norms_in_place(model, norms, torch.tensor([[*one, *sorted(one)][:-1] for one in INPUTS]))
-        )
-
-    recipe = replace(config.recipe("python", str(source), 11), precision="float32")
-    removal = NormRemoval(source, recipe, tokenizer, intervention, asdict(schedule), finish=fold)
-    trained = train(recipe, data, given.out / "run", source=removal)
-    print(f"removals before steps {intervention.made}")
+    run_config = replace(config.recipe("python", str(source), 11), precision="float32")
+    removal = NormRemoval(source, run_config, data, schedule, num_layers, config.spike_policy)
+    trained = train(removal, given.out / "run")
+    result = trained.result or {}
+    print(f"folding moved logits of up to {result['largest_logit']:.3g} by {result['difference']:.2g}")
+    print(f"removals before steps {result['made']}")
     print(f"sorted: {count_sorted(original)} of {len(INPUTS)} with norms, {count_sorted(trained.model)} without")
     print(f"the model without norms: {given.out / 'run' / 'model'}")
     return 0

@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_recipe, write_corpus
 
 from mixln.data import PreparedData, prepare_data
-from mixln.training import Recipe
+from mixln.tasks import Recipe
 
 # models of a few thousand weights lose more to handing work between threads than they gain; in child processes too
 torch.set_num_threads(1)

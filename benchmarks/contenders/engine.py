@@ -13,11 +13,13 @@ from benchmarks.contenders import Outcome
 from benchmarks.documents import Counts
 from benchmarks.meter import Meter
 from benchmarks.settings import Settings, pre_comes_first
-from mixln.data import Prefetcher, PreparedData
-from mixln.training import Recipe
+from mixln.data import PreparedData
+from mixln.tasks import Pretraining, Recipe
+from mixln.training import Batch, decide_precision
+from mixln.training.decisions import Settings as RunSettings
 from mixln.training.distributed import Processes
 from mixln.training.memory import keep_freed_memory
-from mixln.training.run import Settings as RunSettings
+from mixln.training.prefetch import Prefetcher
 from mixln.training.run import TrainingRun
 
 
@@ -38,13 +40,20 @@ def engine_steps(recipe: Recipe, data: PreparedData, device: torch.device) -> It
         for step in range(recipe.last_step):
             batch = batches.get(step)
             loss = float(run.make_step(batch).loss)
-            yield EngineStep(loss, Counts(batch.num_predicted_tokens, batch.input_ids.numel()), parameters)
+            yield EngineStep(loss, _counts(run, batch), parameters)
 
 
 def _start(recipe: Recipe, data: PreparedData, device: torch.device) -> TrainingRun:
     keep_freed_memory()
-    settings = RunSettings(compiled=recipe.execution.compile != "never", threads=torch.get_num_threads())
-    return TrainingRun(recipe, data, Path(), Processes(device), settings)
+    processes, compiled = Processes(device), recipe.execution.compile != "never"
+    task = Pretraining(recipe, data)
+    precision = decide_precision(recipe.precision, device, task.widths(), recipe.rows_of_a_forward(1) * task.positions)
+    settings = RunSettings(compiled, torch.get_num_threads(), precision)
+    return TrainingRun(task, Path(), processes, settings)
+
+
+def _counts(run: TrainingRun, batch: Batch) -> Counts:
+    return Counts(run.task.weight(batch), batch["input_ids"].numel())
 
 
 def run(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
@@ -73,6 +82,6 @@ def run_beside_pre(settings: Settings, data: PreparedData, meter: Meter) -> Outc
             batch = batches.get(step)
             for run in runs if pre_comes_first(step) else reversed(runs):
                 loss = float(run.make_step(batch).loss)
-                meter.finish_step(Counts(batch.num_predicted_tokens, batch.input_ids.numel()))
+                meter.finish_step(_counts(run, batch))
     base, own = (sum(parameter.numel() for parameter in run.model.parameters()) for run in runs)
     return Outcome(loss, own, own - base)

@@ -45,7 +45,8 @@ from benchmarks.documents import Row, TrainerRows, crossing_rows, packed_rows, p
 from benchmarks.meter import Meter
 from benchmarks.settings import SEQUENCE_LENGTH, Settings
 from mixln.data import PreparedData
-from mixln.training import Recipe, learning_rate
+from mixln.tasks import Recipe
+from mixln.training import learning_rate
 
 
 class _Rows(Dataset[Row]):
@@ -85,7 +86,10 @@ class _RecipeTrainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             cast(torch.optim.Optimizer, optimizer or self.optimizer),
             # called once more after the last step
-            lambda step: learning_rate(recipe, min(step + 1, num_training_steps)) / recipe.optimizer.learning_rate,
+            lambda step: (
+                learning_rate(recipe.optimizer, recipe.steps, min(step + 1, num_training_steps))
+                / recipe.optimizer.learning_rate
+            ),
         )
         return self.lr_scheduler
 
@@ -165,7 +169,7 @@ def _arguments(
         max_steps=settings.total_steps,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.accumulation,
-        bf16=True,
+        bf16=settings.precision == "bfloat16",
         use_cpu=device.type == "cpu",
         torch_compile=torch_compile,
         # without weight decay, AdamW is the recipe's Adam

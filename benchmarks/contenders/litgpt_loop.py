@@ -30,7 +30,7 @@ from benchmarks.documents import Counts
 from benchmarks.meter import Meter
 from benchmarks.settings import SEQUENCE_LENGTH, Settings
 from mixln.data import PreparedData, training_rows
-from mixln.training import Recipe
+from mixln.tasks import Recipe
 
 
 class _Batches:
@@ -97,7 +97,8 @@ def _run(settings: Settings, data: PreparedData, meter: Meter, *, compiled: bool
     logger = _LossLogger()
     meter.begin()
     accelerator = "cpu" if meter.device.type == "cpu" else "cuda"
-    fabric = lightning.Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed", loggers=[logger])
+    precision = "bf16-mixed" if settings.precision == "bfloat16" else "32-true"
+    fabric = lightning.Fabric(accelerator=accelerator, devices=1, precision=precision, loggers=[logger])
     fabric.launch()
     fabric.seed_everything(recipe.seed)
     config = _config(recipe, len(data.tokenizer))

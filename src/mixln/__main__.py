@@ -1,7 +1,18 @@
-"""`python -m mixln`: the same as the `mixln` command."""
+"""`mixln`, and `python -m mixln`."""
 
 import sys
 
-from mixln.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line; Ctrl-C while it is imported is one line too."""
+    try:
+        from mixln.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("mixln: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,24 +1,42 @@
-"""Where a process computes."""
+"""The device and the processor that a process computes on."""
 
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import torch
 
 
 def default_device() -> torch.device:
-    """Return this process's GPU (of those that torchrun's LOCAL_RANK numbers), or the CPU where there is none."""
+    """Return this process's GPU (the one of torchrun's LOCAL_RANK), or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def num_processes() -> int:
-    """Return how many processes torchrun has started together with this one; 1: it is alone."""
+    """Return how many processes torchrun has started, this one included; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Return whether this process is alone, or the first of those that torchrun has started: the one that prints."""
+    """Return whether this is the process that prints: the only one, or the first of those that torchrun has started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def processor_name() -> str:
+    """Return the processor's name as its maker writes it, or its architecture if the name is not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    known = (*named, torch.cpu.get_capabilities().get("cpu_name"), platform.processor(), platform.machine())
+    return next(str(name) for name in known if name)
+
+
+def processor_capabilities() -> tuple[str, ...]:
+    """Return the names of the processor's capabilities as PyTorch names them (`avx2`, `amx_bf16`), sorted."""
+    return tuple(sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True))

@@ -1,12 +1,13 @@
-"""The error that a user can mend, and which errors of the operating system are of that kind."""
+"""The error that a user can fix, and the errors of the operating system that are of that kind."""
 
 from __future__ import annotations
 
 import errno
 
-MENDABLE_ERRORS = {
+FIXABLE_ERRORS = {
     errno.ENOSPC: "make room on that disk, and run the same command again",
     errno.EDQUOT: "make room in that quota, and run the same command again",
+    errno.EFBIG: "allow larger files there (ulimit -f), or choose another disk",
     errno.EACCES: "choose a place that you may write to",
     errno.EPERM: "choose a place that you may write to",
     errno.EROFS: "choose a place that can be written",
@@ -14,12 +15,12 @@ MENDABLE_ERRORS = {
     errno.EEXIST: "choose a folder",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-"""Errors of the operating system that the user can mend, and how."""
+"""Errors of the operating system that the user can fix, and how."""
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message says what is wrong, where, and how to mend it. The command line prints it alone, without a traceback,
+    The message says what is wrong, where, and how to fix it. The command line prints it alone, without a traceback,
     and exits with status 2.
     """

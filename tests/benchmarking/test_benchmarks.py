@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.__main__ import main
 from benchmarks.analysis import (
+    all_speeds,
     count_disturbed,
     estimate,
     fit_line,
@@ -25,7 +26,7 @@ from benchmarks.report import SchemeReport
 from benchmarks.settings import SEQUENCE_LENGTH, Settings
 from benchmarks.step_profile import Operator, divide
 
-from mixln.training.build import build_model
+from mixln.tasks.build import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +44,7 @@ def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings
         warm_up_steps=1,
         steps=2,
         threads=1,
+        precision="bfloat16",
         cache=str(cache),
     )
 
@@ -74,6 +76,7 @@ def test_speed_leaves_out_the_warm_up(settings: Settings) -> None:
 def test_disturbed_measurements_do_not_count(settings: Settings) -> None:
     found = [measurement(settings, [9.0, 1.0, 1.0], 0), measurement(settings, [9.0, 5.0, 5.0], 1, busy=0.5)]
     assert list(speeds(found, "lns")) == [0]
+    assert [one.tokens_per_processor_second for one in all_speeds(found, "lns").values()] == [1000.0, 360.0]
     assert count_disturbed(found, ["lns"]) == 1
 
 

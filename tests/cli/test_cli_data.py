@@ -17,6 +17,7 @@ MODEL = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_prepared_is_what_training_finds(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

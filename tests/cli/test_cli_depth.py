@@ -7,29 +7,33 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from depth_architectures import ARCHITECTURES
 from filelock import FileLock
-from tasks import make_items, write_task
+from measure_architectures import ARCHITECTURES
 from tiny import save_tiny_llama
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
-from mixln.cli import main
-from mixln.commands.diagnose import build_parser, display_names
+from mixln.cli import build_parsers, main
+from mixln.commands.diagnose import display_names
 from mixln.data import PreparedData
-from mixln.depth.stack import find_block_stack
+from mixln.measure.stack import find_block_stack
 from mixln.progress import TrainingProgress
-from mixln.studies.diagnose import DiagnosisConfig
+from mixln.studies.diagnosis_config import DiagnosisConfig
+from tasks import make_items, write_task
 
 FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
 
@@ -55,7 +59,7 @@ def test_diagnose_shows_layers_and_writes_a_report(
 
 
 def test_options_are_spelt_with_dashes_and_as_in_python() -> None:
-    parser = build_parser()
+    parser = build_parsers("diagnose")["diagnose"]
     dashed, plain = (
         parser.parse_args(
             ["m", f"--max{mark}tokens", "5", f"--run{mark}lengths", "[2,3]", f"--fresh{mark}gradients", "true"]
@@ -104,7 +108,7 @@ def test_diagnose_scores_tasks_without_each_layer(
     assert "words (acc of words): the whole model has" in " ".join(shown.out.split())
     assert "Running" not in shown.err
     series = json.loads((tmp_path / "out" / "report.json").read_text())["models"][0]["series"]
-    assert len(series["removal_words"]["values"]) == 5
+    assert len(series["removal:words"]["estimates"]) == 5
     assert (tmp_path / "out" / "figures" / "score_removal.png").is_file()
     assert main(["diagnose", str(llama), *tasks, "--task-metric", "f1", *measured]) == 2
     assert "the task words has no metric 'f1'. It has: acc, acc_norm" in capsys.readouterr().err
@@ -132,16 +136,16 @@ def test_an_unknown_task_is_one_message(llama: Path, tmp_path: Path, capsys: pyt
     assert main(["diagnose", str(llama), "--tasks", "acr_easy", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("mixln: there is no task 'acr_easy'")
-    assert "Did you mean arc_easy" in message
+    assert "Did you mean 'arc_easy'" in message
 
 
 def test_an_interrupted_diagnosis_leaves_what_it_had_measured(
     llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixln.studies.diagnose.with_gradient_norms", interrupt)
+    monkeypatch.setattr("mixln.studies.measures.gradient_norm.gradient_norms", interrupt)
     assert main(["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), *FAST]) == 130
     assert "what it had finished by then is kept" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
@@ -287,6 +291,7 @@ def test_heal_reports_losses_and_writes_a_stock_model(
     assert (tmp_path / "out.healing" / "metrics.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_healing_goes_on_by_the_same_command(
     prune_and_heal: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,7 +331,7 @@ def test_what_cannot_be_healed_is_told_at_once(
     assert main(["prune", str(llama), str(tmp_path / "out"), "--layers", "2", *HEALING]) == 2
     assert "--healing options go with --heal" in capsys.readouterr().err
     assert main([*prune_and_heal, "--healing.tokens", "0"]) == 2
-    assert "healing.tokens must be at least 1" in capsys.readouterr().err
+    assert "healing.tokens must be more than 0" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     position = prune_and_heal.index("--heal") + 1
     assert main([*prune_and_heal[:position], str(tmp_path / "empty"), *prune_and_heal[position:]]) == 2
@@ -367,3 +372,30 @@ def test_a_model_whose_layers_depend_on_their_place_is_not_pruned_wrongly(
     assert "depends on the place of the layer" in capsys.readouterr().err
     # what is before them stays where it was
     assert main(["prune", str(tmp_path / "gpt2"), str(tmp_path / "out"), "--layers", "3-4"]) == 0
+
+
+@pytest.mark.parametrize("criterion", ["angular", "removal"])
+def test_a_classifier_is_pruned_by_what_its_encoder_does_and_keeps_its_head(
+    llama: Path, corpus: Path, tmp_path: Path, criterion: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=3, num_attention_heads=1)
+    source, out = tmp_path / "whole", tmp_path / "out"
+    whole = BertForSequenceClassification(config)
+    whole.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
+    assert main(["prune", str(source), str(out), "--drop", "1", "--by", criterion, *measured]) == 0
+    model = BertForSequenceClassification.from_pretrained(out)
+    assert len(model.bert.encoder.layer) == 2
+    assert torch.equal(model.classifier.weight, whole.classifier.weight)
+
+
+def test_several_lists_of_layers_are_told_apart_by_the_option_that_prune_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 61, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 4}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    command = ["prune", str(tmp_path / "t5"), str(tmp_path / "out"), "--layers", "2"]
+    assert main(command) == 2
+    assert "--stack encoder.block" in capsys.readouterr().err

@@ -19,7 +19,7 @@ def test_tables_say_parameters_memory_time_cost_and_assumptions(capsys: pytest.C
         "tokens per second",
         "cost",
         "Assumptions:",
-        "--utilization",
+        "`utilization` sets it",
     ):
         assert part in shown
     assert "Does not fit" not in shown
@@ -50,7 +50,10 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
         ("--device h100 --count 3", "not a multiple of the 3 shares"),
         ("--device h100 --utilization 2", "--utilization must be"),
         ("--device h100 --price -1", "--price must be"),
-        ("--device h100 --count 2 --execution.tensor_parallel_size 4", "not a multiple of execution.tensor_parallel"),
+        (
+            "--device h100 --count 2 --execution.tensor_parallel_size 4 --execution.strategy fsdp",
+            "not a multiple of execution.tensor_parallel",
+        ),
         ("--device h100 --model.placement pots", "Did you mean 'post'"),
         ("--device h100 --model.num_attention_heads 5", "not a multiple of the number of attention heads"),
         ("--recipe 72m", "Shipped: nano, 71m"),

@@ -13,13 +13,13 @@ from mixln.placement import (
     BlockPlan,
     Placement,
     SublayerPlan,
-    describe,
-    describe_stack,
+    find_entry,
     list_modifiers,
     list_schemes,
     register_scheme,
 )
 from mixln.placement.registry import SCHEMES
+from mixln.report.scheme_diagram import describe_stack
 
 NAMES = [*list_schemes(), *list_modifiers()]
 
@@ -52,8 +52,8 @@ def test_the_list_has_every_scheme_and_modifier(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_says_all_that_the_registry_knows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = shown(capsys, name)
-    words, known = " ".join(page.split()), describe(name)
-    for text in (known.title, known.formula, known.source, *known.text, *map(str, known.options)):
+    words, known = " ".join(page.split()), find_entry(name)
+    for text in (known.title, known.formula, known.source, *known.text, *map(str, known.options.values())):
         assert text in words
     placement = name if name in list_schemes() else f"pre+{name}"
     for kind in describe_stack(Placement.parse(placement).plan(12)).kinds:

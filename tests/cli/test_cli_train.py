@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixln.cli import main
-from mixln.training.checkpoint import list_checkpoints, newest_whole
+from mixln.training.saved_checkpoint import list_checkpoints, newest_whole
 
 SHAPE = [
     *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
@@ -180,7 +180,7 @@ def test_a_model_that_the_system_refuses_is_one_message(
 ) -> None:
     arguments = [*command, "--steps", "12", "--execution.checkpoint_every", "100", "--out", str(tmp_path)]
     assert limited_file_size(150_000, arguments) == 2
-    assert_one_message(capsys.readouterr().err, r"the model could not be saved in .*model \(.*\). Mend that")
+    assert_one_message(capsys.readouterr().err, r"the model could not be saved in .*model \(.*\). Fix that")
     assert not (tmp_path / "model").exists()
     assert main(arguments) == 0
     assert_same_run(tmp_path, whole_short)
@@ -216,7 +216,7 @@ def enlarge(disk: Path) -> None:
             1,
         ),
         ("checkpoint, synchronous", 1700, r"step_00000010 could not be written \(No space left on device\)", 1),
-        ("model", 1400, r"the model could not be saved in .*model \(.*No space left.*\). Mend that", 1),
+        ("model", 1400, r"the model could not be saved in .*model \(.*No space left.*\). Fix that", 1),
     ],
 )
 def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_intact(
@@ -322,7 +322,7 @@ BAD_EXPORTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::mixln.training.checkpoint.DamagedCheckpointWarning")
+@pytest.mark.filterwarnings("ignore::mixln.training.saved_checkpoint.DamagedCheckpointWarning")
 @pytest.mark.parametrize("case", BAD_EXPORTS)
 def test_a_bad_export_is_one_message(
     with_checkpoints: Path, whole_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str

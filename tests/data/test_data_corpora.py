@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import socket
 from pathlib import Path
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mixln.data import corpus as corpus_base
 from mixln.data import corpus_python, open_corpus
 from mixln.errors import InputError
 
@@ -42,59 +45,158 @@ def test_every_kind_of_file_is_read_in_the_order_of_paths(tmp_path: Path) -> Non
 
 def test_what_cannot_be_used_is_counted_with_its_first_place(tmp_path: Path) -> None:
     lines = [
-        b'{"text": "good"}',
         b"{not json",
         b'{"text": "caf\xe9"}',  # Latin-1
         b'["text"]',
         b'{"body": "x", "id": 1}',
+        b'{"text": 3}',
         b'{"text": null}',
         b'{"text": " \\n"}',
         b'{"text": "\\ud800"}',
         b"[" * 100_000,
         b"also not json",
     ]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    good = [b'{"text": "good"}'] * 900
+    (tmp_path / "a.jsonl").write_bytes(b"\r\n".join([*good, *lines]))
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     (tmp_path / "c.txt").write_bytes(b"")
-    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"x" * 5000)[:-9])
-    (tmp_path / "e.txt.gz").write_bytes(b"not gzip at all")
-    (tmp_path / "f.parquet").write_bytes(b"not parquet")
     (tmp_path / "g.pdf").write_bytes(b"%PDF")
-    (tmp_path / "h.txt").symlink_to(tmp_path / "gone.txt")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "z.jsonl").symlink_to(tmp_path / "a.jsonl")
     os.mkfifo(tmp_path / "pipe.txt")
     corpus = open_corpus(str(tmp_path))
     for _ in range(2):  # a second reading does not count twice
-        assert list(corpus.documents()) == ["good"]
+        assert list(corpus.documents()) == ["good"] * 900
         counts = {reason.split(" (")[0]: count for reason, count in corpus.skipped.items()}
+        del counts["empty document"]
         assert counts == {
             "bad JSON": 3,
             "not UTF-8": 2,
             "not a JSON object": 1,
             "no field 'text'": 1,
             "field 'text' is not a string": 1,
-            "empty document": 2,
             "lone surrogate": 1,
-            "corrupt gzip data": 2,
-            "corrupt Parquet data": 1,
             "unknown suffix": 1,
-            "not a regular file, or a broken link": 2,
+            "not a regular file": 1,
             "folder linked a second time": 1,
+            "file linked a second time": 1,
         }
+        assert sum(count for reason, count in corpus.skipped.items() if reason.startswith("empty document")) == 3
+        assert corpus.lost == 9
     examples = {reason.split(" (")[0]: place for reason, place in corpus.examples.items()}
-    assert examples["bad JSON"] == "a.jsonl:2"
-    assert examples["no field 'text'"] == "a.jsonl:5, whose fields are: body, id"
+    assert examples["bad JSON"] == "a.jsonl:901"
+    assert examples["no field 'text'"] == "a.jsonl:904, whose fields are: body, id"
     assert "3 x bad JSON" in corpus.describe_skipped()
 
 
-def test_rows_before_the_corruption_of_a_gzip_file_are_kept(tmp_path: Path) -> None:
-    rows = b"".join(json.dumps({"text": f"{i} {os.urandom(40).hex()}"}).encode() + b"\n" for i in range(500))
-    compressed = gzip.compress(rows)
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(compressed[: len(compressed) // 2])
+@pytest.mark.parametrize(("lost", "refused"), [(1, False), (2, True)])
+def test_more_than_a_hundredth_lost_is_refused(lost: int, refused: bool, tmp_path: Path) -> None:
+    rows = ['{"text": "good"}'] * (100 - lost) + ['{"text": '] * lost
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
     corpus = open_corpus(str(path))
-    assert len(list(corpus.documents())) > 100
-    assert list(corpus.skipped) == ["corrupt gzip data (the rest of the file is lost)"]
+    if not refused:
+        assert len(corpus.first(1000)) == 99
+        return
+    for read_all in (lambda: list(corpus.documents()), lambda: corpus.first(1000)):
+        with pytest.raises(InputError, match=r"2 of 100 documents in .* more than the 1% .*2 x bad JSON"):
+            read_all()
+    assert len(corpus.first(50)) == 50  # of which nothing was lost
+    (tmp_path / "empty.jsonl").write_text('{"text": "x"}\n' + '{"text": null}\n{"text": ""}\n' * 50, encoding="utf-8")
+    assert read(tmp_path / "empty.jsonl") == ["x"]  # of empty documents nothing can be lost
+
+
+@pytest.mark.parametrize("layout", ["one line", "lines", "indented", "object", "with a byte order mark"])
+def test_a_json_array_is_its_entries(layout: str, tmp_path: Path) -> None:
+    rows = [{"text": f"document {number}", "id": number} for number in range(12)]
+    content = {
+        "one line": json.dumps(rows),
+        "lines": "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
+        "indented": json.dumps(rows, indent=2),
+        "object": json.dumps(rows[0], indent=2),
+        "with a byte order mark": "\ufeff" + json.dumps(rows),
+    }[layout]
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="utf-8")
+    assert read(path) == [row["text"] for row in rows[: 1 if layout == "object" else 12]]
+    path.write_text(content[: len(content) // 2], encoding="utf-8")
+    with pytest.raises(InputError, match=r"cannot be read|no usable document"):
+        read(path)
+
+
+def compressed(name: str, content: bytes) -> bytes:
+    return {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+    }[name](content)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", [".jsonl", ".txt"])
+def test_a_compressed_file_is_read_whole_or_refused(kind: str, suffix: str, tmp_path: Path) -> None:
+    rows = [f"{number} {os.urandom(40).hex()}" for number in range(500)]
+    lines = [json.dumps({"text": row}) for row in rows] if kind == ".jsonl" else rows
+    content = compressed(suffix, "\n".join(lines).encode())
+    path = tmp_path / f"a{kind}{suffix}"
+    path.write_bytes(content)
+    assert read(path) == (rows if kind == ".jsonl" else ["\n".join(rows)])
+    (tmp_path / "b.txt").write_text("whole", encoding="utf-8")
+    for damaged in (content[: len(content) // 2], content[:-2], b"something else"):
+        path.write_bytes(damaged)
+        for corpus in (path, tmp_path):
+            with pytest.raises(InputError, match=rf"a{kind}{suffix} is damaged or cut off"):
+                read(corpus)
+
+
+def test_files_that_cannot_be_read_whole_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    whole = write_parquet(tmp_path / "b.parquet", text=["b"] * 100).read_bytes()
+    for content in (b"not parquet", whole[: len(whole) // 2], b""):
+        (tmp_path / "b.parquet").write_bytes(content)
+        with pytest.raises(InputError, match=r"b.parquet is damaged or cut off"):
+            read(tmp_path)
+    (tmp_path / "b.parquet").unlink()
+    (tmp_path / "c.jsonl.lz4").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"c.jsonl.lz4 is compressed in a way that is not read"):
+        read(tmp_path)
+    (tmp_path / "c.jsonl.lz4").unlink()
+    (tmp_path / "h.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=r"h.txt is a link to .*gone.txt, which is not there"):
+        read(tmp_path)
+
+
+def test_a_snapshot_of_a_dataset_is_its_data(tmp_path: Path) -> None:
+    """As a hub's client, a notebook and a training run leave it: links to blobs, descriptions, copies, a model."""
+    files = {
+        "blobs/1": json.dumps({"text": "one"}),
+        "snapshot/README.md": "# A dataset",
+        "snapshot/LICENSE.txt": "All of it",
+        "snapshot/LICENSE-APACHE.md": "All of it",
+        "snapshot/dataset_infos.json": json.dumps({"default": {"description": "of it"}}),
+        "snapshot/.gitattributes": "x",
+        "snapshot/.cache/huggingface/train.jsonl": json.dumps({"text": "copy"}),
+        "snapshot/.ipynb_checkpoints/train-checkpoint.jsonl": json.dumps({"text": "copy"}),
+        "snapshot/checkpoint-500/config.json": "{}",
+        "snapshot/checkpoint-500/vocab.txt": "a",
+        "snapshot/notes/readme_first.txt": "no document",
+        "snapshot/notes/two.txt": "two",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "snapshot" / "train.jsonl").symlink_to(tmp_path / "blobs" / "1")
+    corpus = open_corpus(str(tmp_path / "snapshot"))
+    assert list(corpus.documents()) == ["one", "two"]
+    assert {reason.split(" (")[0]: count for reason, count in corpus.skipped.items()} == {
+        "README or licence": 4,
+        "description of a dataset": 1,
+        "hidden file": 1,
+        "hidden folder": 2,
+        "folder of a model": 1,
+    }
+    assert read(tmp_path / "snapshot" / "README.md") == ["# A dataset"]  # asked for by its name
 
 
 def test_parquet_rows_that_are_not_text_are_counted(tmp_path: Path) -> None:
@@ -103,8 +205,9 @@ def test_parquet_rows_that_are_not_text_are_counted(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"text": pa.concat_arrays([pa.array(["a", None, "b"]), invalid])}), tmp_path / "a.parquet")
     corpus = open_corpus(str(tmp_path / "a.parquet"))
-    assert list(corpus.documents()) == ["a", "b"]
-    assert corpus.skipped == {"field 'text' is not a string": 1, "not UTF-8": 1}
+    with pytest.raises(InputError, match="1 of 3 documents"):
+        list(corpus.documents())
+    assert corpus.skipped == {"empty document (null)": 1, "not UTF-8": 1}
     assert corpus.examples["not UTF-8"] == "a.parquet:4"
 
 
@@ -124,9 +227,7 @@ def test_nothing_usable_is_an_error_with_the_counts(tmp_path: Path) -> None:
         read(tmp_path / "empty")
 
 
-def test_unreadable_files_are_counted_and_all_unreadable_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("a", encoding="utf-8")
 
     def refuse(*_: object, **__: object) -> NoReturn:
@@ -134,17 +235,17 @@ def test_unreadable_files_are_counted_and_all_unreadable_is_an_error(
 
     monkeypatch.setattr(Path, "open", refuse)  # a chmod would not keep root out
     corpus = open_corpus(str(tmp_path))
-    corpus.fingerprint()
-    with pytest.raises(InputError, match=r"1 x unreadable file \(Permission denied\) \(first: a.txt\)"):
-        list(corpus.documents())
+    for read_it in (corpus.fingerprint, lambda: list(corpus.documents())):
+        with pytest.raises(InputError, match=r"a.txt cannot be read \(Permission denied\)"):
+            read_it()
 
 
 def test_a_missing_path_is_an_error_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "books.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match=r"did you mean .*books\.jsonl"):
+    with pytest.raises(InputError, match=r"Did you mean .*books\.jsonl"):
         open_corpus(str(tmp_path / "boks.jsonl"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="did you mean python"):
+    with pytest.raises(InputError, match="Did you mean 'python'"):
         open_corpus("pyhton")
     with pytest.raises(InputError, match="hf:allenai/c4"):
         open_corpus("allenai/c4")
@@ -193,6 +294,9 @@ def test_python_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(corpus_python, "_C_MODULES", ("no_such_module",))
     monkeypatch.setattr(corpus_python, "_topics", lambda: iter(()))
     corpus = open_corpus("python")
+    with pytest.raises(InputError, match="1 of 3 documents"):
+        list(corpus.documents())
+    monkeypatch.setattr(corpus_base, "MOST_LOST", 0.5)
     assert list(corpus.documents()) == ["'''Good.'''\n", "# coding: latin-1\n# café\n"]
     assert corpus.skipped == {"not text in its declared encoding": 1}
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "gone"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mixln.data import (
-    IGNORE_INDEX,
     PackedDataset,
     TokenStore,
     TokenStoreWriter,
@@ -16,6 +15,7 @@ from mixln.data import (
     training_rows,
 )
 from mixln.errors import InputError
+from mixln.models.encoding import IGNORED_TARGET
 
 EOS = 0
 
@@ -51,11 +51,11 @@ def reference(store: TokenStore, length: int, keep_partial: bool, cross: bool) -
         for t in range(start, start + length):
             if t + 1 < len(tokens):
                 inputs.append(tokens[t])
-                targets.append(tokens[t + 1] if cross or document[t] == document[t + 1] else IGNORE_INDEX)
+                targets.append(tokens[t + 1] if cross or document[t] == document[t + 1] else IGNORED_TARGET)
                 positions.append(t - (start if cross else max(start, first[t])))
             elif keep_partial:
                 inputs.append(EOS)
-                targets.append(IGNORE_INDEX)
+                targets.append(IGNORED_TARGET)
                 positions.append(t - (len(tokens) - 1))
         if len(inputs) == length:
             rows.append((inputs, targets, positions))
@@ -95,7 +95,7 @@ def test_every_token_but_the_first_of_each_document_is_predicted_once(tmp_path: 
 
     def predicted(dataset: PackedDataset) -> list[int]:
         targets = torch.cat([batch.targets.flatten() for batch in evaluation_batches(dataset, 7)])
-        return targets[targets != IGNORE_INDEX].tolist()
+        return targets[targets != IGNORED_TARGET].tolist()
 
     everything = [token for token in range(1, number) if token not in firsts]
     evaluation = PackedDataset(store, length, keep_partial=True)

@@ -15,13 +15,13 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from mixln import manifest
 from mixln.data import (
     DataConfig,
-    DocumentEncoder,
     PreparedData,
     TokenStore,
     cache,
-    load_tokenizer,
+    load_training_tokenizer,
     open_corpus,
     prepare_data,
     train_tokenizer,
@@ -78,7 +78,7 @@ def test_a_second_call_reads_tokens_from_the_cache(
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(DocumentEncoder, "encode", refuse)
+    monkeypatch.setattr("mixln.data.pieces.tokenized_batches", refuse)
     # Rows are cut from the same tokens, whatever their length.
     for same in (config, replace(config, sequence_length=7, cross_documents=True)):
         again = prepare_data(same, tmp_path / "cache")
@@ -172,7 +172,7 @@ def test_skipped_pieces_are_reported_also_from_the_cache(config: DataConfig, tmp
         data = prepare_data(config, tmp_path / "cache", lines.append)
         assert data.statistics.skipped == {
             "empty document": 1,
-            "bad JSON (one object a line is expected)": 1,
+            "bad JSON (one object a line, or one array, is expected)": 1,
             "not UTF-8": 1,
         }
         assert data.statistics.examples["not UTF-8"] == "corpus.jsonl:203"
@@ -191,7 +191,7 @@ def test_a_given_tokenizer_is_used(config: DataConfig, tmp_path: Path) -> None:
     train_tokenizer(["entirely other text"], 270).save_pretrained(tmp_path / "tokenizer")
     data = prepare_data(replace(config, tokenizer=str(tmp_path / "tokenizer")), tmp_path / "cache")
     assert len(data.tokenizer) == 270
-    kept = load_tokenizer(str(data.folder / "tokenizer"))
+    kept = load_training_tokenizer(str(data.folder / "tokenizer"))
     assert kept.backend_tokenizer.to_str() == data.tokenizer.backend_tokenizer.to_str()
     assert set(decode(data, data.train.store)) <= set(make_documents(200))
 
@@ -225,17 +225,15 @@ def test_impossible_settings(config: DataConfig, change: dict[str, object], mess
 def test_a_preparation_cut_short_leaves_nothing_that_counts(
     kind: type[BaseException], config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = DocumentEncoder.encode
 
-    def fail(self: DocumentEncoder, documents: list[str]) -> list[np.ndarray]:
-        encode(self, documents)
+    def fail(*_: object) -> NoReturn:
         raise kind
 
     with monkeypatch.context() as context:
-        context.setattr(DocumentEncoder, "encode", fail)
+        context.setattr("mixln.data.workers._encode", fail)
         with pytest.raises(kind):
             prepare_data(config, tmp_path / "cache")
-    assert {path.suffix for path in (tmp_path / "cache" / "data").iterdir()} <= {".lock", ".pieces"}
+    assert {path.suffix for path in (tmp_path / "cache" / "data").iterdir()} <= {".lock", ".partial"}
     data = prepare_data(config, tmp_path / "cache")
     assert len(decode(data, data.train.store)) > 100
 
@@ -243,9 +241,9 @@ def test_a_preparation_cut_short_leaves_nothing_that_counts(
 def test_what_a_killed_preparation_left_is_removed(config: DataConfig, tmp_path: Path) -> None:
     data = prepare_data(config, tmp_path / "cache")
     folder = data.train.store.folder.parent
-    stale = folder.with_name(folder.name + ".tmp-123")
-    folder.rename(stale)
-    (stale / "manifest.json").unlink()
+    stale = folder.with_name(folder.name + ".partial")
+    stale.mkdir()
+    folder.rename(stale / "data")
     again = prepare_data(config, tmp_path / "cache")
     assert again.statistics == data.statistics
     assert not stale.exists()
@@ -280,6 +278,7 @@ def test_a_damaged_cache_is_prepared_anew(damage: str, config: DataConfig, tmp_p
     assert not lines
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_the_same_data_once(write_jsonl: WriteJsonl, tmp_path: Path) -> None:
     path = write_jsonl(make_documents(5000))
     program = (
@@ -337,7 +336,7 @@ def test_a_full_or_read_only_disk_is_an_input_error(
         raise OSError(code, "cannot write")
 
     monkeypatch.setattr("mixln.data.store.TokenStoreWriter.extend", fail)
-    with pytest.raises(InputError, match=r"cannot store prepared data in .*cache.*: cannot write; free some space"):
+    with pytest.raises(InputError, match=r"cannot store prepared data in .*cache.* \(cannot write\)\. Free some space"):
         prepare_data(config, tmp_path / "cache")
 
 
@@ -348,18 +347,18 @@ def test_a_file_in_place_of_the_cache_folder_is_an_input_error(config: DataConfi
 
 
 def test_checksums_of_large_files_see_cuts_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_BLOCK", 16)
+    monkeypatch.setattr(manifest, "_BLOCK", 16)
     path = tmp_path / "file"
     content = bytearray(16 * 1000 + 5)
     path.write_bytes(content)
-    first = cache.checksum(path)
+    first = manifest.checksum(path)
     path.write_bytes(content[:-1])
-    assert cache.checksum(path) != first
+    assert manifest.checksum(path) != first
     for position in (0, -1):
         changed = bytearray(content)
         changed[position] = 1
         path.write_bytes(changed)
-        assert cache.checksum(path) != first
+        assert manifest.checksum(path) != first
 
 
 def test_the_manifest_says_what_it_holds(config: DataConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Preparation by several processes, after interruptions, from damaged pieces: always the same bytes."""
+"""Preparation by several processes, after interruptions, from damaged files: always the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,14 +21,13 @@ import datasets
 import numpy as np
 import pytest
 
-from mixln.data import DataConfig, DocumentEncoder, open_corpus, pieces, prepare_data, train_tokenizer
+from mixln.data import DataConfig, build, pieces, prepare_data, train_tokenizer
 from mixln.data.corpus_hub import HubCorpus
-from mixln.data.piece_maker import PieceJob
-from mixln.data.pieces import Piece, PieceHeader, PieceKey
+from mixln.data.pieces import Documents, Piece
 from mixln.data.prepared_folder import find_prepared_folder
-from mixln.data.splitting import TRAINING_ONLY
-from mixln.data.workers import open_pool
+from mixln.data.workers import tokenized_batches
 from mixln.errors import InputError
+from mixln.storage import write_file
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then", "some", "more"]
 PIECE_CHARACTERS = 4000
@@ -57,17 +56,34 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of pieces that are made in this process."""
+    """PART-NUMBER of the pieces that are tokenised for this process."""
     names: list[str] = []
-    write = pieces.write_piece
+    tokenized = build.tokenized
 
-    def record(path: Path, piece: Piece) -> PieceHeader:
-        header = write(path, piece)
-        names.append(path.name)
-        return header
+    def record(*arguments: Any) -> Generator[tuple[Piece, Documents], None, None]:
+        for piece, documents in tokenized(*arguments):
+            names.append(f"{piece.part}-{piece.number}")
+            yield piece, documents
 
-    monkeypatch.setattr("mixln.data.piece_maker.write_piece", record)
+    monkeypatch.setattr(build, "tokenized", record)
     return names
+
+
+def stored(partial: Path) -> int:
+    """How many pieces an interrupted preparation has stored."""
+    try:
+        checkpoint = json.loads((partial / "checkpoint.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0
+    return sum(progress["pieces"] for progress in checkpoint.get("progress", {}).values())
+
+
+def wait_for_pieces(process: subprocess.Popen[Any], partial: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while stored(partial) < count:
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.fixture
@@ -92,7 +108,7 @@ def test_pieces_join_to_what_one_piece_gives(
     for change in ({}, {"validation_corpus": None}, {"max_tokens": 23_456}):
         del made[:]
         small = prepare_data(replace(config, **change), tmp_path / "small")
-        assert len({name for name in made if name.endswith("-000000.piece")}) >= 2, "several parts"
+        assert len({name for name in made if name.endswith("-0")}) >= 2, "several parts"
         assert len(made) > 10
         with monkeypatch.context() as context:
             context.setattr(pieces, "_MIN_PIECE_CHARACTERS", 10**9)
@@ -110,9 +126,10 @@ def test_pieces_join_to_what_one_piece_gives(
             assert small.statistics.duplicates_removed == ("validation_corpus" not in change)
         else:
             assert small.statistics.train == large.statistics.train
-        assert not list((tmp_path / "small" / "data").glob("*.pieces")), "pieces are removed in the end"
+        assert not list((tmp_path / "small" / "data").glob("*.partial")), "removed in the end"
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_show(config: DataConfig, tmp_path: Path) -> None:
     alone = prepare_data(config, out=tmp_path / "alone", workers=1)
     assert len(alone.train.store.shards) > 3
@@ -142,7 +159,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_preparation_goes_on_from_its_pieces(
     workers: int, config: DataConfig, tmp_path: Path, made: list[str]
 ) -> None:
@@ -153,53 +171,49 @@ def test_a_killed_preparation_goes_on_from_its_pieces(
     out = tmp_path / "out"
     command = [sys.executable, "-c", PROGRAM, config.corpus, str(config.validation_corpus), str(out), str(workers)]
     process = subprocess.Popen(command)
-    folder = tmp_path / "out.pieces" / "train"
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.piece"))) < 15:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for_pieces(process, tmp_path / "out.partial", 15)
+    tree = [
+        Path("/proc", child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
+    assert len([child for child in tree if b"spawn_main" in (child / "cmdline").read_bytes()]) == (0, 2)[workers > 1]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = len(list(tmp_path.glob("out.pieces/*/*.piece")))
+    deadline = time.monotonic() + 60
+    while any(child.exists() for child in tree):
+        assert time.monotonic() < deadline, "workers end with their parent"
+        time.sleep(0.1)
+    kept = stored(tmp_path / "out.partial")
     assert not out.exists()
     assert 15 <= kept < total
-    damaged = sorted(folder.glob("*.piece"))[3]
-    damaged.write_bytes(damaged.read_bytes()[:-1])
     lines: list[str] = []
     prepare_data(config, out=out, report=lines.append)
     assert content(out) == content(tmp_path / "undisturbed")
-    assert damaged.name in made
-    # A worker may have ended one more piece after its parent was killed.
-    assert total - kept + 1 - workers <= len(made) <= total - kept + 1
-    assert any(f"piece {damaged} is damaged" in line for line in lines)
-    assert any(f"({total - len(made):,} pieces were found finished)" in line for line in lines)
+    assert len(made) == total - kept
+    assert any(f"({kept:,} pieces were found finished)" in line for line in lines)
     assert not any("training a tokenizer" in line for line in lines), "that is kept too"
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
 @pytest.mark.slow
-def test_an_interrupt_stops_the_workers_quietly_and_keeps_the_pieces(config: DataConfig, tmp_path: Path) -> None:
+def test_an_interrupt_stops_the_workers_quietly_and_keeps_what_is_stored(config: DataConfig, tmp_path: Path) -> None:
     write_documents(Path(config.corpus) / "4.jsonl", 8000, 4)
     command = [sys.executable, "-c", PROGRAM, config.corpus, str(config.validation_corpus), str(tmp_path / "out"), "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    folder = tmp_path / "out.pieces" / "train"
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.piece"))) < 10:
-        assert process.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for_pieces(process, tmp_path / "out.partial", 10)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, shown = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     assert shown.count("Traceback") == 1, "only that of the process itself"
     assert shown.strip().endswith("KeyboardInterrupt")
-    assert len(list(folder.glob("*.piece"))) >= 10
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.pieces"]
+    assert stored(tmp_path / "out.partial") >= 10
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.partial"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "no header", "gone", "another plan"])
-def test_damaged_pieces_are_made_again(
+@pytest.mark.parametrize(
+    "damage",
+    ["none", "more", "cut", "changed", "gone", "other ends", "no checkpoint", "half a checkpoint", "another plan"],
+)
+def test_what_is_damaged_is_tokenised_again(
     damage: str, config: DataConfig, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_data(config, out=tmp_path / "undisturbed")
@@ -210,46 +224,73 @@ def test_damaged_pieces_are_made_again(
             prepare_data(config, out=tmp_path / "out")
     assert len(made) == 2 * total
     del made[:]
-    files = sorted(tmp_path.glob("out.pieces/train/*.piece"))
-    file = files[len(files) // 2]
+    folder = tmp_path / "out.partial" / "data" / "train"
+    *_, file, last = sorted(folder.glob("tokens-*.bin"))
+    ends, checkpoint = folder / "document_ends.npy", tmp_path / "out.partial" / "checkpoint.json"
     old = file.read_bytes()
     match damage:
+        case "none":
+            pass
+        case "more":  # written after the checkpoint
+            last.write_bytes(last.read_bytes() + b"more")
+            last.with_name("tokens-00099.bin").write_bytes(b"more")
+            ends.write_bytes(ends.read_bytes() + b"more")
         case "cut":
             file.write_bytes(old[:-100])
         case "changed":
             file.write_bytes(old[:-200] + bytes([old[-200] ^ 1]) + old[-199:])
-        case "empty":
-            file.write_bytes(b"")
-        case "no header":
-            file.write_bytes(old.partition(b"\n")[2])
         case "gone":
             file.unlink()
+        case "other ends":
+            ends.write_bytes(ends.read_bytes()[:-1] + b"x")
+        case "no checkpoint":
+            checkpoint.unlink()
+        case "half a checkpoint":
+            checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
         case _:
-            (file.parent / "plan.json").write_text("{}", encoding="utf-8")
-    prepare_data(config, out=tmp_path / "out")
+            checkpoint.write_text('{"plan": {}}', encoding="utf-8")
+    lines: list[str] = []
+    prepare_data(config, out=tmp_path / "out", report=lines.append)
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
-    assert made == ([file.name] if damage != "another plan" else [file.name for file in files])
+    assert len(made) == (0 if damage in ("none", "more") else total)
+    is_named = any("train is damaged" in line and "tokenising all of it again" in line for line in lines)
+    assert is_named == (damage in ("cut", "changed", "gone", "other ends"))
 
 
-def test_a_full_disk_keeps_the_finished_pieces(
+def test_an_output_folder_goes_on_with_the_same_data_only(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tokenizer(["some text"], 270).save_pretrained(tmp_path / "tokenizer")
+    config = replace(config, tokenizer=str(tmp_path / "tokenizer"))
+    other = replace(config, corpus=str(write_documents(tmp_path / "other.jsonl", 500, 7)))
+    prepare_data(other, out=tmp_path / "undisturbed")
+    with monkeypatch.context() as context:
+        context.setattr("mixln.data.store.TokenStoreWriter.close", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_data(config, out=tmp_path / "out")
+    prepare_data(other, out=tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_keeps_what_is_stored(
     config: DataConfig, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_data(config, out=tmp_path / "undisturbed")
     total = len(made)
     del made[:]
 
-    def fill(path: Path, piece: Piece) -> PieceHeader:
-        if len(made) == 12:
+    def fill(path: Path, text: str) -> Path:
+        if len(made) == 13:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        made.append(path.name)
-        return pieces.write_piece(path, piece)
+        return write_file(path, text)
 
     with monkeypatch.context() as context:
-        context.setattr("mixln.data.piece_maker.write_piece", fill)
+        context.setattr(build, "write_file", fill)
         with pytest.raises(InputError, match=r"No space left on device.*the same command then goes on"):
             prepare_data(config, out=tmp_path / "out")
+    assert stored(tmp_path / "out.partial") == 12
     prepare_data(config, out=tmp_path / "out")
-    assert len(made) == total, "none was made twice"
+    assert len(made) == total + 1, "none was made twice but the one that could not be stored"
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
@@ -277,7 +318,7 @@ def test_data_files_of_a_dataset_are_read_in_parallel_and_joined_in_order(
     assert len(corpus.parts()) == 3
     config = DataConfig("hf:x", max_tokens=6000, vocab_size=300, sequence_length=16)
     alone = prepare_data(config, out=tmp_path / "alone")
-    assert {name.split("-")[0] for name in made} == {"000000", "000001"}, "no more is read than is needed"
+    assert {name.split("-")[0] for name in made} == {"0", "1"}, "no more is read than is needed"
     prepare_data(config, out=tmp_path / "together", workers=2)
     assert content(tmp_path / "alone") == content(tmp_path / "together")
     ends = alone.train.store.document_ends
@@ -297,24 +338,20 @@ def test_a_dataset_that_changes_between_processes_is_an_input_error(tmp_path: Pa
         list(corpus.read(part))
 
 
-def test_a_worker_that_is_killed_or_fails_is_an_input_error(tmp_path: Path) -> None:
-    corpus = open_corpus(str(write_documents(tmp_path / "a.jsonl", 50, 0)))
-    encoder = DocumentEncoder(train_tokenizer(["some text"], 300))
-    job = PieceJob(corpus, corpus.parts(), encoder, TRAINING_ONLY, frozenset(), 1000, tmp_path / "none")
-    with open_pool(job, 2) as pool:
-        pool.submit(0, PieceKey(0, 0))
-        with pytest.raises(FileNotFoundError):  # there is no folder for pieces
-            pool.finished(block=True)
-    job.folder.mkdir()
-    with open_pool(job, 2) as pool:
-        os.kill(cast("Any", pool)._processes[1].pid, signal.SIGKILL)
+@pytest.mark.slow
+def test_a_worker_that_is_killed_or_fails_ends_the_preparation() -> None:
+    tokenizer = train_tokenizer(["some text"], 300).backend_tokenizer
+    with pytest.raises(TypeError):  # no text, which the corpora keep back
+        list(tokenized_batches([["some text"], ["\ud800"]], tokenizer, 2))
 
-        def use() -> None:
-            pool.submit(1, PieceKey(0, 0))  # shows it, or only waiting does
-            pool.finished(block=True)
+    def batches() -> Iterator[list[str]]:
+        for number in range(10):
+            if number == 3:
+                os.kill(cast("int", multiprocessing.active_children()[0].pid), signal.SIGKILL)
+            yield ["some text"]
 
-        with pytest.raises(InputError, match=r"worker 2 of 2 ended by signal 9.*fewer --workers"):
-            use()
+    with pytest.raises(InputError, match=r"a worker process \(of 2\) was killed.*fewer workers"):
+        list(tokenized_batches(batches(), tokenizer, 2))
     assert not multiprocessing.active_children()
 
 

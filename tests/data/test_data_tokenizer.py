@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mixln.data import DocumentEncoder, load_tokenizer, open_corpus, train_tokenizer
+from mixln.data import DocumentEncoder, load_training_tokenizer, open_corpus, train_tokenizer
 from mixln.errors import InputError
 
 TEXTS = [
@@ -58,6 +58,7 @@ def test_special_tokens_and_size(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(train_tokenizer(TEXTS, 257)) == 257
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_between_processes(shared_data: Path) -> None:
     program = (
         "import sys; from mixln.data import open_corpus, train_tokenizer;"
@@ -118,14 +119,14 @@ def test_an_encoder_survives_pickling_with_its_settings(tokenizer: PreTrainedTok
 
 def test_a_saved_tokenizer_loads(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    for loaded in (load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
+    for loaded in (load_training_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
         assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
         assert loaded.eos_token_id == loaded.pad_token_id == 0
         assert [loaded.decode(loaded(text)["input_ids"]) for text in TEXTS] == TEXTS
 
 
 def test_gpt2s_two_files_load(shared_data: Path) -> None:
-    tokenizer = load_tokenizer(str(shared_data.parent / "tokenizers" / "gpt2"))
+    tokenizer = load_training_tokenizer(str(shared_data.parent / "tokenizers" / "gpt2"))
     assert len(tokenizer) == 50257
     assert tokenizer.eos_token_id == 50256
     assert tokenizer("Hello world")["input_ids"] == [15496, 995]
@@ -133,7 +134,7 @@ def test_gpt2s_two_files_load(shared_data: Path) -> None:
 
 def test_what_cannot_be_loaded_is_an_input_error(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot load tokenizer .*gone"):
-        load_tokenizer(str(tmp_path / "gone"))
+        load_training_tokenizer(str(tmp_path / "gone"))
     tokenizer.save_pretrained(tmp_path)
     original = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     damaged = json.loads(original)
@@ -141,11 +142,11 @@ def test_what_cannot_be_loaded_is_an_input_error(tokenizer: PreTrainedTokenizerF
     for content in (original[:100], "{}", json.dumps(damaged)):
         (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match="cannot load tokenizer") as raised:
-            load_tokenizer(str(tmp_path))
+            load_training_tokenizer(str(tmp_path))
         assert "\n" not in str(raised.value)
 
 
 def test_a_tokenizer_without_end_of_text_is_an_input_error(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r'no end-of-text token.*"eos_token" in its tokenizer_config.json'):
-        load_tokenizer(str(tmp_path))
+        load_training_tokenizer(str(tmp_path))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mixln.placement import Description, Placement, describe_modifiers, describe_schemes, describe_stack
+from mixln.placement import Entry, Placement
 from mixln.placement.registry import MODIFIERS, SCHEMES
 from mixln.report.placement_figures import describe_picture
+from mixln.report.scheme_diagram import describe_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -57,12 +58,12 @@ def test_links_and_images_within_the_repository_exist(document: Path) -> None:
 
 
 def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
-    from mixln.cli import _with_recipe_files, build_parser
+    from mixln.cli import build_parsers
 
     shown = [(document, command) for document in DOCUMENTS for command in commands(document)]
     assert len(shown) >= 5
     for document, command in shown:
-        assert build_parser().parse_args(_with_recipe_files(command[1:])), f"{document.name}: {shlex.join(command)}"
+        assert build_parsers()[""].parse_args(command[1:]), f"{document.name}: {shlex.join(command)}"
 
 
 def test_the_two_commands_of_the_readme_are_those_of_the_makefile_and_ci() -> None:
@@ -86,13 +87,13 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     assert all(scheme in page.read_text() for scheme in ("pre", "post", "mix(alpha=0.25)", "lns"))
 
 
-@pytest.mark.parametrize("found", [*describe_schemes(), *describe_modifiers()], ids=lambda found: found.name)
-def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_plans(found: Description) -> None:
+@pytest.mark.parametrize("found", [*SCHEMES.values(), *MODIFIERS.values()], ids=lambda found: found.name)
+def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_plans(found: Entry) -> None:
     """Of every registered scheme and modifier: title, formula, text, options, and a picture that is not an old one."""
     page = (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8")
     (section,) = re.findall(rf"^### `{found.name}`.*?(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     words = " ".join(section.split())
-    options = "; ".join(str(option).replace(option.name, f"`{option.name}`", 1) for option in found.options)
+    options = "; ".join(str(option).replace(option.name, f"`{option.name}`", 1) for option in found.options.values())
     for text in (f"### `{found.name}`: {found.title}", found.formula, *found.text, f"Options: {options or 'none'}."):
         assert text in words
     assert "- Source: " in section
@@ -106,7 +107,7 @@ def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_
 
 
 def test_there_are_pictures_and_sections_of_nothing_else() -> None:
-    names = {found.name for found in (*describe_schemes(), *describe_modifiers())}
+    names = {*SCHEMES, *MODIFIERS}
     assert {path.stem for path in (ROOT / "docs" / "images" / "schemes").iterdir()} == names
     assert set(re.findall(r"^### `(\w+)`", (ROOT / "docs" / "schemes.md").read_text(), re.MULTILINE)) == names
     assert all(f"`{name}`" in (ROOT / "docs" / "placements.md").read_text() for name in names)

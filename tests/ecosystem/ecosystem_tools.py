@@ -11,11 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from mixln.data import DataConfig
 from mixln.models import ARCHITECTURES
 from mixln.models.decoder import PlacedForCausalLM
-from mixln.training import ModelConfig, Recipe
-from mixln.training.config import model_config
+from mixln.tasks import ModelConfig, model_config
 
 PLACEMENTS = ["mix(alpha=0.5)", "hybrid", "pre+qk_norm+gpas", "admin"]
 """A mixture of two kinds of block, norms inside attention, a learned gate, a learned factor."""
@@ -40,7 +38,7 @@ def build(placement: str, vocab_size: int, architecture: str = "llama", **fields
         "num_attention_heads": 4,
     }
     model = ModelConfig(architecture=architecture, placement=placement, **(sizes | fields))
-    config = model_config(Recipe(model=model, data=DataConfig(sequence_length=LENGTH)), vocab_size)
+    config = model_config(model, LENGTH, vocab_size)
     return ARCHITECTURES[architecture].causal_lm_class(config).initialize(0)
 
 

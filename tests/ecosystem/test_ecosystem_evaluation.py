@@ -11,11 +11,11 @@ from typing import Any, cast
 
 import pytest
 from ecosystem_tools import build, grown
-from tasks import make_items, write_task
 from tiny import SHARED
 
 from mixln.data import PreparedData
 from mixln.models import ARCHITECTURES
+from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
 

@@ -8,8 +8,6 @@ from typing import Any, cast
 import pytest
 import torch
 from ecosystem_tools import OTHER_ARCHITECTURES, PLACEMENTS, build, grown, logits_of
-from transformers.exporters.configs import DynamoConfig
-from transformers.exporters.exporter_dynamo import DynamoExporter
 from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
 
 import mixln
@@ -88,8 +86,11 @@ def test_every_architecture_is_exported_for_any_size(architecture: str) -> None:
 
 @pytest.mark.parametrize("placement", FIRST_IS_QUICK)
 def test_the_exporter_of_transformers_takes_it(placement: str, tmp_path: Path) -> None:
+    configs = pytest.importorskip("transformers.exporters.configs", reason="this transformers has no exporters yet")
+    from transformers.exporters.exporter_dynamo import DynamoExporter
+
     model, ids = model_of(placement), token_ids(2, 12)
-    exported = cast(Any, DynamoExporter()).export(model, {"input_ids": ids}, config=DynamoConfig())
+    exported = cast(Any, DynamoExporter()).export(model, {"input_ids": ids}, config=configs.DynamoConfig())
     torch.testing.assert_close(exported(input_ids=ids).logits, logits_of(model, ids), rtol=0, atol=1e-5)
     exported.save_pretrained(tmp_path)
     assert (tmp_path / "model.pt2").exists()

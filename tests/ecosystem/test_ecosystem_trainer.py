@@ -30,7 +30,7 @@ def trainer(model: PlacedForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
         "max_steps": STEPS,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
-        "activation_checkpointing": True,
+        "gradient_checkpointing": True,
         "logging_steps": 1,
         "save_steps": STEPS // 2,
         "use_cpu": True,

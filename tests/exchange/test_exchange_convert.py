@@ -226,7 +226,7 @@ def test_what_does_not_fit_the_placement_is_listed_in_full(folder: Path) -> None
         "missing (2): model.layers.1.mlp.up_proj.weight, model.norm.weight",
         "left over (2): model.layers.9.mlp.up_proj.weight, stray",
         "of the wrong shape (1): model.layers.2.mlp.down_proj.weight is (48, 32), should be (32, 48)",
-        "state another --placement",
+        "state another `placement`",
     ):
         assert part in message
 

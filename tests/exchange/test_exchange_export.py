@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES, PLACEMENTS, STOCK, tiny_architecture
+from architecture_tools import NAMES, PLACEMENTS, STOCK, tiny_architecture, tiny_architecture_config
 from models_tools import ALL, generate, logits_of, tensors_of, token_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from mixln import apply_placement
 from mixln.errors import InputError
@@ -264,7 +270,7 @@ def test_a_refusal_names_the_part_and_the_ways_that_work(text: str) -> None:
     model = tiny_architecture("llama", text)
     with pytest.raises(InputError) as caught:
         stock_model(model)
-    for words in (*REFUSED[text], model.config.placement, "LlamaForCausalLM", "import mixln", "self_contained=True"):
+    for words in (*REFUSED[text], model.config.placement, "LlamaForCausalLM", "import mixln", "save_self_contained"):
         assert words in str(caught.value)
 
 
@@ -348,6 +354,7 @@ assert not any(name.split(".")[0] == "mixln" for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_written_folders_open_where_mixln_is_not(tmp_path: Path) -> None:
     ids, expected = token_ids(), {}
     pairs = [
@@ -430,10 +437,16 @@ def test_a_real_model_survives_the_round_trip() -> None:
     folder = Path.home() / ".cache" / "mixln-models" / "smollm2"
     if not (folder / "config.json").is_file():
         pytest.skip("SmolLM2 is not on this machine")
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    apply_placement(model, "lns")
+    model, _ = apply_placement(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), "lns")
     assert isinstance(model, ARCHITECTURES["llama"].causal_lm_class)
     stock = stock_model(model)
     assert type(stock) is LlamaForCausalLM
     difference, largest = compare_logits(model, stock)
     assert difference <= 1e-5 * largest
+
+
+def test_the_head_of_a_classifier_is_not_exported() -> None:
+    model: Any = AutoModelForSequenceClassification.from_config(tiny_architecture_config("llama", "pre"))
+    with pytest.raises(InputError, match="the head of a MixLNLlamaForSequenceClassification cannot be exported"):
+        stock_model(model)
+    stock_model(model.base_model)

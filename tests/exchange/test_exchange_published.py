@@ -77,7 +77,7 @@ def test_a_checkpoint_gives_the_equations_logits(
 @pytest.mark.parametrize("post_num", [0, 1, 2, 4])
 def test_another_number_of_post_layers_than_the_checkpoints_is_refused(post_num: int, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "published", published_weights("mix(post_layers=3)"))
-    with pytest.raises(InputError, match="state another --placement, or --norm-type and --post-num"):
+    with pytest.raises(InputError, match="state another `placement`, or `norm_type` and `post_num`"):
         convert_published(source, published_placement("post_pre", post_num))
 
 
@@ -111,10 +111,10 @@ def test_layers_without_norms_are_refused_with_the_reason(placement: str, tmp_pa
     ("norm_type", "post_num", "message"),
     [
         ("post_pr", 3, "Did you mean 'post_pre'"),
-        ("admin", None, "state the --placement"),
-        ("post_pre", None, "needs --post-num"),
-        ("scale_post_pre", None, "needs --post-num"),
-        ("lns", 3, "leave --post-num out"),
+        ("admin", None, "state the `placement`"),
+        ("post_pre", None, "needs `post_num`"),
+        ("scale_post_pre", None, "needs `post_num`"),
+        ("lns", 3, "leave `post_num` out"),
         ("post_pre", -1, "must not be negative"),
     ],
 )

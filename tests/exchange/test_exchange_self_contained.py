@@ -16,11 +16,12 @@ import torch
 from architecture_tools import NAMES, tiny_architecture, tiny_architecture_config
 from models_tools import logits_of, tiny_model, token_ids
 from self_contained import open_without_mixln, write_case
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 
 import mixln
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.errors import InputError
+from mixln.exchange import save_self_contained
 from mixln.exchange.self_contained import modelling_file
 from mixln.exchange.source_bundle import BundleError, bundle
 from mixln.models import ARCHITECTURES
@@ -73,6 +74,7 @@ def _registered(name: str, source: str, folder: Path, monkeypatch: pytest.Monkey
     del SCHEMES[name], sys.modules["schemes_of_theirs"]
 
 
+@pytest.mark.slow
 def test_folders_are_opened_without_mixln(scheme_of_a_user: str, tmp_path: Path) -> None:
     """Logits and stack are equal bit for bit, and so are generated text, drawn weights and what is saved again."""
     for name, text in QUICK:
@@ -122,11 +124,11 @@ def test_a_users_scheme_that_cannot_be_taken_over_is_refused(
     for name in _registered("theirs", source, tmp_path, monkeypatch):
         model = tiny_model(name)
         if message is None:
-            model.save_pretrained(tmp_path / "out", self_contained=True)
+            save_self_contained(model, tmp_path / "out")
             continue
         with pytest.raises(InputError, match=message) as caught:
-            model.save_pretrained(tmp_path / "out", self_contained=True)
-        assert "or save without self_contained=True" in str(caught.value)
+            save_self_contained(model, tmp_path / "out")
+        assert "or use save_pretrained" in str(caught.value)
         assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +139,7 @@ def test_a_scheme_within_a_function_is_refused(tmp_path: Path) -> None:
 
     try:
         with pytest.raises(InputError, match=f"local is not defined at the top level of {__name__}"):
-            tiny_model("test_local").save_pretrained(tmp_path, self_contained=True)
+            save_self_contained(tiny_model("test_local"), tmp_path)
     finally:
         del SCHEMES["test_local"]
 
@@ -202,7 +204,7 @@ def test_what_the_bundle_cannot_find_is_an_error() -> None:
 
 def test_where_mixln_is_imported_its_own_classes_open_the_folder(tmp_path: Path) -> None:
     model = tiny_model("lns")
-    model.save_pretrained(tmp_path / "out", self_contained=True)
+    save_self_contained(model, tmp_path / "out")
     assert not hasattr(model.config, "auto_map")
     for options in ({}, {"trust_remote_code": True}):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", **options)
@@ -217,25 +219,32 @@ def test_where_mixln_is_imported_its_own_classes_open_the_folder(tmp_path: Path)
 
 
 def test_stock_classes_still_refuse_the_folder(tmp_path: Path) -> None:
-    tiny_model("lns").save_pretrained(tmp_path, self_contained=True)
+    save_self_contained(tiny_model("lns"), tmp_path)
     with pytest.raises(Exception, match="trust_remote_code=True"):
         LlamaForCausalLM.from_pretrained(tmp_path)
 
 
 def test_the_stack_alone_is_saved_with_its_code(tmp_path: Path) -> None:
-    tiny_model("mix").model.save_pretrained(tmp_path, self_contained=True)
+    save_self_contained(tiny_model("mix").model, tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     assert (tmp_path / "modeling_mixln_llama.py").is_file()
 
 
+def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
+    model: Any = AutoModelForSequenceClassification.from_config(tiny_architecture_config("llama", "mix"))
+    with pytest.raises(InputError, match="MixLNLlamaForSequenceClassification has a head"):
+        save_self_contained(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_uploading_at_once_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save, then upload the folder"):
-        tiny_model("mix").save_pretrained(tmp_path, self_contained=True, push_to_hub=True)
+    with pytest.raises(InputError, match="save, then upload the folder"):
+        save_self_contained(tiny_model("mix"), tmp_path, push_to_hub=True)
 
 
 def test_a_process_that_does_not_write_leaves_no_file(tmp_path: Path) -> None:
-    tiny_model("mix").save_pretrained(tmp_path, is_main_process=False, self_contained=True)
+    save_self_contained(tiny_model("mix"), tmp_path, is_main_process=False)
     assert not list(tmp_path.glob("*.py"))
 
 

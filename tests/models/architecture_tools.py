@@ -24,7 +24,7 @@ PAIRS = [(name, text) for name in NAMES for text in dict.fromkeys([*PLACEMENTS, 
 def tiny_architecture_config(name: str, placement: str, **changes: Any) -> PlacedConfig:
     config_class = ARCHITECTURES[name].config_class
     fields = {**TINY, "pad_token_id": None, "tie_word_embeddings": False}
-    if config_class.recipe_names.get("num_key_value_heads", "") is None:
+    if config_class.recipe_name("num_key_value_heads") is None:
         del fields["num_key_value_heads"]
     return config_class.from_recipe(**(fields | changes), placement=placement)
 

@@ -16,6 +16,7 @@ import mixln
 from mixln import PlacementError, apply_placement, preview_placements
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES, PlacedConfig
+from mixln.models.transformers_internals import enable_activation_checkpointing, has_activation_checkpointing
 from mixln.placement.registry import SCHEMES
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
@@ -38,7 +39,7 @@ def stock_model(name: str, *, headless: bool = False, **changes: Any) -> PreTrai
 def test_the_stock_placement_leaves_the_model_as_it_is(name: str) -> None:
     model, ids = stock_model(name), token_ids()
     before, logits = dict(model.named_parameters()), logits_of(model, ids)
-    change = apply_placement(model, STOCK[name])
+    model, change = apply_placement(model, STOCK[name])
     assert change.keeps_function
     assert not change.differences
     assert change.added == change.removed == ()
@@ -57,7 +58,7 @@ def test_a_new_placement_is_the_model_of_that_placement_and_reloads(name: str, t
     for text in mixln.schemes():
         model = stock_model(name)
         matrices = {key: value for key, value in model.named_parameters() if value.ndim == 2}
-        change = apply_placement(model, text)
+        model, change = apply_placement(model, text)
         parameters = dict(model.named_parameters())
         assert all(parameters[key] is value for key, value in matrices.items()), text
         assert change.keeps_function == torch.equal(logits_of(model, ids), logits_of(stock_model(name), ids)), text
@@ -82,7 +83,7 @@ def test_what_is_told_beforehand_is_what_happens(name: str) -> None:
     for text, preview in previews.items():
         model = stock_model(name)
         logits = logits_of(model, ids)
-        change = apply_placement(model, text)
+        model, change = apply_placement(model, text)
         assert (change.keeps_function, change.differences) == (preview.keeps_function, preview.differences)
         same = torch.allclose(logits_of(model, ids), logits, rtol=1e-6, atol=1e-6)
         assert same == change.keeps_function, text
@@ -96,13 +97,13 @@ def test_norms_keep_their_weights_by_place_and_not_by_name() -> None:
     model = stock_model("llama")
     layers: Any = model.get_submodule("model.layers")
     feed_forward_norm, attention_norm = layers[0].post_attention_layernorm.weight, layers[0].input_layernorm.weight
-    apply_placement(model, "sandwich")
+    model, _ = apply_placement(model, "sandwich")
     layers = model.get_submodule("model.layers")
     # in sandwich `post_attention_layernorm` is behind the attention: another norm of the same name
     assert layers[0].pre_feedforward_layernorm.weight is feed_forward_norm
     assert layers[0].input_layernorm.weight is attention_norm
     assert (layers[0].post_attention_layernorm.weight == 1).all()
-    apply_placement(model, "pre")
+    model, _ = apply_placement(model, "pre")
     layers = model.get_submodule("model.layers")
     assert layers[0].post_attention_layernorm.weight is feed_forward_norm
 
@@ -110,13 +111,13 @@ def test_norms_keep_their_weights_by_place_and_not_by_name() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_norm_of_another_kind_is_a_new_norm_wherever_it_stands(name: str) -> None:
     model = stock_model(name)
-    apply_placement(model, "peri+qk_norm+dyt(slope=0.5)")
+    model, _ = apply_placement(model, "peri+qk_norm+dyt(slope=0.5)")
     before = dict(model.named_parameters())
     with torch.no_grad():
         for parameter in before.values():
             if parameter.ndim < 2:
                 parameter.fill_(0.123)
-    change = apply_placement(model, "peri+qk_norm+dyt(slope=0.9)")
+    model, change = apply_placement(model, "peri+qk_norm+dyt(slope=0.9)")
     slopes = {key: value for key, value in model.named_parameters() if key.endswith("alpha")}
     assert len(slopes) == 4 * 6 + 2
     assert all(value.item() == pytest.approx(0.9) for value in slopes.values())
@@ -124,25 +125,39 @@ def test_a_norm_of_another_kind_is_a_new_norm_wherever_it_stands(name: str) -> N
     assert set(slopes) <= set(change.removed)
     # norms of the old kind are left as they were, for whoever still holds them
     assert all((value == 0.123).all() for key, value in before.items() if key in change.removed)
-    back = apply_placement(model, STOCK[name])
+    model, back = apply_placement(model, STOCK[name])
     fresh = tiny_architecture(name, STOCK[name])
     fresh.initialize(0)
     for key in back.added:
         assert torch.equal(model.get_parameter(key), fresh.get_parameter(key)), key
 
 
+def test_the_given_model_stays_what_it_is_and_shares_its_parameters() -> None:
+    model, ids = stock_model("llama"), token_ids()
+    kind, logits, names = type(model), logits_of(model, ids), dict(model.named_parameters())
+    placed, change = apply_placement(model, "sandwich+qk_norm")
+    assert type(model) is kind
+    assert not isinstance(model.config, PlacedConfig)
+    assert torch.equal(logits_of(model, ids), logits)
+    shared = {key for key, value in placed.named_parameters() if any(value is own for own in names.values())}
+    assert shared == dict(placed.named_parameters()).keys() - set(change.added)
+    with torch.no_grad():
+        placed.get_parameter("model.layers.0.mlp.up_proj.weight").zero_()
+    assert not model.get_parameter("model.layers.0.mlp.up_proj.weight").any()
+
+
 def test_activation_checkpointing_stays_on() -> None:
     model = stock_model("llama")
-    model.activation_checkpointing_enable()
-    apply_placement(model, "mix(alpha=0.5)")
-    assert model.is_activation_checkpointing
+    enable_activation_checkpointing(model)
+    model, _ = apply_placement(model, "mix(alpha=0.5)")
+    assert has_activation_checkpointing(model)
 
 
 def test_one_placement_after_the_other_and_back_is_the_same_model() -> None:
     model, ids = stock_model("llama"), token_ids()
     logits = logits_of(model, ids)
     for text in ("lns", "pre+gpas", "lns+scaled_embed", "pre"):
-        apply_placement(model, text)
+        model, _ = apply_placement(model, text)
     assert torch.equal(logits_of(model, ids), logits)
 
 
@@ -152,7 +167,7 @@ def test_the_head_gets_and_loses_its_bias_and_keeps_its_weight(name: str, tied: 
     model = stock_model(name, tie_word_embeddings=tied)
     head: Any = model.get_output_embeddings()
     before = head.weight.detach().clone()
-    change = apply_placement(model, "none")
+    model, change = apply_placement(model, "none")
     assert "lm_head.bias" in change.added
     assert "a bias of the head" in change.differences
     head = model.get_output_embeddings()
@@ -163,9 +178,10 @@ def test_the_head_gets_and_loses_its_bias_and_keeps_its_weight(name: str, tied: 
     with torch.no_grad():
         head.bias.normal_()
     logits = logits_of(model, ids)
-    assert apply_placement(model, "none+gpas").keeps_function
+    model, change = apply_placement(model, "none+gpas")
+    assert change.keeps_function
     assert torch.equal(logits_of(model, ids), logits)
-    change = apply_placement(model, "pre")
+    model, change = apply_placement(model, "pre")
     assert "lm_head.bias" in change.removed
     assert "no bias of the head" in change.differences
     assert not change.keeps_function
@@ -175,16 +191,17 @@ def test_taking_away_a_bias_of_the_head_changes_the_function(monkeypatch: pytest
     monkeypatch.setitem(SCHEMES, "biased", replace(SCHEMES["pre"], name="biased", head_bias=True))
     model, ids = stock_model("llama"), token_ids()
     logits = logits_of(model, ids)
-    change = apply_placement(model, "biased")
+    model, change = apply_placement(model, "biased")
     assert (change.keeps_function, change.differences) == (True, ("a bias of the head",))
     assert torch.equal(logits_of(model, ids), logits)
-    assert not apply_placement(model, "pre").keeps_function
+    model, change = apply_placement(model, "pre")
+    assert not change.keeps_function
 
 
 def test_an_optimiser_goes_on_with_the_parameters_it_holds() -> None:
     model, ids = stock_model("llama"), token_ids()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    apply_placement(model, "mix(alpha=0.5)")
+    model, _ = apply_placement(model, "mix(alpha=0.5)")
     weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
     before = weight.detach().clone()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -195,7 +212,7 @@ def test_an_optimiser_goes_on_with_the_parameters_it_holds() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_draws_the_weights_of_a_fresh_model(name: str) -> None:
     model = stock_model(name)
-    apply_placement(model, "deepnorm+scaled_embed", seed=7)
+    model, _ = apply_placement(model, "deepnorm+scaled_embed", seed=7)
     fresh = AutoModelForCausalLM.from_config(tiny_architecture_config(name, "deepnorm+scaled_embed")).initialize(7)
     expected = dict(fresh.named_parameters())
     for key, parameter in model.named_parameters():
@@ -207,17 +224,17 @@ def test_the_bare_stack_and_tied_heads_and_modes(name: str) -> None:
     ids = token_ids()
     stack = stock_model(name, headless=True)
     expected = stack(input_ids=ids).last_hidden_state
-    apply_placement(stack, STOCK[name])
+    stack, _ = apply_placement(stack, STOCK[name])
     assert isinstance(stack, ARCHITECTURES[name].model_class)
     assert torch.equal(stack(input_ids=ids).last_hidden_state, expected)
     tied = stock_model(name, tie_word_embeddings=True).train()
-    apply_placement(tied, "post")
+    tied, _ = apply_placement(tied, "post")
     head = tied.get_output_embeddings()
     assert head is not None
     assert head.weight is tied.get_input_embeddings().weight
     assert tied.training
     half = stock_model(name).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    apply_placement(half, "sandwich+qk_norm")
+    half, _ = apply_placement(half, "sandwich+qk_norm")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 

@@ -37,7 +37,7 @@ every_pair = pytest.mark.parametrize(("name", "text"), PAIRS)
 def test_architectures_are_found_by_being_there() -> None:
     assert set(NAMES) >= {"llama"}
     for name, found in ARCHITECTURES.items():
-        assert (Path(models.__file__).parent / f"{name}.py").is_file()
+        assert (Path(models.__file__).parent / "architectures" / f"{name}.py").is_file()
         assert getattr(mixln, found.config_class.__name__) is found.config_class
         assert getattr(mixln, found.causal_lm_class.__name__) is found.causal_lm_class
     with pytest.raises(AttributeError, match="MixLNNothingConfig"):
@@ -244,18 +244,31 @@ def test_olmo_clips_query_key_and_value_under_every_placement(text: str) -> None
     ids = token_ids()
     free, clipped = (tiny_architecture("olmo", text, clip_qkv=limit) for limit in (None, 0.05))
     assert not torch.allclose(logits_of(free, ids), logits_of(clipped, ids), atol=1e-2)
-    if text == "pre+qk_norm":
-        # what is clipped is the projection, before its norm
-        attention: Any = stack_of(clipped)[1][0].get_submodule("self_attn")
-        assert all(states.abs().max() <= 0.05 for states in attention.project(torch.randn(1, 3, 32)))
+    # what is clipped is what attention works with, behind any norm; a rotation mixes two channels of a key
+    with torch.no_grad():
+        cache: Any = clipped(input_ids=ids, use_cache=True).past_key_values
+    for layer in cache.layers:
+        assert layer.values.abs().max() <= 0.05
+        assert layer.keys.abs().max() <= 0.05 * 2**0.5 + 1e-6
 
 
 def test_gpt2_refuses_what_it_would_leave_out() -> None:
     with pytest.raises(Exception, match="add_cross_attention"):
         tiny_architecture_config("gpt2", "pre", add_cross_attention=True)
-    with pytest.raises(Exception, match="reorder_and_upcast_attn does not go with placement 'pre\\+qk_norm"):
-        tiny_architecture_config("gpt2", "pre+qk_norm", reorder_and_upcast_attn=True)
-    tiny_architecture_config("gpt2", "pre", reorder_and_upcast_attn=True)
+
+
+@pytest.mark.parametrize("text", ["pre", "pre+qk_norm"])
+def test_gpt2_upcasts_its_scores_under_every_placement(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upcast = tiny_architecture("gpt2", text, reorder_and_upcast_attn=True)
+    plain, ids = tiny_architecture("gpt2", text), token_ids()
+    upcast.set_attn_implementation("eager")
+    called: list[int] = []
+    for block in stack_of(upcast)[1]:
+        attention: Any = block.get_submodule("attn")
+        own = attention._upcast_and_reordered_attn
+        monkeypatch.setattr(attention, "_upcast_and_reordered_attn", lambda *a, own=own: (called.append(1), own(*a))[1])
+    torch.testing.assert_close(logits_of(upcast, ids), logits_of(plain, ids), rtol=1e-5, atol=1e-5)
+    assert len(called) == len(stack_of(upcast)[1])
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models_tools import PLACEMENTS, logits_of, tiny_model, token_ids
+from transformers import BertForMaskedLM, GPT2ForSequenceClassification, PreTrainedModel, T5Model
 
 from mixln import MixLNLlamaForCausalLM
 from mixln.data import train_tokenizer
@@ -78,14 +79,14 @@ def test_an_empty_text_begins_at_the_end_of_text_token(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, not 0"),
-        ({"max_new_tokens": -5}, "--max-new-tokens"),
-        ({"temperature": -0.5}, "--temperature must not be negative"),
-        ({"temperature": float("nan")}, "--temperature"),
-        ({"temperature": float("inf")}, "--temperature"),
-        ({"top_p": 0}, r"--top-p must be in \(0, 1\]"),
-        ({"top_p": 1.1}, "--top-p"),
-        ({"top_p": float("nan")}, "--top-p"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, not 0"),
+        ({"max_new_tokens": -5}, "max_new_tokens"),
+        ({"temperature": -0.5}, "`temperature` must not be negative"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0}, r"`top_p` must be in \(0, 1\]"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
     ],
 )
 def test_numbers_out_of_range_are_input_errors(options: dict[str, Any], message: str, saved: Path) -> None:
@@ -103,11 +104,25 @@ def test_what_is_no_checkpoint_is_an_input_error(folder: Path) -> None:
         load_causal_lm(str(folder))
 
 
+@pytest.mark.parametrize("kind", [BertForMaskedLM, GPT2ForSequenceClassification, T5Model])
+def test_a_model_that_predicts_no_next_token_is_an_input_error(
+    kind: type[PreTrainedModel], folder: Path, tmp_path: Path
+) -> None:
+    # its weights may well be those of a causal model, whose text would be noise
+    sizes: Any = {"vocab_size": 300, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert kind.config_class is not None
+    kind(kind.config_class(**sizes)).save_pretrained(tmp_path / "other")
+    for file in folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "other")
+    with pytest.raises(InputError, match=f"is a {kind.__name__}, which does not predict the next token"):
+        load_causal_lm(str(tmp_path / "other"))
+
+
 @pytest.mark.parametrize("keep", [0, 100, -1000])
 def test_damaged_weights_are_an_input_error(keep: int, folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="cannot be opened as a causal language model"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged or cut off"):
         load_causal_lm(str(folder))
 
 
@@ -120,13 +135,13 @@ def test_missing_weights_are_an_input_error(folder: Path) -> None:
 def test_a_missing_tokenizer_is_an_input_error(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(InputError, match="no tokenizer that can be opened"):
+    with pytest.raises(InputError, match=r"cannot load tokenizer .* Save the model's beside it"):
         load_causal_lm(str(folder))
 
 
 def test_a_damaged_tokenizer_is_an_input_error(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nothing"}}')
-    with pytest.raises(InputError, match="no tokenizer that can be opened"):
+    with pytest.raises(InputError, match=r"cannot load tokenizer .* Save the model's beside it"):
         load_causal_lm(str(folder))
 
 

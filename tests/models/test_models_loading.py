@@ -70,6 +70,7 @@ print(json.dumps(opened))
 """
 
 
+@pytest.mark.slow
 def test_without_this_library_no_other_placement_opens_and_pre_does(tmp_path: Path) -> None:
     folders = {str(tmp_path / str(number)): text for number, text in enumerate(OTHERS)}
     for folder, text in folders.items():

@@ -92,6 +92,7 @@ def test_a_loaded_model_saves_the_same_folder_again(text: str, tmp_path: Path) -
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("text", [text for text in [*SCHEMES, "mix(alpha=0.5)"] if text != "mix"])
 def test_compiled_is_eager(text: str) -> None:

@@ -153,3 +153,20 @@ print(len(mixln.placement.Placement.parse("mix").plan(12).blocks))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "12"), done.stderr
+
+
+def test_plans_and_pages_of_schemes_need_no_pytorch() -> None:
+    script = """
+import sys
+from mixln.placement import Placement
+from mixln.placement.registry import MODIFIERS, SCHEMES
+from mixln.report.scheme_diagram import describe_stack
+from mixln.report.scheme_pages import scheme_table, term_page
+
+scheme_table([*SCHEMES.values(), *MODIFIERS.values()], "all")
+term_page(SCHEMES["mix"])
+describe_stack(Placement.parse("mix(alpha=0.5)+gpas").plan(12)).kinds[0].draw()
+print(*sorted({"torch", "transformers", "matplotlib"} & sys.modules.keys()))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

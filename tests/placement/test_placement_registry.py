@@ -14,6 +14,7 @@ from mixln.placement import (
     PlacementError,
     StackPlan,
     SublayerPlan,
+    find_entry,
     list_modifiers,
     list_schemes,
     register_modifier,
@@ -50,6 +51,43 @@ def test_a_registered_scheme_is_listed_and_planned() -> None:
     assert str(Placement.parse("test_damped")) == "test_damped"
     with pytest.raises(PlacementError, match=r"factor=2 must be in \[0, 1\]"):
         Placement.parse("test_damped(factor=2)")
+
+
+def test_words_of_an_entry_come_from_its_decorator() -> None:
+    @register_scheme("test_words", title="Worded", formula="y = x", source="nobody 2020")
+    def worded(depth: int, num_layers: int, *, count: int) -> BlockPlan:
+        """More of it,
+        on two lines.
+
+        Raises:
+            PlacementError: never.
+        """
+        del count
+        return bare(depth, num_layers)
+
+    found = find_entry("test_words")
+    assert (found.title, found.formula, found.source) == ("Worded", "y = x", "nobody 2020")
+    assert found.text == ("More of it, on two lines.",)
+    assert not found.is_modifier
+    assert [str(option) for option in found.options.values()] == ["count: a whole number, must be given"]
+    assert (worded.__doc__ or "").startswith("Worded: y = x (nobody 2020).\n\nMore of it,\non two lines.")
+
+
+def test_an_entry_without_words_is_described_by_its_docstring() -> None:
+    def documented(plan: StackPlan) -> StackPlan:
+        """Change nothing.
+
+        In any layer.
+        """
+        return plan
+
+    register_modifier("test_plain")(documented)
+    register_scheme("test_silent")(bare)
+    found, silent = find_entry("test_plain"), find_entry("test_silent")
+    assert (found.title, found.formula, found.source) == ("test_plain", "Change nothing", "")
+    assert found.text == ("In any layer.",)
+    assert found.is_modifier
+    assert (silent.title, silent.formula, silent.text) == ("test_silent", "", ())
 
 
 def test_options_of_every_kind_are_read_and_printed() -> None:

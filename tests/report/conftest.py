@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from mixln.report.results import ComparisonResult, CurvePoint, DepthMeasures, RunResult
+from mixln.report.results import ComparisonResult, CurvePoint, RunResult
+from mixln.report.series import Axis, Estimate, Series
 from mixln.report.statistics import summarize
+from mixln.studies.compare import depth_figures
 
 SCHEMES = (
     "pre",
@@ -37,7 +39,11 @@ def _random(*key: object) -> random.Random:
     return random.Random(zlib.crc32(repr(key).encode()))
 
 
-def _depth(placement: str, seed: int, layers: int) -> DepthMeasures:
+def depth_series(name: str, axis: Axis, values: Sequence[float]) -> Series:
+    return Series(name, axis, "loss, nats per token", list(map(Estimate, values)))
+
+
+def _depth(placement: str, seed: int, layers: int) -> dict[str, Series]:
     draw = _random("depth", placement, seed)
     quality = _random("quality", placement).uniform(0.3, 1.0) if placement != "pre" else 0.15
     slope = _random("slope", placement).uniform(-2.5, 1.5)
@@ -46,18 +52,34 @@ def _depth(placement: str, seed: int, layers: int) -> DepthMeasures:
         return math.exp(draw.gauss(0, scale))
 
     step = [(0.16 if i < 2 else 0.05 + 0.1 * quality * math.exp(-i / layers)) * noise(0.05) for i in range(layers)]
-    return DepthMeasures(
-        gradient_norm_at_init=[0.4 * math.exp(slope * i / layers) * noise(0.06) for i in range(layers)],
-        angular_distance=[
-            [min(0.9, math.sqrt(sum(s * s for s in step[i : i + n])) * 1.4) for i in range(layers - n + 1)]
-            for n in range(1, layers + 1)
-        ],
-        removal_loss_increase=[
-            (3.6 * noise(0.2) if i == 0 else 0.55 * noise(0.2) if i == 1 else quality * 0.2 * noise(0.3) - 0.02)
-            for i in range(layers)
-        ],
-        variance=[0.02 * (1 + i) ** (3.2 - 2.5 * quality) * noise(0.05) for i in range(layers + 1)],
-    )
+    series = [
+        depth_series(
+            "gradient_norm_at_init",
+            "layer",
+            [0.4 * math.exp(slope * i / layers) * noise(0.06) for i in range(layers)],
+        ),
+        depth_series(
+            "angular_distance",
+            "run",
+            [
+                min(0.9, math.sqrt(sum(s * s for s in step[i : i + n])) * 1.4)
+                for n in range(1, layers + 1)
+                for i in range(layers - n + 1)
+            ],
+        ),
+        depth_series(
+            "removal",
+            "layer",
+            [
+                (3.6 * noise(0.2) if i == 0 else 0.55 * noise(0.2) if i == 1 else quality * 0.2 * noise(0.3) - 0.02)
+                for i in range(layers)
+            ],
+        ),
+        depth_series(
+            "variance", "state", [0.02 * (1 + i) ** (3.2 - 2.5 * quality) * noise(0.05) for i in range(layers + 1)]
+        ),
+    ]
+    return {one.name: one for one in series}
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +182,7 @@ def make_result(make_run: MakeRun) -> MakeResult:
             command="mixln compare --schemes 'pre,mix(alpha=0.25),lns,post' --seeds 3",
             version="0.1.0",
             notes=["Embeddings are drawn with 0.02; the order differs at 0.632."],
+            depth_figures=depth_figures(),
         )
 
     return make

@@ -14,9 +14,13 @@ from matplotlib.text import Text
 
 from mixln.errors import InputError
 from mixln.report import figures
-from mixln.report.aggregate import mean_angular_distance, mean_curve
-from mixln.report.results import CurvePoint
+from mixln.report.aggregate import depth_of, mean_curve, over_seeds, triangle_matrix
+from mixln.report.depth_figures import draw_schemes
+from mixln.report.figure_files import write_drawings
+from mixln.report.results import ComparisonResult, CurvePoint
+from mixln.report.series import Estimate
 from mixln.report.style import scheme_styles, wrap_label
+from mixln.studies.compare import depth_figures
 
 CASES = {
     "one scheme, one seed": {"schemes": 1, "seeds": 1},
@@ -34,10 +38,44 @@ def text_of(figure: Figure) -> str:
     return " ".join(artist.get_text() for artist in figure.findobj(Text) if isinstance(artist, Text))
 
 
+DEPTH_FIGURES = {spec.name: spec for spec in depth_figures()}
+NAMES = [*(kind.name for kind in figures.FIGURES), *DEPTH_FIGURES]
+
+
+def draw_or_none(name: str, result: ComparisonResult) -> Figure | None:
+    kinds = {kind.name: kind for kind in figures.FIGURES}
+    return kinds[name].draw(result) if name in kinds else draw_schemes(DEPTH_FIGURES[name], result)
+
+
+def draw(name: str, result: ComparisonResult) -> Figure:
+    figure = draw_or_none(name, result)
+    assert figure is not None
+    return figure
+
+
+def with_depth(result: ComparisonResult, **values: float) -> ComparisonResult:
+    """The comparison with one number in place of all of some series."""
+
+    def changed(run):
+        series = {
+            name: replace(run.depth[name], estimates=[Estimate(value)] * len(run.depth[name].estimates))
+            for name, value in values.items()
+        }
+        return replace(run, depth=run.depth | series)
+
+    return replace(result, runs=[changed(run) for run in result.runs if run.depth])
+
+
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", figures.FIGURES, ids=lambda kind: kind.name)
-def test_every_figure_is_drawn(make_result, case, kind):
-    figure = kind.draw(make_result(**CASES[case]))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_is_drawn(make_result, case, name):
+    figure = draw_or_none(name, make_result(**CASES[case]))
+    has_nothing = (
+        case == "all diverged" if name in DEPTH_FIGURES else name == "learning_rate_grid" and "rates" not in CASES[case]
+    )
+    assert (figure is None) is has_nothing
+    if figure is None:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure.savefig(BytesIO(), format="png", dpi=40)
@@ -45,41 +83,43 @@ def test_every_figure_is_drawn(make_result, case, kind):
 
 def test_a_missing_scheme_is_noted(make_result):
     result = make_result(3, 1, no_depth=("lns",))
-    for draw in (figures.gradient_norms, figures.angular_distance_heatmaps, figures.removal_loss, figures.variance):
-        assert "not measured: lns" in text_of(draw(result))
+    assert set(DEPTH_FIGURES) == {"gradient_norm", "angular_distance", "removal", "variance"}
+    for name in DEPTH_FIGURES:
+        assert "not measured: lns" in text_of(draw(name, result))
 
 
 def test_one_panel_of_each_kind_a_scheme(make_result):
     result = make_result(5, 1)
-    assert {summary.placement for summary in result.summaries} <= set(
-        text_of(figures.angular_distance_heatmaps(result)).split()
-    )
+    assert {summary.placement for summary in result.summaries} <= set(text_of(draw("angular_distance", result)).split())
 
 
 def test_a_layer_that_dwarfs_the_others_carries_its_value(make_result):
     result = make_result(2, 1)
-    assert "↑" in text_of(figures.removal_loss(result))
-    runs = [
-        replace(run, depth=replace(run.depth, removal_loss_increase=[0.1] * 12)) for run in result.runs if run.depth
-    ]
-    assert "↑" not in text_of(figures.removal_loss(replace(result, runs=runs)))
+    assert "↑" in text_of(draw("removal", result))
+    assert "↑" not in text_of(draw("removal", with_depth(result, removal=0.1)))
 
 
 def test_depth_measures_that_are_not_finite_are_drawn(make_result):
-    result = make_result(2, 2)
-    runs = [
-        replace(run, depth=replace(run.depth, variance=[math.nan] * 13, removal_loss_increase=[math.nan] * 12))
-        for run in result.runs
-        if run.depth
-    ]
-    for kind in figures.FIGURES:
-        kind.draw(replace(result, runs=runs)).savefig(BytesIO(), format="png", dpi=40)
+    result = with_depth(make_result(2, 2), variance=math.nan, removal=math.nan)
+    for name in ("loss_curves", *DEPTH_FIGURES):
+        draw(name, result).savefig(BytesIO(), format="png", dpi=40)
+
+
+def test_whiskers_of_negative_bars_are_not_cut(make_result):
+    result = with_depth(make_result(1, 2), removal=-1.0)
+    one, other = result.runs
+    (other,) = with_depth(replace(result, runs=[other]), removal=0.5).runs
+    (ax,) = draw("removal", replace(result, runs=[one, other])).axes
+    bottom, top = ax.get_ylim()
+    assert bottom < -1.0 < 0.5 < top
 
 
 def test_depth_is_the_mean_over_seeds(make_result):
     result = make_result(1, 3)
-    expected = sum(run.depth.angular_distance[4][2] for run in result.runs if run.depth) / 3
-    matrix = mean_angular_distance(result)["pre"]
+    series = [run.depth["angular_distance"] for run in result.runs if run.depth]
+    expected = sum(one.triangle()[4][2] for one in series) / 3
+    assert depth_of(result)["pre"][1]["angular_distance"] is series[1]
+    matrix = triangle_matrix(over_seeds(series).mean)
     assert matrix[4, 2] == pytest.approx(expected)
     assert math.isnan(matrix[4, 8])
 
@@ -105,22 +145,25 @@ def test_labels_wrap_before_modifiers():
     assert wrap_label("x" * 60).splitlines() == ["x" * 26, "x" * 26, "x" * 8]
 
 
+def written(result: ComparisonResult, folder: Path) -> dict[str, bytes]:
+    write_drawings(figures.draw_figures(result), folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_files_are_the_same_each_time_and_stale_ones_go(make_result, tmp_path):
-    first = figures.write_figures(make_result(1, 1, rates=(1e-3, 3e-3), layers=2), tmp_path)
-    assert set(first) == {f"{kind.name}.{suffix}" for kind in figures.FIGURES for suffix in ("png", "svg")}
+    first = written(make_result(1, 1, rates=(1e-3, 3e-3), layers=2), tmp_path)
+    assert set(first) == {f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")}
     result = make_result(2, 1, layers=2)
-    before = {name: path.read_bytes() for name, path in figures.write_figures(result, tmp_path).items()}
-    assert {path.name for path in tmp_path.iterdir()} == set(before)
-    assert "learning_rate_grid.png" not in before
-    after = {name: path.read_bytes() for name, path in figures.write_figures(result, tmp_path).items()}
-    assert before == after
+    before = written(result, tmp_path)
+    assert set(before) == {f"{name}.{end}" for name in NAMES if name != "learning_rate_grid" for end in ("png", "svg")}
+    assert before == written(result, tmp_path)
     assert b"<dc:date>" not in before["variance.svg"]
 
 
 def test_a_folder_that_is_a_file_is_an_input_error(make_result, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="taken"):
-        figures.write_figures(make_result(1, 1), tmp_path / "taken")
+        written(make_result(1, 1), tmp_path / "taken")
 
 
 def test_the_package_imports_without_matplotlib_or_jinja():

@@ -10,10 +10,19 @@ import pytest
 from browser import assert_chromium_is_content
 
 from mixln.errors import InputError
-from mixln.files import write_file
 from mixln.report import from_json, write_report
-from mixln.report.figures import FIGURES
-from mixln.report.html import render_html, write_html
+from mixln.report.figure_files import draw_svg
+from mixln.report.figures import FIGURES, draw_figures
+from mixln.report.html import render_html
+from mixln.storage import write_file
+from mixln.studies.compare import depth_figures
+
+SHOWN = [*FIGURES, *depth_figures()]
+
+
+def rendered(result) -> str:
+    drawn = {name: draw_svg(figure, name) for name, figure in draw_figures(result) if figure is not None}
+    return render_html(result, drawn)
 
 
 class Page(HTMLParser):
@@ -60,7 +69,7 @@ def result(make_result):
 
 @pytest.fixture(scope="module")
 def html(result) -> str:
-    return render_html(result)
+    return rendered(result)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +80,7 @@ def page(html) -> Page:
 def test_the_page_holds_every_scheme_figure_and_fact(page, result):
     for summary in result.summaries:
         assert summary.placement in page.text
-    for kind in FIGURES:
+    for kind in SHOWN:
         assert kind.title in page.text
         assert kind.name in page.ids
     for label, value in result.facts.items():
@@ -80,7 +89,7 @@ def test_the_page_holds_every_scheme_figure_and_fact(page, result):
     for text in (result.machine, result.command, result.version, *result.notes):
         assert text in page.text
     assert "diverged" in page.text
-    assert len(page.alts) == len(FIGURES)
+    assert len(page.alts) == len(SHOWN)
     assert all(page.alts)
     assert page.headings[0] == "h1"
     assert page.headings.count("h1") == 1
@@ -99,18 +108,18 @@ def test_ids_are_unique(page):
 
 
 def test_the_page_is_the_same_each_time(result, html, tmp_path):
-    assert write_html(result, tmp_path / "report.html").read_text(encoding="utf-8") == html
+    assert write_report(result, tmp_path).read_text(encoding="utf-8") == html
 
 
 def test_markup_in_texts_is_escaped(make_result):
     label = "<script>alert(1)</script>&"
-    text = render_html(make_result(["pre", label], 1, layers=2))
+    text = rendered(make_result(["pre", label], 1, layers=2))
     assert "<script" not in text
     assert label in Page(text).text
 
 
 def test_a_page_without_depth_or_losses_says_so(make_result):
-    text = Page(render_html(make_result(2, 1, diverged=("pre", "mix(alpha=0.25)")))).text
+    text = Page(rendered(make_result(2, 1, diverged=("pre", "mix(alpha=0.25)")))).text
     assert "Every run diverged" in text
     assert "no run has depth measures" in text
 
@@ -119,7 +128,7 @@ def test_a_report_is_complete_and_read_back(make_result, tmp_path):
     result = make_result(2, 3, layers=4)
     assert write_report(result, tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "report.html"
     files = {path.relative_to(tmp_path / "new" / "folder").as_posix() for path in (tmp_path / "new").rglob("*.*")}
-    drawn = {kind.name for kind in FIGURES} - {"learning_rate_grid"}
+    drawn = {kind.name for kind in SHOWN} - {"learning_rate_grid"}
     expected = {"results.json", "table.md", "report.html"}
     assert files == expected | {f"figures/{name}.{suffix}" for name in drawn for suffix in ("png", "svg")}
     assert from_json((tmp_path / "new" / "folder" / "results.json").read_text(encoding="utf-8")) == result
@@ -134,7 +143,7 @@ def test_a_full_disk_is_an_input_error_and_leaves_the_old_file(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match=r"Cannot write .*a\.txt: No space left"):
+    with pytest.raises(InputError, match=r"Cannot write .*a\.txt \(No space left"):
         write_file(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

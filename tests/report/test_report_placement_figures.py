@@ -18,12 +18,12 @@ from mixln.placement import (
     QKVNormPlan,
     StackPlan,
     SublayerPlan,
-    describe_stack,
     list_modifiers,
     list_schemes,
 )
-from mixln.report.figures import draw_svg
+from mixln.report.figure_files import draw_svg
 from mixln.report.placement_figures import describe_picture, draw_placement
+from mixln.report.scheme_diagram import describe_stack
 
 EVERYTHING = SublayerPlan(
     input_norm=NormPlan(groups=4),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mixln.errors import InputError
-from mixln.report import CurvePoint, RunResult, from_json, to_json
+from mixln.report import ComparisonResult, CurvePoint, RunResult, from_json, to_json
+from mixln.report.depth_report import DepthReport
 
 
 def test_a_comparison_survives_exactly(make_result):
@@ -54,12 +55,12 @@ def test_intervals_come_back_as_tuples(make_result):
         (lambda d: d.pop("schema_version"), "no 'schema_version'"),
         (lambda d: d["runs"][1].pop("seed"), r"runs\[1\] lacks seed"),
         (lambda d: d["runs"][0].update(sed=1), r"runs\[0\] has the unknown sed"),
-        (lambda d: d["runs"][0].update(seed="1"), r"runs\[0\].seed should be int, and is str"),
-        (lambda d: d["runs"][0].update(seed=True), r"runs\[0\].seed should be int"),
-        (lambda d: d["runs"][0].update(seconds=True), r"runs\[0\].seconds should be float"),
+        (lambda d: d["runs"][0].update(seed="1"), r"runs\[0\].seed must be a whole number, not '1'"),
+        (lambda d: d["runs"][0].update(seed=True), r"runs\[0\].seed must be a whole number"),
+        (lambda d: d["runs"][0].update(seconds=True), r"runs\[0\].seconds must be a number"),
         (lambda d: d["summaries"][1]["difference"].update(interval=[1.0]), r"summaries\[1\].difference.interval"),
-        (lambda d: d.update(facts={"a": 1}), "facts.a should be str"),
-        (lambda d: d.update(runs=[3]), r"runs\[0\] should be an object"),
+        (lambda d: d.update(facts={"a": 1}), "facts.a must be text"),
+        (lambda d: d.update(runs=[3]), r"runs\[0\] must be an object"),
     ],
 )
 def test_a_bad_file_is_an_input_error_that_names_the_place(make_result, change, message):
@@ -79,3 +80,15 @@ def test_what_is_no_results_file_says_so(text):
 def test_what_json_cannot_hold_is_named(make_run, config):
     with pytest.raises(TypeError, match=r"RunResult\.config\.(path|deep\[0\])"):
         to_json(replace(make_run(), config=config))
+
+
+@pytest.mark.parametrize("kind", [ComparisonResult, RunResult, DepthReport])
+@pytest.mark.parametrize(
+    "value",
+    ["1" + "0" * 400, "1" + "0" * 5000, "[" * 200 + "]" * 200, "[" * 100_000 + "]" * 100_000],
+    ids=["no float", "no integer", "deep", "deeper than Python reads"],
+)
+def test_numbers_and_nesting_beyond_what_can_be_used_are_refused(kind: type, value: str) -> None:
+    text = f'{{"schema_version": 1, "command": {value}}}'
+    with pytest.raises(InputError, match="Not a results file"):
+        from_json(text, kind)

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from mixln import schemes
-from mixln.data import PreparedData
+from mixln import MixLNLlamaForCausalLM, schemes
+from mixln.data import Batch, PreparedData, training_batch
 from mixln.errors import InputError
 from mixln.report import ComparisonResult, from_json, to_json
-from mixln.studies import Job, compare, plan_jobs
-from mixln.training import Recipe, build_model, differences
+from mixln.studies.compare import Job, compare, plan_jobs
+from mixln.tasks import Recipe, build_model
+from mixln.training import differences
 
 FOUR = ["pre", "post", "mix(alpha=0.5)", "lns"]
 
@@ -36,10 +42,11 @@ def test_every_scheme_is_trained_with_every_seed_and_measured(result: Comparison
     layers = recipe.model.num_hidden_layers
     for run in result.runs:
         assert run.depth is not None
-        assert len(run.depth.gradient_norm_at_init) == len(run.depth.removal_loss_increase) == layers
-        assert len(run.depth.variance) == layers + 1
-        assert [len(row) for row in run.depth.angular_distance] == list(range(layers, 0, -1))
-        assert all(0 <= distance <= 1 for row in run.depth.angular_distance for distance in row)
+        assert len(run.depth["gradient_norm_at_init"].values) == len(run.depth["removal"].values) == layers
+        assert len(run.depth["variance"].values) == layers + 1
+        distances = run.depth["angular_distance"].triangle()
+        assert [len(row) for row in distances] == list(range(layers, 0, -1))
+        assert all(0 <= distance <= 1 for row in distances for distance in row)
         assert run.validation_loss is not None
         assert run.validation_loss < run.train_curve[0].loss
         assert [point.step for point in run.train_curve] == list(range(1, recipe.steps + 1))
@@ -52,6 +59,47 @@ def test_every_scheme_is_trained_with_every_seed_and_measured(result: Comparison
     assert mean is not None
     assert difference is not None
     assert difference.mean == pytest.approx(mean - pre.loss_mean)
+
+
+def test_what_each_layer_does_is_measured_by_its_definition(
+    result: ComparisonResult, recipe: Recipe, data: PreparedData, folder: Path
+) -> None:
+    """In plain code, on the trained model of one run; the gradients on the model that it began with."""
+    (run,) = (one for one in result.runs if (one.placement, one.seed) == ("pre", 0))
+    assert run.depth is not None
+    (path,) = folder.glob("runs/pre_*_seed0_*/model")
+    model = MixLNLlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    rows = data.validation.batch(np.arange(min(32, len(data.validation))))
+
+    def loss(model: MixLNLlamaForCausalLM, rows: Batch) -> torch.Tensor:
+        logits = model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1).double(), rows.targets.flatten())
+
+    states: list[torch.Tensor] = []
+    with ExitStack() as hooks, torch.no_grad():
+        for block in model.model.layers:
+            hooks.enter_context(block.register_forward_pre_hook(lambda _, args: states.append(args[0].double())))
+        hooks.enter_context(model.model.norm.register_forward_pre_hook(lambda _, args: states.append(args[0].double())))
+        whole = loss(model, rows).item()
+    counted = rows.targets != -100
+    variances = [state[counted].var(-1, correction=0).mean().item() for state in states]
+    assert run.depth["variance"].values == pytest.approx(variances, rel=1e-5)
+    for n, row in enumerate(run.depth["angular_distance"].triangle(), start=1):
+        for first, distance in enumerate(row):
+            cosines = nn.functional.cosine_similarity(states[first][counted], states[first + n][counted], dim=-1)
+            assert distance == pytest.approx(cosines.clamp(-1, 1).arccos().mean().item() / math.pi, abs=1e-6)
+    for layer, increase in enumerate(run.depth["removal"].values):
+        shorter = copy.deepcopy(model)
+        del shorter.model.layers[layer]
+        with torch.no_grad():
+            assert increase == pytest.approx(loss(shorter, rows).item() - whole, abs=1e-5)
+    fresh = build_model(replace(recipe, seed=0), data.tokenizer).eval()
+    assert isinstance(fresh, MixLNLlamaForCausalLM)
+    loss(fresh, training_batch(data.train, 0, min(recipe.batch_size, 32), 0)).backward()
+    for block, norm in zip(fresh.model.layers, run.depth["gradient_norm_at_init"].values, strict=True):
+        gradients = [parameter.grad for parameter in block.parameters()]
+        squares = sum(gradient.square().sum().item() for gradient in gradients if gradient is not None)
+        assert norm == pytest.approx(math.sqrt(squares), rel=1e-4)
 
 
 def test_compared_runs_differ_in_the_placement_and_nothing_else(result: ComparisonResult, folder: Path) -> None:
@@ -100,6 +148,7 @@ def test_a_finished_run_is_not_repeated(
     assert again.runs[: len(result.runs)] == result.runs
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_was(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     whole = compare(recipe, ["pre", "mix"], data, tmp_path / "whole")
     trained: list[tuple[str, int]] = []
@@ -130,6 +179,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(recipe: Recipe, data: Pr
         )
 
 
+@pytest.mark.slow
 def test_each_scheme_is_judged_at_its_own_best_learning_rate(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
@@ -145,6 +195,7 @@ def test_each_scheme_is_judged_at_its_own_best_learning_rate(
         assert summary.learning_rate == losses[min(loss for loss in losses if loss is not None)] == 5e-3
 
 
+@pytest.mark.slow
 def test_other_seeds_run_at_the_rate_that_was_best_with_the_first(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
@@ -179,9 +230,9 @@ def test_other_settings_and_other_data_are_other_runs(recipe: Recipe, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schemes": []}, "--schemes is empty"),
+        ({"schemes": []}, "`schemes` is empty"),
         ({"schemes": ["mix", "mix(alpha=0.25)"]}, "same value twice"),
-        ({"seeds": [1, 1]}, "--seeds has the same value twice"),
+        ({"seeds": [1, 1]}, "`seeds` has the same value twice"),
         ({"learning_rates": [-1.0]}, "learning_rate must be more than 0"),
         ({"schemes": ["pre", "mix(post_layers=5)"]}, "post_layers=5, but the model has 4 layers"),
     ],
@@ -194,14 +245,15 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_first_run(
         plan_jobs(recipe, given["schemes"], "", tmp_path, given["seeds"], given["learning_rates"])
 
 
+@pytest.mark.slow
 def test_the_batch_size_of_validation_changes_no_result(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     (one,) = compare(replace(recipe, evaluation_batch_size=1), ["lns"], data, tmp_path).runs
     (five,) = compare(replace(recipe, evaluation_batch_size=5), ["lns"], data, tmp_path).runs
     assert one.validation_loss == pytest.approx(five.validation_loss, rel=1e-5)
     assert one.depth is not None
     assert five.depth is not None
-    assert one.depth.variance == pytest.approx(five.depth.variance, rel=1e-5)
-    assert one.depth.removal_loss_increase == pytest.approx(five.depth.removal_loss_increase, rel=1e-3, abs=1e-5)
+    for name, rel, abs_ in (("variance", 1e-5, 0.0), ("removal", 1e-3, 1e-5)):
+        assert one.depth[name].values == pytest.approx(five.depth[name].values, rel=rel, abs=abs_)
 
 
 def test_a_damaged_result_is_named(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:

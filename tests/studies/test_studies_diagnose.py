@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from browser import assert_chromium_is_content
-from depth_architectures import MODELS, make_batch
+from measure_architectures import MODELS, make_batch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    FNetConfig,
+    FNetModel,
+    PixtralVisionConfig,
+    PixtralVisionModel,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 import mixln
 from mixln.data import PreparedData
-from mixln.depth.batches import first_tokens
-from mixln.depth.performance import EmbeddingTurn
-from mixln.depth.pruning import without_blocks
-from mixln.depth.stack import find_block_stack
-from mixln.depth.texts import text_batches, text_windows
 from mixln.errors import InputError
-from mixln.report.diagnosis import DepthReport, ModelDiagnosis, Series
-from mixln.report.diagnosis_figures import FIGURES
-from mixln.report.diagnosis_summary import dead_layers, findings, layer_columns
+from mixln.measure.batches import ModelBatch, first_tokens
+from mixln.measure.performance import EmbeddingTurn
+from mixln.measure.pruning import without_blocks
+from mixln.measure.recording import recording
+from mixln.measure.stack import find_block_stack
+from mixln.measure.texts import text_batches, text_windows
+from mixln.report.depth_report import DepthReport, layer_tables, shown_columns
+from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
-from mixln.studies.diagnose import MEASURE_NAMES, DiagnosisConfig, diagnose, diagnose_batches, diagnose_model
-from mixln.training import Recipe
-from mixln.training.build import build_model
+from mixln.report.series import Estimate, Series
+from mixln.studies import measures
+from mixln.studies.diagnose import diagnose, diagnose_batches, diagnose_model
+from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
+from mixln.studies.measuring import presented
+from mixln.studies.registry import all_entries
+from mixln.tasks import Recipe
+from mixln.tasks.build import build_model
 
 SMALL = DiagnosisConfig(
     window=32, batch_size=3, max_tokens=600, performance_tokens=200, gradient_tokens=100, run_lengths=(2,)
@@ -51,29 +77,29 @@ def quiz(model: nn.Module) -> list[float]:
 
 def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
     (found,) = report.models
-    lengths = {"layer": 4, "state": 5, "first_of_pair": 3, "first_of_run": 3, "model": 1}
+    lengths = {"layer": 4, "state": 5, "first_of_pair": 3, "first_of_run": 3, "run": 10, "model": 1, "norm": 8}
     assert set(found.series) == {
         *("block_influence", "variance", "rms", "norm", "attention_share", "feed_forward_share", "removal"),
         *("attention_removal", "feed_forward_removal", "swap", "repeat", "jacobian_distance", "removal_of_2"),
-        *("gradient_norm", "perplexity", "perplexity_without", "score_quiz", "removal_quiz"),
+        *("gradient_norm", "perplexity", "perplexity_without", "score:quiz", "removal:quiz"),
+        *("performance", "angular_distance", "sigma_in_branch", "log10_gradient_factor"),
     }
     for series in found.series.values():
-        assert len(series.values) == len(series.low) == len(series.high) == lengths[series.axis]
-        for value, low, high in zip(series.values, series.low, series.high, strict=True):
-            assert low is not None
-            assert high is not None
-            assert low <= value <= high
-    assert [len(row) for row in found.angular_distance] == [4, 3, 2, 1]
+        assert len(series.values) == len(series.estimates) == lengths[series.axis]
+        for estimate in series.estimates:
+            assert estimate.interval is not None
+            low, high = estimate.interval
+            assert low <= estimate.value <= high
+    assert [len(row) for row in found.series["angular_distance"].triangle()] == [4, 3, 2, 1]
     assert found.documents == 5
     assert found.num_layers == len(found.layer_parameters) == 4
     assert 500 < found.tokens <= 600
     assert 200 <= found.performance_tokens < 240
     assert found.performance_of_whole == pytest.approx(math.log(400), rel=0.2)
-    assert found.performance_of_whole is not None
-    assert found.performance_of_whole_low is not None
-    assert found.performance_of_whole_high is not None
-    assert found.performance_of_whole_low < found.performance_of_whole < found.performance_of_whole_high
-    assert {norm.is_on_stream for norm in found.norm_scales} == {False}
+    (whole,) = found.series["performance"].estimates
+    assert whole.interval is not None
+    assert whole.interval[0] < whole.value < whole.interval[1]
+    assert "sigma_on_stream" not in found.series
 
 
 def test_perplexities_are_those_of_the_pruned_models(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
@@ -95,37 +121,36 @@ def test_perplexities_are_those_of_the_pruned_models(model: nn.Module, data: Pre
     for layer in range(4):
         with without_blocks(find_block_stack(model), [layer]):
             assert series["perplexity_without"].values[layer] == pytest.approx(perplexity(), rel=1e-5)
-    assert "perplexity without" in [column.head for column in layer_columns(report.models[0])]
-    assert any(f"(perplexity {series['perplexity'].values[0]:.2f})" in one for one in findings(report.models[0]))
+    assert "perplexity without" in [column.head for column in shown_columns(report.models[0])]
+    assert any(f"(perplexity {series['perplexity'].values[0]:.2f})" in one for one in report.models[0].findings)
 
 
 def test_the_report_survives_json(report: DepthReport) -> None:
     text = to_json(report)
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
     assert from_json(text, DepthReport) == report
     with pytest.raises(InputError, match="schema_version 7"):
-        from_json(text.replace('"schema_version": 2', '"schema_version": 7'), DepthReport)
+        from_json(text.replace('"schema_version": 3', '"schema_version": 7'), DepthReport)
 
 
 def test_numbers_do_not_depend_on_batch_size(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
     config = DiagnosisConfig(**{**vars(SMALL), "batch_size": 7})
     other = diagnose_model(model, data.tokenizer, TEXTS, config, scores={"quiz": quiz})
     for name, series in report.models[0].series.items():
-        assert other.series[name].values == pytest.approx(series.values, rel=1e-4, abs=1e-5), name
-    for one, two in zip(other.angular_distance, report.models[0].angular_distance, strict=True):
-        assert one == pytest.approx(two, abs=1e-5)
+        rel = 0.0 if name == "angular_distance" else 1e-4
+        assert other.series[name].values == pytest.approx(series.values, rel=rel, abs=1e-5), name
 
 
 def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     config = DiagnosisConfig(window=32, max_tokens=100, gradient_tokens=0, measures=("similarity",))
     found = diagnose_model(model, data.tokenizer, TEXTS, config)
-    assert set(found.series) == {"block_influence"}
+    assert set(found.series) == {"block_influence", "angular_distance"}
     assert found.performance_of_whole is None
     with pytest.raises(InputError, match=r"no measure 'angle'.*similarity"):
-        DiagnosisConfig(measures=("angle",)).check()
+        DiagnosisConfig(measures=("angle",))
     assert "removal" in MEASURE_NAMES
-    with pytest.raises(InputError, match="add --fresh-gradients true"):
-        DiagnosisConfig(measures=("gradient_norm_at_init",)).check()
+    with pytest.raises(InputError, match="add `fresh_gradients=true`"):
+        DiagnosisConfig(measures=("gradient_norm_at_init",))
     assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, measures=())).series == {}
     with pytest.raises(InputError, match="run_lengths has 4, and the model 4 layers"):
         diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, run_lengths=(4,)))
@@ -145,22 +170,86 @@ def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedDat
 
 
 def test_runs_of_layers_are_reported(report: DepthReport) -> None:
-    assert any("2 consecutive layers that are cheapest to remove together" in one for one in findings(report.models[0]))
+    assert any("2 consecutive layers that are cheapest to remove together" in one for one in report.models[0].findings)
 
 
 def test_scores_of_ones_own_are_taken_without_each_layer(model: nn.Module, data: PreparedData) -> None:
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
     def score(model: nn.Module) -> float:
-        assert isinstance(model, mixln.MixLNLlamaForCausalLM)
-        seen.append(model.config.num_hidden_layers)
+        with torch.no_grad(), recording(find_block_stack(model)) as record:
+            model(input_ids=torch.arange(6)[None])
+        states = record.hidden_states
+        seen.append([layer for layer in range(4) if torch.equal(states[layer], states[layer + 1])])
         return float(len(seen))
 
     config = DiagnosisConfig(window=32, max_tokens=100, measures=("growth",), gradient_tokens=0)
     found = diagnose_model(model, data.tokenizer, TEXTS, config, scores={"quiz": score})
-    assert seen == [4, 3, 3, 3, 3]
-    assert found.series["removal_quiz"].values == [-1.0, -2.0, -3.0, -4.0]
+    assert seen == [[], [0], [1], [2], [3]]
+    assert found.series["removal:quiz"].values == [-1.0, -2.0, -3.0, -4.0]
     assert len(find_block_stack(model).layers) == 4
+
+
+HOSTILE = (
+    "of_2",
+    "of_x",
+    "",
+    "perplexity",
+    "removal",
+    "a:b",
+    "score:of_2",
+    "removal:quiz",
+    "[red]<b>",
+    "\N{SNOWMAN} x $\\q$",
+)
+
+
+def test_no_name_of_a_score_is_taken_for_a_measure(model: nn.Module, data: PreparedData, tmp_path: Path) -> None:
+    config = replace(SMALL, measures=("removal",), gradient_tokens=0)
+    plain = diagnose(model, data.tokenizer, TEXTS, config)
+    scores = {name: lambda _, value=float(number): value for number, name in enumerate(HOSTILE)}
+    report = diagnose(model, data.tokenizer, TEXTS, config, scores=scores)
+    (found,), (expected,) = report.models, plain.models
+    for number, name in enumerate(HOSTILE):
+        assert found.series[f"score:{name}"].values == [number]
+        assert found.series[f"removal:{name}"].values == [0.0] * 4
+        assert sum(sentence.startswith(f"{name} ({name}): the whole model has") for sentence in found.findings) == 1
+    assert {name: found.series[name] for name in expected.series} == expected.series
+    assert len(found.series) == len(expected.series) + 2 * len(HOSTILE)
+    assert [one for one in found.findings if one in expected.findings] == expected.findings
+    assert [column.head for column in shown_columns(found)][-len(HOSTILE) :] == list(HOSTILE)
+    assert [str(column.header) for column in layer_tables(found)[1].columns] == ["layer", *HOSTILE]
+    assert "<b>" not in report.save(tmp_path).read_text(encoding="utf-8")
+    assert from_json((tmp_path / "report.json").read_text(encoding="utf-8"), DepthReport) == report
+    assert not any(":" in name for name in expected.series)
+
+
+def test_a_measure_is_added_by_one_file(
+    model: nn.Module, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of the documentation."""
+    text = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    (tmp_path / "largest_channel.py").write_text(text.split("## A measure of your own")[1].split("```")[1][7:])
+    monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
+    all_entries.cache_clear()
+    try:
+        report = diagnose(model, data.tokenizer, TEXTS, replace(SMALL, gradient_tokens=0))
+    finally:
+        all_entries.cache_clear()
+    (found,) = report.models
+    with torch.no_grad(), recording(find_block_stack(model)) as record:
+        model(input_ids=torch.tensor([data.tokenizer(TEXTS[0])["input_ids"][:32]]))
+    assert len(found.series["largest_channel"].values) == len(record.hidden_states)
+    assert found.series["largest_channel"].values[0] == pytest.approx(
+        record.hidden_states[0].abs().amax(-1).mean().item(), rel=0.2
+    )
+    assert "largest channel" in [column.head for column in shown_columns(found)]
+    assert any(sentence.startswith("The largest channel is ") for sentence in found.findings)
+    names = [figure.name for figure in report.figures]
+    assert names.index("variance") < names.index("largest_channel") < names.index("shares")
+    page = report.save(tmp_path / "out").read_text(encoding="utf-8")
+    assert "A jump is a massive activation." in page
+    assert (tmp_path / "out" / "figures" / "largest_channel.png").is_file()
 
 
 def test_gradients_of_a_fresh_model_are_those_of_other_weights(model: nn.Module, data: PreparedData) -> None:
@@ -182,9 +271,9 @@ def test_an_encoder_is_measured_by_its_pooled_embedding(data: PreparedData) -> N
     assert not {"perplexity", "perplexity_without"} & set(found.series)
     assert min(found.series["removal"].values) > 0
     assert "gradient_norm" not in found.series
-    assert found.log10_gradient_factor is not None
-    assert sum(norm.is_on_stream for norm in found.norm_scales) == 6
-    assert any("Post-LN" in sentence for sentence in findings(found))
+    assert "log10_gradient_factor" in found.series
+    assert len(found.series["sigma_on_stream"].values) == 6
+    assert any("Post-LN" in sentence for sentence in found.findings)
 
 
 def test_images_are_measured_too() -> None:
@@ -208,31 +297,34 @@ def test_what_cannot_be_measured_is_noted() -> None:
     batch = make_batch(MODELS["vit"]())
     odd = type(batch)({"hidden_states": torch.randn(5, 6, 4)}, None, None, batch.documents)
     found = diagnose_batches(Odd(), [odd], None, SMALL)
-    assert set(found.series) == {"block_influence", "variance", "rms", "norm", "jacobian_distance"}
+    assert set(found.series) == {
+        *("block_influence", "angular_distance", "variance", "rms", "norm", "jacobian_distance"),
+    }
     assert len(found.notes) == 2
 
 
 def made_up(removal: list[float], high: list[float | None], whole: float) -> ModelDiagnosis:
-    series = {"removal": removal_series(removal, high)}
-    return ModelDiagnosis(
+    estimates = [
+        Estimate(value, None if end is None else (-end, end)) for value, end in zip(removal, high, strict=True)
+    ]
+    made_up = ModelDiagnosis(
         *("m", "M", "layers", "B", len(removal), 100, [10] * len(removal), 1, 1, 1, "loss"),
-        performance_of_whole=whole,
-        series=series,
+        series={
+            "removal": Series("removal", "layer", "loss", estimates),
+            "performance": Series("performance", "model", "loss", [Estimate(whole)]),
+        },
     )
-
-
-def removal_series(values: list[float], high: list[float | None]) -> Series:
-    return Series("removal", "layer", "loss", values, [None if end is None else -end for end in high], high)
+    return presented(made_up, all_entries())
 
 
 def test_dead_weight_is_judged_at_the_upper_end_of_the_interval() -> None:
     found = made_up([0.01, 0.01, 0.5, -0.2], [0.02, 0.2, 0.6, -0.1], 3.0)
-    assert dead_layers(found) == [1, 4]
-    assert "2 of 4 layers are dead weight" in findings(found)[0]
-    assert "1, 4; 20% of the parameters" in findings(found)[0]
+    assert found.dead_layers == [1, 4]
+    assert "2 of 4 layers are dead weight" in found.findings[0]
+    assert "1, 4; 20% of the parameters" in found.findings[0]
     alone = made_up([0.01, 0.01, 0.5], [None, None, None], 3.0)
-    assert dead_layers(alone) == [1, 2]
-    assert "No layer is dead weight" in findings(made_up([1.0], [None], 3.0))[0]
+    assert alone.dead_layers == [1, 2]
+    assert "No layer is dead weight" in made_up([1.0], [None], 3.0).findings[0]
 
 
 def test_windows_come_from_all_documents_alike(data: PreparedData) -> None:
@@ -263,18 +355,22 @@ def test_targets_are_the_next_tokens_wherever_the_padding_is(data: PreparedData)
             own = batch.arguments["attention_mask"][row].bool()
             assert batch.arguments["input_ids"][row, own].tolist() == window.input_ids
             assert batch.targets[row, batch.counted[row]].tolist() == window.input_ids[1:]
-            assert batch.arguments["position_ids"][row, own].tolist() == list(range(len(window.input_ids)))
+            if side == "left":  # with padding on the right, models find their positions themselves
+                assert batch.arguments["position_ids"][row, own].tolist() == list(range(len(window.input_ids)))
 
 
 def test_a_saved_report_is_complete(report: DepthReport, tmp_path: Path) -> None:
     page = report.save(tmp_path / "out")
-    drawn = {kind.name for kind in FIGURES if kind.name != "interpretability"}  # which is measured on request
+    on_request = {"attribution", "patching", "entropy_neurons"}
+    drawn = {figure.name for figure in report.figures} - on_request
+    assert len(drawn) == len(report.figures) - 3 == 11
+    assert {column.series for column in report.models[0].shown.columns} <= report.models[0].series.keys()
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")
     }
     text = page.read_text()
     assert text.count("data:image/svg+xml;base64,") == len(drawn)
-    assert all((kind.title in text) == (kind.name in drawn) for kind in FIGURES)
+    assert all((figure.title in text) == (figure.name in drawn) for figure in report.figures)
     assert from_json((tmp_path / "out" / "report.json").read_text(), DepthReport) == report
 
 
@@ -291,3 +387,122 @@ def test_a_folder_is_diagnosed_by_name(model: nn.Module, data: PreparedData, tmp
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     found = mixln.diagnose(loaded, tokenizer, TEXTS, SMALL)
     assert found.models[0].model == str(tmp_path)
+
+
+def test_an_encoder_decoder_is_measured_by_its_encoder_alone(data: PreparedData) -> None:
+    sizes: dict[str, Any] = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+    }
+    torch.manual_seed(0)
+    whole = T5Model(T5Config(vocab_size=len(data.tokenizer), **sizes)).eval()
+    config = DiagnosisConfig(window=32, max_tokens=100, measures=("removal",), layers="encoder.block")
+    found = diagnose_model(whole, data.tokenizer, TEXTS, config)
+    assert (found.kind, found.layers_name) == ("T5Stack", "encoder.block")
+    assert any("the encoder alone was run" in note for note in found.notes)
+    alone = T5EncoderModel(T5Config(vocab_size=len(data.tokenizer), **sizes)).eval()
+    alone.load_state_dict(whole.state_dict(), strict=False)
+    other = diagnose_model(alone, data.tokenizer, TEXTS, config)
+    assert found.series["removal"].values == pytest.approx(other.series["removal"].values, abs=1e-6)
+    with pytest.raises(InputError, match=r"a T5Model cannot be run.*also takes decoder_input_ids"):
+        diagnose_model(whole, data.tokenizer, TEXTS, replace(config, layers="decoder.block"))
+
+
+def test_stages_of_different_widths_are_refused_and_each_measured_alone() -> None:
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4)
+    torch.manual_seed(0)
+    model = SwinModel(config).eval()
+    batch = ModelBatch({"pixel_values": torch.randn(3, 3, 32, 32)}, None, None, torch.arange(3))
+    with pytest.raises(InputError, match=r"stages of different widths.*encoder\.layers\.0\.blocks"):
+        diagnose_batches(model, [batch], EmbeddingTurn(), SMALL)
+    stage = DiagnosisConfig(measures=("removal",), layers="encoder.layers.0.blocks")
+    assert len(diagnose_batches(model, [batch], EmbeddingTurn(), stage).series["removal"].values) == 2
+
+
+def test_images_that_make_one_row_are_run_alone() -> None:
+    """Also if the first batch is of one image."""
+    torch.manual_seed(0)
+    shape = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model = PixtralVisionModel(shape).eval()
+    pixels = torch.randn(3, 3, 32, 32)
+    config = DiagnosisConfig(measures=("removal",))
+    parts = {
+        cuts: [
+            ModelBatch({"pixel_values": pixels[start:end]}, None, None, torch.arange(start, end)) for start, end in cuts
+        ]
+        for cuts in (((0, 1), (1, 2), (2, 3)), ((0, 1), (1, 3)), ((0, 3),))
+    }
+    alone, *others = (
+        diagnose_batches(model, batches, EmbeddingTurn(), config).series["removal"].values for batches in parts.values()
+    )
+    assert all(values == pytest.approx(alone) for values in others)
+
+
+def test_a_base_model_whose_base_is_an_encoder_is_whole() -> None:
+    config = DINOv3ViTConfig(
+        image_size=32, patch_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    batch = ModelBatch({"pixel_values": torch.randn(2, 3, 32, 32)}, None, None, torch.arange(2))
+    found = diagnose_batches(DINOv3ViTModel(config).eval(), [batch], EmbeddingTurn(), SMALL)
+    assert len(found.series["removal"].values) == 3
+
+
+def bert_of(classes: type[PreTrainedModel], **fields: Any) -> PreTrainedModel:
+    sizes: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    return classes(BertConfig(**sizes, num_attention_heads=4, initializer_range=0.2, **fields)).eval()
+
+
+def test_heads_are_left_aside_and_scores_see_them(data: PreparedData) -> None:
+    """By either name of the list, with scores and without."""
+    model = bert_of(BertForSequenceClassification)
+    base: Any = model.base_model
+    config = DiagnosisConfig(measures=("removal",), window=32, layers="encoder.layer")
+    expected = diagnose_model(base, data.tokenizer, TEXTS, config).series["removal"].values
+    seen: list[str] = []
+
+    def score(whole: nn.Module) -> float:
+        seen.append(type(whole).__name__)
+        return 1.0
+
+    for layers in (None, "encoder.layer", "bert.encoder.layer"):
+        found = diagnose_model(
+            model, data.tokenizer, TEXTS, replace(config, layers=layers), scores={"own": score} if layers else None
+        )
+        assert found.layers_name == "bert.encoder.layer"
+        assert found.series["removal"].values == expected
+    assert {*seen} == {"BertForSequenceClassification"}
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_loss_of_what_is_seen_is_told_of(is_decoder: bool, data: PreparedData) -> None:
+    config = DiagnosisConfig(measures=("removal",), window=32)
+    found = diagnose_model(bert_of(BertLMHeadModel, is_decoder=is_decoder), data.tokenizer, TEXTS, config)
+    assert any("sees the whole text" in note for note in found.notes) is not is_decoder
+
+
+def test_rows_that_padding_changes_are_run_alone() -> None:
+    """FNet takes no mask: it mixes what stands in the padding into every token."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    model = FNetModel(FNetConfig(**sizes, max_position_embeddings=64)).eval()
+    ids = torch.randint(3, 61, (2, 12))
+    mask = torch.arange(12) < torch.tensor([[12], [7]])
+    kinds = {"token_type_ids": torch.zeros_like(ids)}
+    batch = ModelBatch({"input_ids": ids, "attention_mask": mask.long(), **kinds}, mask, None, torch.arange(2))
+    config = DiagnosisConfig(measures=("removal",))
+    found = diagnose_batches(model, [batch], EmbeddingTurn(), config)
+    rows = [
+        ModelBatch({"input_ids": ids[row : row + 1, :length]}, mask[row : row + 1, :length], None, torch.tensor([row]))
+        for row, length in enumerate((12, 7))
+    ]
+    alone = diagnose_batches(model, rows, EmbeddingTurn(), config)
+    assert found.series["removal"].values == pytest.approx(alone.series["removal"].values, abs=1e-7)
+    assert any("every row was run alone" in note for note in found.notes)

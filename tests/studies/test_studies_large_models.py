@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tasks import make_items, write_task
 from tiny import save_tiny_llama
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from mixln.data import PreparedData
-from mixln.depth.forward import model_device
+from mixln.measure.forward import model_device
 from mixln.report.diagnosis import ModelDiagnosis
-from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+from mixln.studies.diagnose import diagnose_model
+from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.prune import PruningRecord, prune_model
+from tasks import make_items, write_task
 
 CONFIG = DiagnosisConfig(window=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,))
 TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon. " * 12 for number in range(5)]
@@ -47,12 +48,9 @@ def test_half_precision_agrees_with_float32(
     for name, series in expected.series.items():
         assert all(map(math.isfinite, numbers(found, name))), name
         rel, abs_ = (0.0, 0.01) if series.unit == expected.performance else (0.01, 0.0)
+        rel, abs_ = (0.0, 0.002) if name == "angular_distance" else (rel, abs_)
         assert numbers(found, name) == pytest.approx(series.values, rel=rel, abs=abs_), name
-    for row, own in zip(expected.angular_distance, found.angular_distance, strict=True):
-        assert own == pytest.approx(row, abs=0.002)
-    for norm, own in zip(expected.norm_scales, found.norm_scales, strict=True):
-        assert (own.name, own.is_on_stream) == (norm.name, norm.is_on_stream)
-        assert own.sigma == pytest.approx(norm.sigma, rel=0.01)
+        assert found.series[name].labels == series.labels
 
 
 AROUND = {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -60,7 +58,9 @@ MAPS = {
     "some blocks": {**AROUND, "model.embed_tokens": "cpu", "model.layers.1": "disk", "model.layers.3": "disk"}
     | {f"model.layers.{index}": "cpu" for index in (0, 2)},
     "embedding": {**AROUND, "model.embed_tokens": "disk"} | {f"model.layers.{index}": "cpu" for index in range(4)},
-    "everything": {"": "disk"},
+    # a single device would do, but transformers 5.10 then leaves the model without its weights
+    "everything": {"model.rotary_emb": "cpu"}
+    | dict.fromkeys(("model.embed_tokens", "model.layers", "model.norm", "lm_head"), "disk"),
 }
 
 
@@ -87,17 +87,17 @@ def test_offloaded_weights_make_no_difference(
     assert any("Weights are offloaded" in note for note in found.notes) is not has_gradients
     for name in set(expected.series) - missing:
         assert numbers(found, name) == pytest.approx(numbers(expected, name), rel=1e-6, abs=1e-7), name
-    assert found.angular_distance == expected.angular_distance
-    assert found.norm_scales == expected.norm_scales
-    assert numbers(found, "removal_spread") == pytest.approx(numbers(plain, "removal_spread"), abs=1e-6)
+    for name in ("angular_distance", "sigma_in_branch"):
+        assert found.series[name] == expected.series[name]
+    assert numbers(found, "removal:spread") == pytest.approx(numbers(plain, "removal:spread"), abs=1e-6)
 
 
-def test_an_offloaded_model_is_pruned(folder: Path, data: PreparedData, tmp_path: Path) -> None:
+def test_an_offloaded_model_is_pruned(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="a device_map needs accelerate")
     device_map = MAPS["embedding"] | {"model.layers.1": "disk", "model.layers.3": "disk"}
     offloaded = LlamaForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "off")
     record = PruningRecord(str(folder), [2, 3], 4, None, consecutive=False, text=None)
-    prune_model(offloaded, data.tokenizer, [1, 2], tmp_path / "out", record)
+    prune_model(offloaded, [1, 2], tmp_path / "out", record)
     whole, pruned = (LlamaForCausalLM.from_pretrained(path).model for path in (folder, tmp_path / "out"))
     for index, original in enumerate((0, 3)):
         kept = zip(pruned.layers[index].parameters(), whole.layers[original].parameters(), strict=True)
@@ -113,5 +113,5 @@ def test_tasks_run_on_offloaded_weights(
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     score = task_score(data.tokenizer, "words", include_path=write_task(tmp_path / "tasks", make_items(6)))
-    offloaded = LlamaForCausalLM.from_pretrained(folder, device_map={"": "disk"}, offload_folder=tmp_path / "off")
+    offloaded = LlamaForCausalLM.from_pretrained(folder, device_map=MAPS["everything"], offload_folder=tmp_path / "off")
     assert score(offloaded) == score(LlamaForCausalLM.from_pretrained(folder))

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from tasks import make_items, write_task
 from tiny import SHARED, tiny_llama
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from mixln.data import PreparedData
-from mixln.depth.pruning import without_blocks
-from mixln.depth.stack import find_block_stack
 from mixln.errors import InputError
-from mixln.report.diagnosis_summary import findings, layer_columns
-from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+from mixln.measure.pruning import without_blocks
+from mixln.measure.stack import find_block_stack
+from mixln.report.depth_report import shown_columns
+from mixln.studies.diagnose import diagnose_model
+from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.task_scores import load_task, task_score
+from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
 
@@ -64,7 +65,7 @@ def test_a_task_without_each_layer_agrees_with_the_plain_formula(
     score = task_score(data.tokenizer, "words", include_path=write_task(tmp_path / "tasks", items))
     found = diagnose_model(model, data.tokenizer, TEXT, NOTHING_ELSE, scores={"words": score})
     whole = correct(model, data.tokenizer, items)
-    series = found.series["score_words"]
+    series = found.series["score:words"]
     assert series.values == pytest.approx([statistics.mean(whole)])
     assert (series.axis, series.unit) == ("model", "acc of words")
     stack = find_block_stack(model)
@@ -74,11 +75,11 @@ def test_a_task_without_each_layer_agrees_with_the_plain_formula(
         differences = [before - after for before, after in zip(whole, changed, strict=True)]
         mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(items))
         reach = stats.t.ppf(0.975, len(items) - 1) * error
-        removal = found.series["removal_words"]
+        removal = found.series["removal:words"]
         assert removal.values[layer] == pytest.approx(mean)
-        assert (removal.low[layer], removal.high[layer]) == pytest.approx((mean - reach, mean + reach))
-    assert "words" in [column.head for column in layer_columns(found)]
-    assert any(sentence.startswith("words (acc of words): the whole model has") for sentence in findings(found))
+        assert removal.estimates[layer].interval == pytest.approx((mean - reach, mean + reach))
+    assert "words" in [column.head for column in shown_columns(found)]
+    assert any(sentence.startswith("words (acc of words): the whole model has") for sentence in found.findings)
 
 
 def test_limits_metrics_and_batches_are_passed_on(model: LlamaForCausalLM, data: PreparedData, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from models_tools import generate, logits_of, token_ids
 from safetensors.torch import save_file
 
+from mixln.exchange import save_self_contained
 from mixln.models import PlacedPreTrainedModel
 from mixln.placement.registry import MODIFIERS, SCHEMES
 
@@ -25,7 +26,7 @@ def write_case(folder: Path, model: PlacedPreTrainedModel, without: str = "") ->
     In the end the model's weights are others.
     """
     ids = token_ids()
-    model.save_pretrained(folder / "model", self_contained=True)
+    save_self_contained(model, folder / "model")
     with torch.no_grad():
         hidden: Any = model.base_model(input_ids=ids, use_cache=False)
     expected = {

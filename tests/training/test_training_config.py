@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from mixln.errors import InputError
 from mixln.models import ARCHITECTURES
 from mixln.placement import PlacementError
-from mixln.training import Recipe, model_config
-from mixln.training.recipes import find_recipe, list_recipes
+from mixln.tasks import Recipe, check_model, model_config
+from mixln.tasks.recipes import find_recipe, list_recipes
 
 TABLE_9 = {
     # hidden, intermediate, heads, layers, steps, peak learning rate, parameters in millions (vocabulary 32,000)
@@ -31,7 +31,7 @@ def read(name: str, *overrides: str) -> Recipe:
     parser.add_argument("--recipe", action="config")
     parser.add_class_arguments(Recipe)
     values = parser.instantiate(parser.parse_args(["--recipe", str(find_recipe(name)), *overrides]))
-    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__}).check()
+    return check_model(Recipe(**{field.name: values[field.name] for field in fields(Recipe)}))
 
 
 @pytest.mark.parametrize("name", list(TABLE_9))
@@ -45,7 +45,7 @@ def test_published_recipes_are_those_of_table_9(name: str) -> None:
     assert recipe.tokens_per_step == 131_072
     assert recipe.warmup_steps == steps // 10
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(model_config(recipe, 32_000))
+        built = AutoModelForCausalLM.from_config(model_config(recipe.model, 256, 32_000))
     assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
@@ -60,7 +60,7 @@ def test_nano_is_the_default_recipe_of_about_3_million_parameters_in_12_layers()
     assert recipe == Recipe()
     assert recipe.model.num_hidden_layers >= 12
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(model_config(recipe, recipe.data.vocab_size))
+        built = AutoModelForCausalLM.from_config(model_config(recipe.model, 256, recipe.data.vocab_size))
     assert 2.5e6 < sum(p.numel() for p in built.parameters()) < 3.5e6
 
 
@@ -71,7 +71,7 @@ def test_overrides_are_typed_and_win_over_the_recipe() -> None:
 
 def test_a_recipe_file_states_only_fields_that_there_are() -> None:
     for name in list_recipes():
-        assert set(yaml.safe_load(find_recipe(name).read_text())) <= set(Recipe.__dataclass_fields__)
+        assert set(yaml.safe_load(find_recipe(name).read_text())) <= {field.name for field in fields(Recipe)}
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,22 @@ def test_a_recipe_file_states_only_fields_that_there_are() -> None:
 )
 def test_what_makes_no_sense_is_refused_by_name(change: dict[str, object], message: str) -> None:
     recipe = tiny_recipe(Path("unused"))
+    with pytest.raises(InputError, match=message):
+        check_model(changed(recipe, change))
+
+
+def changed(recipe: Recipe, change: dict[str, object]) -> Recipe:
     nested = {
         name: replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
         for name, value in change.items()
     }
-    with pytest.raises(InputError, match=message):
-        replace(recipe, **nested).check()
+    return replace(recipe, **nested)
 
 
 def test_a_placement_that_there_is_not_is_refused_before_any_work() -> None:
     recipe = tiny_recipe(Path("unused"))
     with pytest.raises(PlacementError, match=r"unknown scheme 'sandwhich'\. Did you mean 'sandwich'"):
-        replace(recipe, model=replace(recipe.model, placement="sandwhich")).check()
+        check_model(replace(recipe, model=replace(recipe.model, placement="sandwhich")))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_what_does_not_go_with_the_model_is_refused(overrides: list[str], reason
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_recipe_may_name_any_architecture(name: str) -> None:
-    config = model_config(read("nano", "--model.architecture", name), 300)
+    config = model_config(read("nano", "--model.architecture", name).model, 256, 300)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (128, 12, 300)
     assert config.placement == "pre"
     with torch.device("meta"):

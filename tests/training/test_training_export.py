@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixln.data import PreparedData, prepare_data, training_batch
 from mixln.errors import InputError
-from mixln.training import ExecutionConfig, Recipe, read_metrics, train
+from mixln.tasks import Recipe, pretrain
+from mixln.tasks.export import export_checkpoint, find_checkpoint
+from mixln.tasks.objective import CausalLanguageModelObjective
+from mixln.training import ExecutionConfig, read_metrics
 from mixln.training import run as run_module
-from mixln.training.checkpoint import checkpoint_step, list_checkpoints
-from mixln.training.export import export_checkpoint, find_checkpoint
-from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.saved_checkpoint import checkpoint_step, list_checkpoints
 
 EVERY_FOURTH = ExecutionConfig(checkpoint_every=4, keep_every=4, layer_metrics_every=0, trackers=())
 
@@ -52,7 +53,7 @@ def test_the_exported_model_is_that_of_its_step(
         return record
 
     monkeypatch.setattr(run_module.TrainingRun, "make_step", make_step)
-    train(recipe, data, tmp_path / "run")
+    pretrain(recipe, data, tmp_path / "run")
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path / "run")] == [4, 8]
     assert not torch.equal(seen[4], seen[8])
     for step in (4, 8):
@@ -103,15 +104,15 @@ def interrupt_after(last: int) -> Callable[[int, float, float], None]:
 def test_an_interrupted_run_is_exported_and_then_goes_on(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     recipe = replace(recipe, execution=EVERY_FOURTH)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "run", interrupt_after(5))
+        pretrain(recipe, data, tmp_path / "run", interrupt_after(5))
     export_checkpoint(find_checkpoint(tmp_path / "run"), tmp_path / "run" / "exported")
-    train(recipe, data, tmp_path / "run")
+    pretrain(recipe, data, tmp_path / "run")
     assert find_checkpoint(tmp_path / "run").name == "step_00000008"
 
 
 def test_what_is_there_is_not_overwritten(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(replace(recipe, execution=EVERY_FOURTH), data, tmp_path / "run", interrupt_after(1))
+        pretrain(replace(recipe, execution=EVERY_FOURTH), data, tmp_path / "run", interrupt_after(1))
     checkpoint = find_checkpoint(tmp_path / "run")
     (tmp_path / "out").mkdir()
     export_checkpoint(checkpoint, tmp_path / "out")  # an empty folder is as good as none

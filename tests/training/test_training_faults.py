@@ -18,24 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from mixln.data import PreparedData, training_batch, training_rows
-from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
+from mixln.tasks import Recipe, build_model, pretrain
+from mixln.tasks.objective import CausalLanguageModelObjective
 from mixln.training import (
     ExecutionConfig,
     FaultConfig,
-    Recipe,
     TrainingDivergedError,
     TrainingWarning,
-    build_model,
     learning_rate,
     read_metrics,
-    train,
 )
 from mixln.training import run as run_module
-from mixln.training.build import build_optimizer
-from mixln.training.checkpoint import checkpoint_step, list_checkpoints, load_weights
-from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.checkpoint import load_weights
+from mixln.training.optimizer import build_optimizer
 from mixln.training.run import build_objective
+from mixln.training.saved_checkpoint import checkpoint_step, list_checkpoints
 
 Kind = Literal["loss", "gradient", "spike"]
 KINDS: list[Kind] = ["loss", "gradient", "spike"]
@@ -115,7 +113,7 @@ class Reference:
         self.recipe, self.data = recipe, data
         self.model = build_model(recipe, data.tokenizer)
         self.objective = CausalLanguageModelObjective(self.model)
-        self.optimizer = build_optimizer(recipe, self.model)
+        self.optimizer = build_optimizer(recipe.optimizer, self.model)
 
     def make(self, *steps: int) -> Reference:
         for step in steps:
@@ -123,7 +121,7 @@ class Reference:
             (self.objective.batch_loss(batch) * (1 / batch.num_predicted_tokens)).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.max_grad_norm)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.recipe, step)
+                group["lr"] = learning_rate(self.recipe.optimizer, self.recipe.steps, step)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return self
@@ -154,7 +152,7 @@ def test_a_skipped_step_leaves_weights_and_optimiser_as_they_were(
 ) -> None:
     poison(kind, BAD_STEP)
     with pytest.warns(TrainingWarning, match=FOUND[kind] + ".*: skip"):
-        trained = train(faulty(recipe, kind, "skip"), data, tmp_path)
+        trained = pretrain(faulty(recipe, kind, "skip"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(1, 8), *range(9, 13)).model)
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -170,7 +168,7 @@ def test_a_fault_in_the_very_first_step_is_skipped_too(
     recipe: Recipe, data: PreparedData, tmp_path: Path, poison: Poison
 ) -> None:
     poison("gradient", 1)
-    trained = train(faulty(recipe, "gradient", "skip"), data, tmp_path)
+    trained = pretrain(faulty(recipe, "gradient", "skip"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(2, 13)).model)
 
 
@@ -180,8 +178,8 @@ def test_a_roll_back_goes_to_the_last_checkpoint_and_leaves_the_step_out(
 ) -> None:
     poison(kind, BAD_STEP)
     made: list[int] = []
-    with pytest.warns(TrainingWarning, match=FOUND[kind] + ".*: roll back"):
-        trained = train(faulty(recipe, kind, "roll_back"), data, tmp_path, lambda step, *_: made.append(step))
+    with pytest.warns(TrainingWarning, match=FOUND[kind] + ".*: going back to step 6"):
+        trained = pretrain(faulty(recipe, kind, "roll_back"), data, tmp_path, lambda step, *_: made.append(step))
     bad = [] if kind == "loss" else [8]  # a loss that is no number is not shown
     assert made == [*range(1, 8), *bad, 7, *range(9, 13)]
     reference = Reference(recipe, data).make(*range(1, 7))
@@ -197,14 +195,14 @@ def test_a_roll_back_before_the_first_checkpoint_goes_to_the_beginning(
 ) -> None:
     poison("loss", 2)
     made: list[int] = []
-    trained = train(faulty(recipe, "loss", "roll_back"), data, tmp_path, lambda step, *_: made.append(step))
+    trained = pretrain(faulty(recipe, "loss", "roll_back"), data, tmp_path, lambda step, *_: made.append(step))
     assert made == [1, 1, *range(3, 13)]
     assert_same(trained.model, Reference(recipe, data).make(1, *range(3, 13)).model)
 
 
 def test_each_roll_back_leaves_one_step_out(recipe: Recipe, data: PreparedData, tmp_path: Path, poison: Poison) -> None:
     poison("loss", 7, 8, 12)
-    trained = train(faulty(recipe, "loss", "roll_back"), data, tmp_path)
+    trained = pretrain(faulty(recipe, "loss", "roll_back"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(1, 7), *range(9, 12)).model)
     assert [fault["step"] for fault in recorded_faults(tmp_path)] == [7, 8, 12]
 
@@ -215,7 +213,7 @@ def test_a_stop_saves_the_state_before_the_step_and_another_policy_goes_on_from_
 ) -> None:
     poison(kind, BAD_STEP)
     with pytest.raises(TrainingDivergedError, match=FOUND[kind] + r".*Lower the learning rate.*policy"):
-        train(faulty(recipe, kind, "stop"), data, tmp_path / "stopped")
+        pretrain(faulty(recipe, kind, "stop"), data, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "model").exists()
     newest = list_checkpoints(tmp_path / "stopped")[-1]
     assert checkpoint_step(newest) == 7
@@ -223,8 +221,8 @@ def test_a_stop_saves_the_state_before_the_step_and_another_policy_goes_on_from_
     load_weights(newest, saved)
     assert_same(saved, Reference(recipe, data).make(*range(1, 8)).model)
 
-    resumed = train(faulty(recipe, kind, "skip"), data, tmp_path / "stopped")
-    whole = train(faulty(recipe, kind, "skip"), data, tmp_path / "whole")
+    resumed = pretrain(faulty(recipe, kind, "skip"), data, tmp_path / "stopped")
+    whole = pretrain(faulty(recipe, kind, "skip"), data, tmp_path / "whole")
     assert_same(resumed.model, whole.model)
     for name in ("loss", "tokens", "learning_rate", "gradient_norm", "validation_loss"):
         expected = [line.get(name) for line in read_metrics(tmp_path / "whole")]
@@ -240,7 +238,7 @@ def test_stopping_again_leaves_the_checkpoint_of_the_first_stop_alone(
     files: list[tuple[str, int]] = []
     for _ in range(2):
         with pytest.raises(TrainingDivergedError):
-            train(faulty(recipe, "loss", "stop"), data, tmp_path)
+            pretrain(faulty(recipe, "loss", "stop"), data, tmp_path)
         files.append((list_checkpoints(tmp_path)[-1].name, list_checkpoints(tmp_path)[-1].stat().st_ino))
     assert files[0] == files[1]
     assert files[0][0] == "step_00000007"
@@ -251,8 +249,8 @@ def test_a_stop_in_the_first_step_saves_the_initial_weights(
 ) -> None:
     poison("loss", 1)
     with pytest.raises(TrainingDivergedError, match="step 1 "):
-        train(faulty(recipe, "loss", "stop"), data, tmp_path)
-    trained = train(faulty(recipe, "loss", "skip"), data, tmp_path)
+        pretrain(faulty(recipe, "loss", "stop"), data, tmp_path)
+    trained = pretrain(faulty(recipe, "loss", "skip"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(2, 13)).model)
 
 
@@ -263,8 +261,8 @@ def test_too_many_faults_stop_the_run_and_more_of_them_allowed_it_goes_on(
     poison("loss", 4, 7, 11)
     for _ in range(2):  # the same again stops in the same place
         with pytest.raises(TrainingDivergedError, match=r"step 11 .*more than faults\.max_faults, 2, already"):
-            train(faulty(recipe, "loss", policy, max_faults=2), data, tmp_path)
-    trained = train(faulty(recipe, "loss", policy, max_faults=3), data, tmp_path)
+            pretrain(faulty(recipe, "loss", policy, max_faults=2), data, tmp_path)
+    trained = pretrain(faulty(recipe, "loss", policy, max_faults=3), data, tmp_path)
     kept = [step for step in range(1, 13) if step not in (4, 7, 11)]
     assert_same(trained.model, Reference(recipe, data).make(*kept).model)
     assert [(fault["step"], fault["action"]) for fault in recorded_faults(tmp_path)] == [
@@ -279,13 +277,14 @@ def test_no_spike_is_seen_before_the_window_is_full_or_when_not_looked_for(
     recipe: Recipe, data: PreparedData, tmp_path: Path, poison: Poison
 ) -> None:
     poison("spike", 2)
-    train(faulty(recipe, "spike", "stop"), data, tmp_path / "early")
+    pretrain(faulty(recipe, "spike", "stop"), data, tmp_path / "early")
     poison("spike", BAD_STEP)
-    train(replace(recipe, execution=QUIET), data, tmp_path / "ignored")
+    pretrain(replace(recipe, execution=QUIET), data, tmp_path / "ignored")
     for folder in ("early", "ignored"):
         assert not (tmp_path / folder / "faults.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "roll_back"])
 @pytest.mark.parametrize("cut_after", [7, 10])
 def test_an_interruption_around_a_fault_changes_nothing(
@@ -299,7 +298,7 @@ def test_an_interruption_around_a_fault_changes_nothing(
     """Interrupted in step 7 of the first pass, in step 7 of the second, and later; killed without a checkpoint too."""
     poison("spike", BAD_STEP)
     recipe = replace(faulty(recipe, "spike", policy), evaluate_every=5)
-    whole = train(recipe, data, tmp_path / "whole")
+    whole = pretrain(recipe, data, tmp_path / "whole")
 
     class KilledError(Exception):
         pass
@@ -320,8 +319,8 @@ def test_an_interruption_around_a_fault_changes_nothing(
             if passes == 2 and (policy == "skip" or cut_after > BAD_STEP):
                 continue  # such a step is made once
             with pytest.raises((KeyboardInterrupt, KilledError)):
-                train(recipe, data, folder, cut)
-            resumed = train(recipe, data, folder)
+                pretrain(recipe, data, folder, cut)
+            resumed = pretrain(recipe, data, folder)
             assert_same(resumed.model, whole.model)
             assert resumed.validation == whole.validation
             for key in ("step", "loss", "tokens", "validation_loss"):
@@ -336,7 +335,7 @@ def test_the_validation_loss_is_that_of_the_final_weights_when_the_last_step_is_
     recipe = replace(
         faulty(recipe, "loss", "roll_back"), evaluate_every=10, execution=replace(QUIET, checkpoint_every=8)
     )
-    whole = train(recipe, data, tmp_path / "whole")
+    whole = pretrain(recipe, data, tmp_path / "whole")
     passes = 0
 
     def interrupt(step: int, *_: float) -> None:
@@ -346,11 +345,11 @@ def test_the_validation_loss_is_that_of_the_final_weights_when_the_last_step_is_
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", interrupt)
-    resumed = train(recipe, data, tmp_path / "cut")
+        pretrain(recipe, data, tmp_path / "cut", interrupt)
+    resumed = pretrain(recipe, data, tmp_path / "cut")
     assert_same(resumed.model, whole.model)
     assert resumed.validation == whole.validation
-    again = train(recipe, data, tmp_path / "cut")
+    again = pretrain(recipe, data, tmp_path / "cut")
     assert again.validation.mean == pytest.approx(resumed.validation.mean, rel=1e-6)
 
 
@@ -360,9 +359,9 @@ def test_faults_that_cannot_be_noted_are_one_clear_error(
     poison("loss", BAD_STEP)
     (tmp_path / "faults.jsonl").symlink_to("/dev/full")
     with pytest.raises(InputError, match=r"faults\.jsonl: No space left on device\. Make room"):
-        train(faulty(recipe, "loss", "skip"), data, tmp_path)
+        pretrain(faulty(recipe, "loss", "skip"), data, tmp_path)
     (tmp_path / "faults.jsonl").unlink()
-    trained = train(faulty(recipe, "loss", "skip"), data, tmp_path)
+    trained = pretrain(faulty(recipe, "loss", "skip"), data, tmp_path)
     assert_same(trained.model, Reference(recipe, data).make(*range(1, 8), *range(9, 13)).model)
 
 
@@ -380,16 +379,16 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_unless_steps_are_skipp
     wrong = recipe.steps if is_last else 4
     validate = run_module.TrainingRun.validate
 
-    def once_wrong(self: run_module.TrainingRun) -> EvaluationLoss:
-        found = validate(self)
-        return EvaluationLoss(math.nan, found.num_tokens) if self.step == wrong else found
+    def once_wrong(self: run_module.TrainingRun) -> Any:
+        found: Any = validate(self)
+        return type(found)(math.nan, found.num_tokens) if self.step == wrong else found
 
     monkeypatch.setattr(run_module.TrainingRun, "validate", once_wrong)
     if is_last or policy != "skip":
         with pytest.raises(TrainingDivergedError, match=f"the validation loss was nan in step {wrong}"):
-            train(recipe, data, tmp_path)
+            pretrain(recipe, data, tmp_path)
         return
     with pytest.warns(TrainingWarning, match="the validation loss was nan in step 4.*going on"):
-        trained = train(recipe, data, tmp_path)
+        trained = pretrain(recipe, data, tmp_path)
     assert math.isfinite(trained.validation.mean)
     assert next(line for line in read_metrics(tmp_path) if line["step"] == 4)["validation_loss"] is None

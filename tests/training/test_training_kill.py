@@ -27,17 +27,11 @@ from safetensors.torch import load_file
 from test_training_faults import poison_runs
 
 from mixln.data import PreparedData, prepare_data
-from mixln.training import (
-    ExecutionConfig,
-    FaultConfig,
-    Recipe,
-    TrainingDivergedError,
-    TrainingInterrupted,
-    train,
-)
-from mixln.training import metrics as metrics_module
+from mixln.tasks import Recipe, pretrain
+from mixln.training import ExecutionConfig, FaultConfig, TrainingDivergedError, TrainingInterrupted
 from mixln.training import run as run_module
-from mixln.training.checkpoint import list_checkpoints
+from mixln.training.callbacks import metrics as metrics_module
+from mixln.training.saved_checkpoint import list_checkpoints
 
 MEASURED = ("seconds", "data_seconds", "tokens_per_second")
 """What no two runs have in common."""
@@ -113,7 +107,7 @@ def child(recipe: Recipe, cache: Path, folder: Path, kill: Kill, bad_steps: tupl
         timer = threading.Timer(kill.seconds, die)
         timer.daemon = True
         timer.start()
-    train(recipe, data, folder)
+    pretrain(recipe, data, folder)
 
 
 def count_events(recipe: Recipe, cache: Path, folder: Path, counted: Path) -> None:
@@ -127,14 +121,14 @@ def count_events(recipe: Recipe, cache: Path, folder: Path, counted: Path) -> No
     torch.set_num_threads(1)
     data = prepare_data(recipe.data, cache)
     watch_events(Kill(event="", number=-1), folder, count)
-    train(recipe, data, folder)
+    pretrain(recipe, data, folder)
     counted.write_text(str(number))
 
 
 @pytest.fixture(scope="module")
 def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mixln.training", "torch.utils.tensorboard", "pytest"])
+    context.set_forkserver_preload(["mixln.tasks", "torch.utils.tensorboard", "pytest"])
     return context
 
 
@@ -192,7 +186,7 @@ def assert_nothing_is_left_over(folder: Path) -> None:
 def whole(recipe: Recipe, data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never killed; how its checkpoints are written has no influence on it."""
     folder = tmp_path_factory.mktemp("whole")
-    train(killable(recipe, asynchronous=True), data, folder)
+    pretrain(killable(recipe, asynchronous=True), data, folder)
     return folder
 
 
@@ -277,13 +271,14 @@ def test_kills_around_faults_change_nothing(
     # and with the other policy, at the end of its patience
     monkeypatch.setattr(run_module, "build_objective", poison_runs(recipe, data, "loss", (5, 8)))
     with pytest.raises(TrainingDivergedError, match="step 5"):
-        train(replace(recipe, faults=FaultConfig()), data, tmp_path / "stopped")
+        pretrain(replace(recipe, faults=FaultConfig()), data, tmp_path / "stopped")
 
 
 def test_a_second_interrupt_ends_the_run_at_once_and_it_goes_on_from_the_last_checkpoint(
     recipe: Recipe, data: PreparedData, whole: Path, tmp_path: Path
 ) -> None:
     recipe = killable(recipe, asynchronous=True)
+    before = signal.getsignal(signal.SIGINT)  # of a shell's background jobs it is ignored
 
     def interrupt(step: int, *_: float) -> None:
         if step == 7:
@@ -292,11 +287,11 @@ def test_a_second_interrupt_ends_the_run_at_once_and_it_goes_on_from_the_last_ch
             pytest.fail("the second signal has waited")
 
     with pytest.raises(TrainingInterrupted) as stopped:
-        train(recipe, data, tmp_path, interrupt)
+        pretrain(recipe, data, tmp_path, interrupt)
     assert stopped.value.signal_number == signal.SIGINT
     assert list_checkpoints(tmp_path)[-1].name == "step_00000006"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    train(recipe, data, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    pretrain(recipe, data, tmp_path)
     assert_same_outcome(tmp_path, whole)
 
 
@@ -312,7 +307,7 @@ def test_checkpoints_and_the_model_are_on_the_disk_itself_before_they_get_their_
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    train(killable(recipe, asynchronous=False), data, tmp_path)
+    pretrain(killable(recipe, asynchronous=False), data, tmp_path)
     temporary = f".model.{os.getpid()}.tmp"
     assert {f"{temporary}/{path.name}" for path in (tmp_path / "model").iterdir()} | {temporary} <= set(flushed)
     assert {f"checkpoints/.step_00000003.tmp/{name}" for name in ("__0_0.distcp", ".metadata", "manifest.json")} <= set(

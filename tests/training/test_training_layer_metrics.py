@@ -18,15 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.data import Batch, PreparedData, training_batch
-from mixln.depth import record_block_inputs, variance_by_layer
-from mixln.training import Recipe, build_model
-from mixln.training.build import build_optimizer
-from mixln.training.layer_metrics import (
-    blame_activations,
-    layer_activations,
-    layer_gradient_norms,
-    layer_update_ratios,
-)
+from mixln.measure import StreamGrowth, observe, record_block_inputs
+from mixln.measure.forward import batch_logits
+from mixln.tasks import Recipe, build_model
+from mixln.tasks.layers import layer_activations, parameters_by_layer
+from mixln.training.callbacks.layer_metrics import blame_activations as blame_modules
+from mixln.training.callbacks.layer_metrics import layer_gradient_norms, layer_update_ratios
+from mixln.training.optimizer import build_optimizer
 
 LAYERS = ["embedding", "layer_01", "layer_02", "layer_03", "layer_04", "final_norm", "head"]
 WORLD = 2
@@ -55,6 +53,10 @@ def named(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{layer}": value for layer, value in values.items()}
 
 
+def blame_activations(model: nn.Module, batch: Batch, dtype: torch.dtype | None) -> str | None:
+    return blame_modules(model, lambda: batch_logits(model, batch), dtype)
+
+
 def backward(model: nn.Module, batch: Batch) -> None:
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
     nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
@@ -74,7 +76,7 @@ def test_gradient_norms_are_those_of_all_a_layers_gradients(placed: Recipe, data
     model = build_model(placed, data.tokenizer)
     backward(model, batch)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found = floats(layer_gradient_norms(model))
+    found = floats(layer_gradient_norms(parameters_by_layer(model)))
     assert list(found) == [f"gradient_norm/{layer}" for layer in LAYERS]
     assert found == pytest.approx(named("gradient_norm", norm_by_layer(gradients)), rel=1e-5)
     assert math.hypot(*found.values()) == pytest.approx(float(nn.utils.get_total_norm(gradients.values())), rel=1e-5)
@@ -88,7 +90,7 @@ def test_update_ratios_are_those_of_a_step_really_taken(
 ) -> None:
     settings = replace(placed.optimizer, name=name, weight_decay=weight_decay, beta1=beta1)
     model = build_model(placed, data.tokenizer)
-    optimizer = build_optimizer(replace(placed, optimizer=settings), model)
+    optimizer = build_optimizer(settings, model)
     for step in range(3):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (step + 1)
@@ -98,7 +100,7 @@ def test_update_ratios_are_those_of_a_step_really_taken(
         optimizer.zero_grad()
         after = {name: p.detach() for name, p in model.named_parameters()}
         updates, weights = norm_by_layer({n: after[n].double() - before[n] for n in after}), norm_by_layer(after)
-        found = floats(layer_update_ratios(model, optimizer))
+        found = floats(layer_update_ratios(parameters_by_layer(model), optimizer))
         expected = {layer: updates[layer] / weights[layer] for layer in LAYERS}
         assert found == pytest.approx(named("update_ratio", expected), rel=1e-3)
         assert all(torch.equal(p, after[n]) for n, p in model.named_parameters())
@@ -115,14 +117,14 @@ def test_amsgrad_and_parameters_that_took_no_step() -> None:
     pairs = list(zip(model[0].parameters(), before, strict=True))
     update = torch.cat([(after.detach() - old).flatten() for after, old in pairs]).norm()
     weight = torch.cat([after.detach().flatten() for after, _ in pairs]).norm()
-    (found,) = floats(layer_update_ratios(model, optimizer)).values()
+    (found,) = floats(layer_update_ratios(parameters_by_layer(model), optimizer)).values()
     assert found == pytest.approx(float(update / weight), rel=1e-3)
 
 
 def test_update_ratios_are_of_adam_alone() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(TypeError, match="not for SGD"):
-        layer_update_ratios(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        layer_update_ratios([], torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_activations_against_hooks_written_by_hand(placed: Recipe, data: PreparedData, batch: Batch) -> None:
@@ -152,7 +154,9 @@ def test_activations_against_hooks_written_by_hand(placed: Recipe, data: Prepare
         expected[f"residual_variance/{following}"] = float(tokens.var(-1, correction=0).mean())
     assert floats(layer_activations(model, batch, None, rows=3)) == pytest.approx(expected, rel=1e-5)
     assert model.training
-    variances = variance_by_layer(model, [few])
+    growth = StreamGrowth()
+    observe(model, [few], [growth])
+    variances = growth.variance().value
     assert [v for name, v in expected.items() if name.startswith("residual")] == pytest.approx(variances.tolist())
 
 
@@ -167,13 +171,13 @@ def test_activations_are_measured_in_the_precision_of_training(
 
 def test_measuring_changes_nothing_that_training_depends_on(recipe: Recipe, data: PreparedData, batch: Batch) -> None:
     model = build_model(recipe, data.tokenizer)
-    optimizer = build_optimizer(recipe, model)
+    optimizer = build_optimizer(recipe.optimizer, model)
     backward(model, batch)
     optimizer.step()
     state = torch.get_rng_state()
     before = [tensor.clone() for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
-    layer_gradient_norms(model)
-    layer_update_ratios(model, optimizer)
+    layer_gradient_norms(parameters_by_layer(model))
+    layer_update_ratios(parameters_by_layer(model), optimizer)
     layer_activations(model, batch, torch.bfloat16)
     assert blame_activations(model, batch, None) is None
     after = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
@@ -212,7 +216,7 @@ def test_a_compiled_model_is_measured_without_compiling_again(recipe: Recipe, da
     assert compilations >= 1
     assert floats(layer_activations(wrapped, batch, None)) == expected
     assert blame_activations(wrapped, batch, None) is None
-    assert list(layer_gradient_norms(wrapped)) == [f"gradient_norm/{layer}" for layer in LAYERS]
+    assert list(layer_gradient_norms(parameters_by_layer(wrapped))) == [f"gradient_norm/{layer}" for layer in LAYERS]
     backward(wrapped, batch)
     assert len(calls) == compilations
     torch._dynamo.reset()
@@ -222,7 +226,7 @@ def test_names_sort_by_depth_in_a_stack_of_a_hundred() -> None:
     model = nn.ModuleDict({"h": nn.ModuleList(nn.Linear(1, 1) for _ in range(100))})
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    names = list(layer_gradient_norms(model))
+    names = list(layer_gradient_norms(parameters_by_layer(model)))
     assert (names[0], names[-1]) == ("gradient_norm/layer_001", "gradient_norm/layer_100")
     assert names == sorted(names)
 
@@ -257,11 +261,11 @@ def two_steps(model: nn.Module) -> dict[str, float]:
     for _ in range(2):
         optimizer.zero_grad()
         backward(model, small_batch())
-        values |= layer_gradient_norms(model)
+        values |= layer_gradient_norms(parameters_by_layer(model))
         # here of all places: FSDP2 must not go on with the weights that it gathers for this
         values |= layer_activations(model, small_batch(), None)
         optimizer.step()
-        values |= layer_update_ratios(model, optimizer)
+        values |= layer_update_ratios(parameters_by_layer(model), optimizer)
     return floats(values)
 
 

@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixln.data import PreparedData, training_batch
 from mixln.errors import InputError
-from mixln.training import ExecutionConfig, Recipe, TrainingDivergedError, build_model, differences, read_metrics, train
-from mixln.training.build import build_optimizer
-from mixln.training.checkpoint import DamagedCheckpointWarning, checkpoint_step, list_checkpoints
-from mixln.training.objective import CausalLanguageModelObjective
-from mixln.training.precision import resolve_precision
-from mixln.training.run import accumulate_gradients
+from mixln.tasks import Recipe, build_model, pretrain
+from mixln.tasks.language_model import as_arguments
+from mixln.tasks.objective import CausalLanguageModelObjective
+from mixln.training import ExecutionConfig, TrainingDivergedError, differences, read_metrics
+from mixln.training.optimizer import build_optimizer
+from mixln.training.run import accumulate_gradients, cut
+from mixln.training.saved_checkpoint import DamagedCheckpointWarning, checkpoint_step, list_checkpoints
 from mixln.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
@@ -42,7 +43,7 @@ def test_training_learns_and_leaves_a_folder_that_transformers_opens(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, steps=60, model=replace(recipe.model, placement="mix(alpha=0.25)"))
-    trained = train(recipe, data, tmp_path / "run")
+    trained = pretrain(recipe, data, tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 61))
     assert lines[0]["loss"] == pytest.approx(math.log(len(data.tokenizer)), rel=0.03)
@@ -59,7 +60,7 @@ def test_training_learns_and_leaves_a_folder_that_transformers_opens(
 def test_tokens_are_counted_without_padding_and_document_starts(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
-    trained = train(recipe, data, tmp_path)
+    trained = pretrain(recipe, data, tmp_path)
     batches = [training_batch(data.train, step, recipe.batch_size, recipe.seed) for step in range(recipe.steps)]
     predicted = sum(int((batch.targets != -100).sum()) for batch in batches)
     assert trained.train_tokens == predicted
@@ -68,10 +69,10 @@ def test_tokens_are_counted_without_padding_and_document_starts(
 
 def test_the_same_recipe_gives_the_same_weights_bit_for_bit(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    first = weights(train(recipe, data, tmp_path / "a").model)
+    first = weights(pretrain(recipe, data, tmp_path / "a").model)
     torch.manual_seed(2)
-    assert_same_weights(first, weights(train(recipe, data, tmp_path / "b").model))
-    other = weights(train(replace(recipe, seed=1), data, tmp_path / "c").model)
+    assert_same_weights(first, weights(pretrain(recipe, data, tmp_path / "b").model))
+    other = weights(pretrain(replace(recipe, seed=1), data, tmp_path / "c").model)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
@@ -79,7 +80,7 @@ def test_the_same_recipe_gives_the_same_weights_bit_for_bit(recipe: Recipe, data
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     recipe: Recipe, data: PreparedData, tmp_path: Path, stop_after: int
 ) -> None:
-    whole = weights(train(recipe, data, tmp_path / "whole").model)
+    whole = weights(pretrain(recipe, data, tmp_path / "whole").model)
 
     def interrupt(step: int, loss: float, tokens_per_second: float) -> None:
         assert loss > 0
@@ -88,9 +89,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", interrupt)
+        pretrain(recipe, data, tmp_path / "cut", interrupt)
     assert not (tmp_path / "cut" / "model").exists()
-    resumed = train(recipe, data, tmp_path / "cut")
+    resumed = pretrain(recipe, data, tmp_path / "cut")
     assert_same_weights(whole, weights(resumed.model))
     for name in ("loss", "validation_loss", "learning_rate", "tokens"):
         whole_values = [line.get(name) for line in read_metrics(tmp_path / "whole")]
@@ -101,7 +102,7 @@ def test_a_kill_between_checkpoints_repeats_only_what_came_after(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=4))
-    whole = weights(train(recipe, data, tmp_path / "whole").model)
+    whole = weights(pretrain(recipe, data, tmp_path / "whole").model)
 
     class KilledError(Exception):
         pass
@@ -112,9 +113,9 @@ def test_a_kill_between_checkpoints_repeats_only_what_came_after(
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(recipe, data, tmp_path / "cut", kill)
+        pretrain(recipe, data, tmp_path / "cut", kill)
     steps: list[int] = []
-    resumed = train(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
+    resumed = pretrain(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
     assert steps == list(range(5, 13))
     assert_same_weights(whole, weights(resumed.model))
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == list(range(1, 13))
@@ -144,12 +145,12 @@ def test_a_full_disk_while_writing_a_checkpoint_leaves_the_one_before(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
-        train(recipe, data, tmp_path)
+        pretrain(recipe, data, tmp_path)
     monkeypatch.undo()
     assert any(".step_00000003" in path for path in written)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
     steps: list[int] = []
-    train(recipe, data, tmp_path, lambda step, *_: steps.append(step))
+    pretrain(recipe, data, tmp_path, lambda step, *_: steps.append(step))
     assert steps[0] == 4
 
 
@@ -158,9 +159,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     recipe: Recipe, data: PreparedData, tmp_path: Path, damage: str
 ) -> None:
     recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=3))
-    whole = weights(train(recipe, data, tmp_path / "whole").model)
+    whole = weights(pretrain(recipe, data, tmp_path / "whole").model)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path / "cut", interrupt_after(7))
+        pretrain(recipe, data, tmp_path / "cut", interrupt_after(7))
     older, newest = list_checkpoints(tmp_path / "cut")
     assert (older.name, newest.name) == ("step_00000006", "step_00000007")
     (part,) = newest.glob("*.distcp")
@@ -174,55 +175,55 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
         part.unlink()
     steps: list[int] = []
     with pytest.warns(DamagedCheckpointWarning, match=r"step_00000007 is damaged"):
-        resumed = train(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
+        resumed = pretrain(recipe, data, tmp_path / "cut", lambda step, *_: steps.append(step))
     assert steps[0] == 7
     assert_same_weights(whole, weights(resumed.model))
 
 
 def test_damaged_checkpoints_and_no_other_are_an_error(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path, interrupt_after(1))
+        pretrain(recipe, data, tmp_path, interrupt_after(1))
     (checkpoint,) = list_checkpoints(tmp_path)
     (checkpoint / "progress.json").write_text("{}")
     with (
         pytest.warns(DamagedCheckpointWarning),
         pytest.raises(InputError, match=r"progress\.json has changed.*no whole one.*start this run over"),
     ):
-        train(recipe, data, tmp_path)
+        pretrain(recipe, data, tmp_path)
 
 
 def test_the_last_checkpoints_are_kept_and_every_nth(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     recipe = replace(recipe, execution=ExecutionConfig(checkpoint_every=1, keep_last=2, keep_every=4))
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data, tmp_path, interrupt_after(11))
+        pretrain(recipe, data, tmp_path, interrupt_after(11))
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 8, 10, 11]
-    train(recipe, data, tmp_path)
+    pretrain(recipe, data, tmp_path)
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [4, 8]
 
 
 def test_a_folder_holds_one_recipe(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    train(recipe, data, tmp_path)
+    pretrain(recipe, data, tmp_path)
     with pytest.raises(InputError, match=r"model\.placement was pre, is post; seed was 0, is 3"):
-        train(replace(recipe, seed=3, model=replace(recipe.model, placement="post")), data, tmp_path)
+        pretrain(replace(recipe, seed=3, model=replace(recipe.model, placement="post")), data, tmp_path)
 
 
 def test_two_processes_do_not_train_in_one_folder(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(InputError, match="another process is training in"):
-        train(recipe, data, tmp_path / "run")
-    train(recipe, data, tmp_path / "run")
+        pretrain(recipe, data, tmp_path / "run")
+    pretrain(recipe, data, tmp_path / "run")
 
 
 def test_a_run_does_not_go_on_with_other_data(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    train(recipe, data, tmp_path)
+    pretrain(recipe, data, tmp_path)
     with pytest.raises(InputError, match="data_fingerprint was"):
-        train(recipe, replace(data, fingerprint="other"), tmp_path)
+        pretrain(recipe, replace(data, fingerprint="other"), tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    first = train(recipe, data, tmp_path)
+    first = pretrain(recipe, data, tmp_path)
     steps: list[int] = []
-    again = train(recipe, data, tmp_path, lambda step, *_: steps.append(step))
+    again = pretrain(recipe, data, tmp_path, lambda step, *_: steps.append(step))
     assert steps == []
     assert_same_weights(weights(first.model), weights(again.model))
     assert (again.validation, again.train_tokens) == (first.validation, first.train_tokens)
@@ -231,33 +232,33 @@ def test_a_finished_run_is_not_trained_again(recipe: Recipe, data: PreparedData,
 def test_a_model_of_unknown_origin_is_not_taken_for_this_run(
     recipe: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
-    train(recipe, data, tmp_path)
+    pretrain(recipe, data, tmp_path)
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(InputError, match=r"holds model, but no recipe\.json"):
-        train(replace(recipe, seed=7), data, tmp_path)
+        pretrain(replace(recipe, seed=7), data, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "garbage\n"])
 def test_a_finished_run_without_its_metrics_is_said_to_be_so(
     recipe: Recipe, data: PreparedData, tmp_path: Path, content: str
 ) -> None:
-    train(recipe, data, tmp_path)
+    pretrain(recipe, data, tmp_path)
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(InputError, match="metrics"):
-        train(recipe, data, tmp_path)
+        pretrain(recipe, data, tmp_path)
 
 
 def test_divergence_in_the_last_step_leaves_no_model(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     reckless = replace(recipe, steps=1, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
     with pytest.raises(TrainingDivergedError, match="validation loss was nan in step 1"):
-        train(reckless, data, tmp_path)
+        pretrain(reckless, data, tmp_path)
     assert not (tmp_path / "model").exists()
 
 
 def test_divergence_is_an_error_that_names_the_step(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
     reckless = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e30, max_grad_norm=0.0))
     with pytest.raises(TrainingDivergedError, match=r"step \d+ .*learning rate"):
-        train(reckless, data, tmp_path)
+        pretrain(reckless, data, tmp_path)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe: Recipe, data: PreparedData) -> None:
@@ -267,7 +268,8 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(recipe: Recipe, dat
     for size in (None, 1, 3):
         model = build_model(recipe, data.tokenizer).double()
         objective = CausalLanguageModelObjective(model)
-        losses.append(float(accumulate_gradients(objective, batch, size, None, batch.num_predicted_tokens)))
+        parts = cut(as_arguments(batch), size)
+        losses.append(float(accumulate_gradients(objective, parts, None, batch.num_predicted_tokens)))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for other in (1, 2):
         assert losses[other] == pytest.approx(losses[0], rel=1e-6)
@@ -292,7 +294,7 @@ def test_the_first_step_is_adam_on_the_clipped_mean_loss(recipe: Recipe, data: P
         gradient = parameter.grad * clip
         # Adam's first step: both moments are bias-corrected to the gradient itself
         expected[name] = parameter.detach() - 5e-3 * gradient / (gradient.abs() + 1e-8)
-    trained = train(recipe, data, tmp_path)
+    trained = pretrain(recipe, data, tmp_path)
     for name, parameter in trained.model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-5)
     assert read_metrics(tmp_path)[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
@@ -300,7 +302,7 @@ def test_the_first_step_is_adam_on_the_clipped_mean_loss(recipe: Recipe, data: P
 
 def test_weight_decay_spares_norms(recipe: Recipe, data: PreparedData) -> None:
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, name="adamw", weight_decay=0.1))
-    decayed, spared = build_optimizer(recipe, build_model(recipe, data.tokenizer)).param_groups
+    decayed, spared = build_optimizer(recipe.optimizer, build_model(recipe, data.tokenizer)).param_groups
     assert decayed["weight_decay"] == 0.1
     assert {p.ndim for p in decayed["params"]} == {2}
     assert spared["weight_decay"] == 0.0
@@ -309,25 +311,15 @@ def test_weight_decay_spares_norms(recipe: Recipe, data: PreparedData) -> None:
 
 def test_schedule_is_linear_warmup_then_cosine_to_a_tenth(recipe: Recipe) -> None:
     recipe = replace(recipe, steps=100)
-    rates = [learning_rate(recipe, step) for step in range(1, 101)]
+    rates = [learning_rate(recipe.optimizer, recipe.steps, step) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([5e-3 * step / 10 for step in range(1, 11)])
     assert rates[54] == pytest.approx(5e-3 * (0.1 + 0.9 / 2))
     assert rates[-1] == pytest.approx(5e-4)
     assert all(after < before for before, after in itertools.pairwise(rates[9:]))
 
 
-def test_precision_auto_is_bfloat16_where_the_hardware_has_it(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    auto = replace(recipe, precision="auto")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert resolve_precision(auto, CPU) == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert resolve_precision(auto, CPU) is None
-    assert resolve_precision(replace(recipe, precision="bfloat16"), CPU) == torch.bfloat16
-    assert resolve_precision(recipe, CPU) is None
-
-
 def test_bfloat16_trains_with_float32_weights(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    trained = train(replace(recipe, precision="bfloat16", steps=30), data, tmp_path)
+    trained = pretrain(replace(recipe, precision="bfloat16", steps=30), data, tmp_path)
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
     lines = read_metrics(tmp_path)
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mixln.errors import InputError
 from mixln.training import read_metrics
-from mixln.training.metrics import MetricsLog, TrackerWarning
-from mixln.training.trackers import TRACKERS, TrackedRun
+from mixln.training.callbacks.metrics import MetricsLog, TrackerWarning
+from mixln.training.callbacks.trackers import TRACKERS, TrackedRun
 
 
 def tensorboard(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
@@ -182,9 +182,10 @@ def test_a_full_disk_leaves_the_lines_before_whole(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_line_that_was_written(tmp_path: Path) -> None:
     program = (
-        "import os, pathlib, sys; from mixln.training.metrics import MetricsLog\n"
+        "import os, pathlib, sys; from mixln.training.callbacks.metrics import MetricsLog\n"
         "log = MetricsLog(pathlib.Path(sys.argv[1]), trackers=())\n"
         "for step in range(1, 8): log.write(step, {'loss': 1.0})\n"
         "os.kill(os.getpid(), 9)"

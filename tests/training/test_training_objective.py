@@ -5,22 +5,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from measure_reference import evaluation_loss
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixln.data import PreparedData, evaluation_batches, training_batch
-from mixln.depth import evaluation_loss
-from mixln.training import Recipe, build_model, learning_rate
-from mixln.training import linear_cross_entropy as linear_cross_entropy_module
-from mixln.training.build import build_optimizer
+from mixln.data import PackedDataset, PreparedData, evaluation_batches, training_batch
+from mixln.measure import EvaluationLoss
+from mixln.tasks import Pretraining, Recipe, build_model
+from mixln.tasks import linear_cross_entropy as linear_cross_entropy_module
+from mixln.tasks.linear_cross_entropy import linear_cross_entropy
+from mixln.tasks.objective import AttentionKind, CausalLanguageModelObjective, choose_attention, document_mask
+from mixln.tasks.validation import validate
+from mixln.training import learning_rate
+from mixln.training.decisions import Settings
 from mixln.training.distributed import Processes
-from mixln.training.linear_cross_entropy import linear_cross_entropy
-from mixln.training.objective import AttentionKind, CausalLanguageModelObjective, choose_attention, document_mask
-from mixln.training.run import Settings, TrainingRun
-from mixln.training.validation import validate
+from mixln.training.objective import WHOLE, Share
+from mixln.training.optimizer import build_optimizer
+from mixln.training.precision import Precision
+from mixln.training.run import TrainingRun
 
 CPU = torch.device("cpu")
+FLOAT32 = Precision("float32", "as the recipe says", "float32")
 KINDS: list[AttentionKind] = ["sdpa", "eager"]
 
 
@@ -136,28 +142,30 @@ def test_attention_is_chosen_by_device_and_length() -> None:
     assert choose_attention(torch.device("cuda"), 256, compiled=True) == "flex_attention"
 
 
+def validated(
+    objective: CausalLanguageModelObjective, rows: PackedDataset, recipe: Recipe, share: Share = WHOLE
+) -> EvaluationLoss:
+    """Return the validation loss of a share, added up over no other."""
+    with torch.no_grad():
+        return validate(objective, rows, CPU, recipe.evaluation_batch_size, share)
+
+
 def test_validation_is_the_loss_of_the_saved_model(recipe: Recipe, data: PreparedData) -> None:
     model = build_model(recipe, data.tokenizer)
     objective = CausalLanguageModelObjective(model, "eager")
-    found = validate(objective, objective, recipe, data.validation, Processes(CPU))
+    found = validated(objective, data.validation, recipe)
     expected = evaluation_loss(model, evaluation_batches(data.validation, 3))
     assert found.num_tokens == expected.num_tokens
     assert found.mean == pytest.approx(expected.mean, rel=1e-6)
     assert objective.attention == "eager"
 
 
-def share_of_three(rank: int) -> Processes:
-    """Return processes that believe to be one of three, and add nothing up."""
-    share = type("Share", (Processes,), {"data_count": 3, "data_rank": rank, "sum_over_data": lambda _, tensor: tensor})
-    return share(CPU)
-
-
 def test_validation_is_divided_without_counting_twice(recipe: Recipe, data: PreparedData) -> None:
     model = build_model(recipe, data.tokenizer)
     objective = CausalLanguageModelObjective(model)
-    whole = validate(objective, objective, recipe, data.validation, Processes(CPU))
+    whole = validated(objective, data.validation, recipe)
 
-    parts = [validate(objective, objective, recipe, data.validation, share_of_three(rank)) for rank in range(3)]
+    parts = [validated(objective, data.validation, recipe, Share(rank, 3)) for rank in range(3)]
     assert sum(part.num_tokens for part in parts) == whole.num_tokens
     assert sum(part.total_loss for part in parts) == pytest.approx(whole.total_loss, rel=1e-6)
 
@@ -173,7 +181,8 @@ def stock_llama(run: TrainingRun) -> LlamaForCausalLM:
 
 
 def training_run(recipe: Recipe, data: PreparedData, folder: Path) -> TrainingRun:
-    return TrainingRun(recipe, data, folder, Processes(CPU), Settings(compiled=False, threads=1))
+    settings = Settings(compiled=False, threads=1, precision=FLOAT32)
+    return TrainingRun(Pretraining(recipe, data), folder, Processes(CPU), settings)
 
 
 def test_pre_trains_as_stock_llama_does(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
@@ -181,7 +190,7 @@ def test_pre_trains_as_stock_llama_does(recipe: Recipe, data: PreparedData, tmp_
     recipe = replace(recipe, steps=50)
     placed, stock = (training_run(recipe, data, tmp_path) for _ in range(2))
     stock.objective = stock.module = CausalLanguageModelObjective(stock_llama(placed))
-    stock.optimizer = build_optimizer(recipe, stock.objective.model)
+    stock.optimizer = build_optimizer(recipe.optimizer, stock.objective.model)
     losses: list[float] = []
     for step in range(50):
         batch = placed.batch(step)
@@ -202,7 +211,7 @@ def test_a_step_is_the_one_written_out_by_hand(recipe: Recipe, data: PreparedDat
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(stock.parameters(), recipe.optimizer.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step + 1)
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe.optimizer, recipe.steps, step + 1)
         optimizer.step()
         optimizer.zero_grad()
         assert float(run.make_step(run.batch(step)).loss) == pytest.approx(float(loss), abs=1e-4)
@@ -210,7 +219,7 @@ def test_a_step_is_the_one_written_out_by_hand(recipe: Recipe, data: PreparedDat
 
 def test_the_optimiser_leaves_out_a_step_that_the_device_refuses(recipe: Recipe, data: PreparedData) -> None:
     model = build_model(recipe, data.tokenizer)
-    optimizer = build_optimizer(recipe, model)
+    optimizer = build_optimizer(recipe.optimizer, model)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from mixln.data import PreparedData, training_batch
 from mixln.placement import profile_residual_scales
-from mixln.training import OptimizerConfig, Recipe, build_model, train
+from mixln.tasks import Recipe, build_model, pretrain
+from mixln.training import OptimizerConfig
 
 
 def admin(recipe: Recipe, **changes: object) -> Recipe:
@@ -29,7 +30,7 @@ def test_a_run_begins_with_the_scales_of_its_first_batch(
 ) -> None:
     still = OptimizerConfig(learning_rate=1e-12)
     wanted = admin(recipe, steps=1, micro_batch_size=micro_batch_size, optimizer=still, precision="float32")
-    train(wanted, data, tmp_path)
+    pretrain(wanted, data, tmp_path)
     model = build_model(wanted, data.tokenizer)
     batch = training_batch(data.train, 0, wanted.batch_size, wanted.seed)
     rows = slice(0, micro_batch_size)
@@ -47,5 +48,5 @@ def test_a_run_begins_with_the_scales_of_its_first_batch(
 
 
 def test_the_scales_are_learned(recipe: Recipe, data: PreparedData, tmp_path: Path) -> None:
-    train(admin(recipe), data, tmp_path)
+    pretrain(admin(recipe), data, tmp_path)
     assert all(omega.std() > 0 for omega in scales(tmp_path).values())

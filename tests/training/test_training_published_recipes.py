@@ -8,9 +8,10 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from mixln.data import DataConfig
-from mixln.training import ModelConfig, OptimizerConfig, Recipe
-from mixln.training.estimate import ModelShape, count_parameters
-from mixln.training.recipes import find_recipe
+from mixln.estimate import ModelShape, count_parameters
+from mixln.tasks import ModelConfig, Recipe, check_model
+from mixln.tasks.recipes import find_recipe
+from mixln.training import OptimizerConfig
 
 # hidden, intermediate, heads, layers, steps, stop step, peak learning rate, alpha, tokens of data at least
 TABLE_9 = {
@@ -134,7 +135,7 @@ def test_other_architectures_have_the_parameters_of_the_published_models(name: s
     architecture, hidden, intermediate, heads, key_value_heads, layers, tied, vocabulary, tokens, total = (
         OTHER_ARCHITECTURES[name]
     )
-    recipe = read(name).check()
+    recipe = check_model(read(name))
     model = recipe.model
     assert (model.architecture, model.hidden_size, model.intermediate_size) == (architecture, hidden, intermediate)
     assert (model.num_attention_heads, model.num_hidden_layers, model.tie_word_embeddings) == (heads, layers, tied)

@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from jsonargparse import ArgumentParser
 
 from mixln.placement import NORM, BlockPlan, PlacementWarning, SublayerPlan, register_scheme
 from mixln.placement.registry import SCHEMES
-from mixln.training import Recipe
-from mixln.training.recipes import find_recipe, list_recipes
-from mixln.training.stability import num_parameters, stability_warnings
+from mixln.tasks import Recipe, check_model
+from mixln.tasks.recipes import find_recipe, list_recipes
+from mixln.tasks.stability import num_parameters, stability_warnings
 
 
 def read(name: str) -> Recipe:
@@ -19,7 +19,7 @@ def read(name: str) -> Recipe:
     parser.add_argument("--recipe", action="config")
     parser.add_class_arguments(Recipe)
     values = parser.instantiate(parser.parse_args(["--recipe", str(find_recipe(name))]))
-    return Recipe(**{name: values[name] for name in Recipe.__dataclass_fields__})
+    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
 
 
 def with_placement(name: str, placement: str) -> Recipe:
@@ -124,7 +124,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 def test_layernorm_scaling_with_scaled_init_is_warned_of_by_the_placement_once() -> None:
     recipe = replace(Recipe(), model=replace(Recipe().model, placement="lns+scaled_init", num_hidden_layers=11))
     with pytest.warns(PlacementWarning, match="Curse of Depth"):
-        recipe.check()
+        check_model(recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert stability_warnings(recipe) == []

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from mixln.errors import InputError
-from mixln.training.metrics import MetricsLog
-from mixln.training.trackers import TrackedRun, WandbTracker, check_trackers
+from mixln.training.callbacks.metrics import MetricsLog
+from mixln.training.callbacks.trackers import TrackedRun, WandbTracker, check_trackers
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 needs_trackio = pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
@@ -133,7 +133,7 @@ def wandb_steps(path: Path) -> list[int]:
 @pytest.mark.slow
 def test_wandb_itself_says_that_nobody_is_logged_in(tmp_path: Path) -> None:
     program = (
-        "import pathlib, sys; from mixln.training.metrics import MetricsLog\n"
+        "import pathlib, sys; from mixln.training.callbacks.metrics import MetricsLog\n"
         "MetricsLog(pathlib.Path(sys.argv[1]), trackers=['wandb'])"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}

@@ -14,8 +14,8 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from mixln.data import prepare_data
-from mixln.posttraining import PretrainedModel
-from mixln.training import Recipe, TrainingInterrupted, train
+from mixln.tasks import FineTuning, Pretraining, Recipe
+from mixln.training import Task, TrainingInterrupted, precision, train
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Job:
         folder: of the run.
         pretrained: folder of a model to train on; None: the recipe's, drawn anew.
         interrupt_after: the main process, which alone reports steps, gets SIGTERM after this one; None: none does.
+        speedups: of bfloat16, as each process measures it on a processor that has units for it; empty: really measured.
     """
 
     recipe: Recipe
     folder: Path
     pretrained: Path | None = None
     interrupt_after: int | None = None
+    speedups: tuple[float, ...] = ()
 
 
 def run_jobs(jobs: list[Job], cache: Path, processes: int = 2) -> None:
@@ -54,7 +56,11 @@ def _run(rank: int, count: int, port: int, jobs: list[Job], cache: Path) -> None
     }
     distributed.init_process_group("gloo")
     for job in jobs:
-        _run_job(job, cache)
+        with pytest.MonkeyPatch.context() as patch:
+            if job.speedups:
+                patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+                patch.setattr(precision, "bfloat16_speedup", lambda *_, speedup=job.speedups[rank]: speedup)
+            _run_job(job, cache)
     distributed.destroy_process_group()
 
 
@@ -64,9 +70,10 @@ def _run_job(job: Job, cache: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     data = prepare_data(job.recipe.data, cache)
-    source = None if job.pretrained is None else PretrainedModel(job.pretrained, job.recipe, data.tokenizer)
+    pretrained = job.pretrained
+    task: Task = Pretraining(job.recipe, data) if pretrained is None else FineTuning(pretrained, job.recipe, data)
     if job.interrupt_after is None:
-        train(job.recipe, data, job.folder, source=source)
+        train(task, job.folder)
     else:
         with pytest.raises(TrainingInterrupted, match="SIGTERM"):
-            train(job.recipe, data, job.folder, interrupt, source=source)
+            train(task, job.folder, interrupt)

@@ -1,35 +1,36 @@
-"""The subcommands of `mixln`, one module each."""
+"""The subcommands of `mixln`: a module each, with a function of the same name, whose signature is the interface.
+
+See `mixln.commands.arguments` for how parameters become arguments.
+"""
 
 from __future__ import annotations
 
-from mixln.commands import (
-    compare,
-    convert,
-    data,
-    diagnose,
-    estimate,
-    export,
-    generate,
-    prune,
-    remove_norm,
-    schemes,
-    train,
-)
-from mixln.commands.arguments import Command, CommandGroup, add_commands, run_command
+import importlib
+from collections.abc import Callable
 
-COMMANDS: list[Command | CommandGroup] = [
-    schemes.COMMAND,
-    compare.COMMAND,
-    train.COMMAND,
-    diagnose.COMMAND,
-    prune.COMMAND,
-    remove_norm.COMMAND,
-    estimate.COMMAND,
-    data.COMMANDS,
-    export.COMMAND,
-    generate.COMMAND,
-    convert.COMMAND,
-]
-"""In the order of `mixln --help`."""
+COMMANDS = {
+    "schemes": "list the schemes and modifiers, or show one",
+    "compare": "train several schemes on the same data and seeds; table, figures, HTML report",
+    "train": "train one model from a recipe",
+    "diagnose": "which layers of a model earn their place; figures, HTML report",
+    "prune": "remove layers from a model, and heal what is left",
+    "remove-norm": "remove the norms of a trained model",
+    "estimate": "memory, time and cost of a run before it is started",
+    "data": "work on training data before training",
+    "data prepare": "tokenise a corpus into memory-mapped shards",
+    "export": "a Hugging Face folder from a run's checkpoint",
+    "generate": "text from a checkpoint",
+    "convert": "import checkpoints of the published training code, export to stock classes",
+}
+"""What each is for, in the order of `mixln --help`. A name that others begin with is a group and runs nothing."""
 
-__all__ = ["COMMANDS", "Command", "CommandGroup", "add_commands", "run_command"]
+
+def is_group(name: str) -> bool:
+    """Return whether a command only has subcommands."""
+    return any(other.startswith(f"{name} ") for other in COMMANDS)
+
+
+def find_command(name: str) -> Callable[..., None]:
+    """Return the function of a command: `train` of `commands/train.py`, `prepare` of `commands/data.py`."""
+    module, _, function = name.replace("-", "_").partition(" ")
+    return getattr(importlib.import_module(f"mixln.commands.{module}"), function or module)

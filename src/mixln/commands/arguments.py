@@ -1,143 +1,214 @@
-"""What several commands share: their parsers, the recipe among their options, their output folder."""
+"""How a function becomes a command: its signature gives the arguments, its docstring the help.
+
+| parameter | arguments |
+| --- | --- |
+| before the `*` | positional |
+| behind it | an option, `--max-tokens` |
+| `bool` | a flag |
+| a sequence | one value or more |
+| `Path` | text, which must not be empty |
+| a dataclass called `recipe` | `--recipe FILE`, short options, and those of the dataclass |
+| a dataclass called `config` | an option for each field, `--max-tokens` or, as the field is called, `--max_tokens` |
+| another dataclass | `--name.field` |
+| `command_line: str` | none: gets what the user typed |
+
+`Annotated[..., {...}]` adds to the keywords of `add_argument`; `names` there replaces `{names}` in the docstring, and
+`skip` has fields of a `config` without an option. Below `Example:` the docstring shows a command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse._actions import ActionConfigFile
 
 from mixln.errors import InputError
-from mixln.files import claim_folder
-from mixln.training import Recipe
-from mixln.training.recipes import list_recipes
 
-SUBCOMMAND = "subcommand"
+_RECIPE_SHORT = {
+    "corpus": "data.corpus",
+    "validation_corpus": "data.validation_corpus",
+    "text_field": "data.text_field",
+    "embedding_std": "model.embedding_std",
+}
+"""Options that stand for a field of the recipe, whatever its file says."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """One subcommand of `mixln`.
+def add_arguments(parser: ArgumentParser, command: Callable[..., None]) -> None:
+    """Give a parser the description, the example and the arguments of a command."""
+    text, helps = _documentation(command)
+    parser.description = " ".join(f"{text.short_description} {text.long_description or ''}".split())
+    examples = "; ".join(line for one in text.examples for line in (one.description or "").splitlines())
+    parser.epilog = f"example: {examples}"
+    for parameter, kind, extras in _parameters(command):
+        if is_dataclass(kind):
+            _add_config(parser, parameter, kind, extras)
+        elif parameter.name != "command_line":
+            _add_argument(parser, parameter, kind, helps[parameter.name], extras)
 
-    Attributes:
-        name: what the user types.
-        summary: one line for `mixln --help`.
-        parser: builds the parser of its arguments.
-        run: called with the parsed arguments and the whole command line; returns the exit status.
+
+def call(command: Callable[..., None], parser: ArgumentParser, given: Namespace, command_line: str) -> None:
+    """Call a command with what its parser has read.
+
+    Raises:
+        InputError: an option for a path is empty, or what the command or a config raises.
     """
-
-    name: str
-    summary: str
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[Namespace, str], int]
-
-
-@dataclass(frozen=True)
-class CommandGroup:
-    """Subcommands of `mixln` under one name, as `mixln data prepare`.
-
-    Attributes:
-        name: what the user types first.
-        summary: one line for `mixln --help`.
-        commands: what can follow.
-    """
-
-    name: str
-    summary: str
-    commands: Sequence[Command]
-
-
-def add_commands(parser: ArgumentParser, commands: Sequence[Command | CommandGroup]) -> None:
-    """Let a parser take one of these commands; `run_command` runs it."""
-    subcommands = parser.add_subcommands(required=True, dest=SUBCOMMAND)
-    for command in commands:
-        if isinstance(command, Command):
-            subcommands.add_subcommand(command.name, command.parser(), help=command.summary)
+    values: dict[str, Any] = {}
+    for parameter, kind, extras in _parameters(command):
+        name = parameter.name
+        if name == "command_line":
+            values[name] = command_line
+        elif not is_dataclass(kind):
+            values[name] = _path(given[name]) if kind is Path else given[name]
+        elif name == "recipe":
+            values[name] = _read_recipe(parser, given, kind)
+        elif name == "config":
+            values[name] = _read_fields(given, kind, **extras)
         else:
-            examples = " ".join(str(own.parser().epilog) for own in command.commands)
-            group = ArgumentParser(
-                description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-                epilog=examples,
-                exit_on_error=False,
-            )
-            # jsonargparse takes subcommands only in a parser that is in its parent already
-            subcommands.add_subcommand(command.name, group, help=command.summary)
-            add_commands(group, command.commands)
+            values[name] = parser.instantiate(given)[name]
+    command(**values)
 
 
-def run_command(commands: Sequence[Command | CommandGroup], given: Namespace, command_line: str) -> int:
-    """Run the command that was given, and return the exit status."""
-    command = next(command for command in commands if command.name == given[SUBCOMMAND])
-    given = given[command.name]
-    if isinstance(command, Command):
-        return command.run(given, command_line)
-    return run_command(command.commands, given, command_line)
+def option_names(parser: ArgumentParser) -> dict[str, str]:
+    """Return how the options of a parser are written, by the name of their parameter."""
+    return {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
 
 
-def command_parser(description: str, example: str) -> ArgumentParser:
-    """Return an empty parser that shows an example below its help."""
-    return ArgumentParser(
-        description=description,
-        epilog=f"example: {example}",
-        exit_on_error=False,
-    )
-
-
-def add_recipe(parser: ArgumentParser) -> None:
-    """Add the options that make up a recipe."""
-    shipped = ", ".join(list_recipes())
-    parser.add_argument("--recipe", action="config", help=f"shipped recipe ({shipped}) or YAML file; default: nano")
-    parser.add_argument("--corpus", type=str, default=None, help="short for --data.corpus")
-    parser.add_argument("--validation-corpus", type=str, default=None, help="short for --data.validation_corpus")
-    parser.add_argument("--embedding-std", type=float, default=None, help="short for --model.embedding_std")
-    parser.add_class_arguments(Recipe, as_group=True)
-    parser.add_argument("--cache", type=str, default=None, help="folder for tokenised data; default: ~/.cache/mixln")
-
-
-def add_fields(parser: ArgumentParser, kind: Any, skip: Collection[str] = ()) -> None:
-    """Add an option for each field of a flat dataclass, `--max-tokens` or, as the field is called, `--max_tokens`.
-
-    Args:
-        parser: to add them to.
-        kind: the dataclass; its docstring says in `Attributes` what its fields mean.
-        skip: names of fields without an option.
-    """
-    types, documented = get_type_hints(kind), docstring_parser.parse(kind.__doc__)
-    meanings = {attribute.arg_name: attribute.description for attribute in documented.params}
-    group = parser.add_argument_group((documented.short_description or "").rstrip("."))
-    for field in fields(kind):
-        if field.name not in skip:
-            names = dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"])
-            group.add_argument(*names, type=types[field.name], default=field.default, help=meanings[field.name])
-
-
-def recipe_from(given: Namespace, parser: ArgumentParser) -> Recipe:
-    """Return the recipe that `add_recipe`'s options give."""
-    values = parser.instantiate(given)
-    recipe = Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
-    data = {"corpus": given.corpus, "validation_corpus": given.validation_corpus}
-    data = {name: value for name, value in data.items() if value is not None}
-    if "" in data.values() or given.cache == "" or given.out == "":
-        raise InputError("an option for a corpus or folder is empty: give a path, or leave the option out")
-    model = {} if given.embedding_std is None else {"embedding_std": given.embedding_std}
-    return replace(recipe, data=replace(recipe.data, **data), model=replace(recipe.model, **model))
-
-
-def claim_output(folder: Path) -> None:
-    """Create an output folder, and make sure now, before hours of work, that it can be written.
+def claim_output(out: Path) -> None:
+    """Create the output folder, and make sure before hours of work that it can be written.
 
     Raises:
         InputError: it cannot.
     """
+    from mixln.storage import claim_folder
+
     try:
-        claim_folder(folder)
+        claim_folder(out)
     except InputError as error:
-        raise InputError(f"--out {error}") from error
+        raise InputError(f"`out` {error}") from error
 
 
-def cache_folder(given: Namespace) -> Path | None:
-    """Return the folder for tokenised data that was asked for."""
-    return None if given.cache is None else Path(given.cache)
+def _documentation(documented: Any) -> tuple[Any, dict[str, str]]:
+    from docstring_parser.google import parse
+
+    text = parse(documented.__doc__)
+    return text, {one.arg_name: " ".join((one.description or "").split()).removesuffix(".") for one in text.params}
+
+
+def _parameters(command: Callable[..., None]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:
+    """Yield the parameters, each with its type without None and what `Annotated` adds to it."""
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint, extras = hints[parameter.name], {}
+        if get_origin(hint) is Annotated:
+            hint, extras = get_args(hint)
+        if get_origin(hint) in (Union, types.UnionType):
+            (hint,) = (one for one in get_args(hint) if one is not type(None))
+        yield parameter, hint, dict(extras)
+
+
+def _add_argument(
+    parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str, extras: dict[str, Any]
+) -> None:
+    keywords: dict[str, Any] = {"help": text.replace("{names}", ", ".join(extras.pop("names", ())))}
+    is_option, default = parameter.kind is parameter.KEYWORD_ONLY, parameter.default
+    if default is not parameter.empty:
+        keywords["default"] = _plain(default)
+    if kind is bool:
+        keywords["action"] = "store_true"
+    elif get_origin(kind) is not None:
+        keywords |= {"nargs": "+", "type": get_args(kind)[0]}
+    else:
+        keywords["type"] = str if kind is Path else kind
+        if not is_option and default is None:
+            keywords["nargs"] = "?"
+    name = f"--{parameter.name.replace('_', '-')}" if is_option else parameter.name
+    parser.add_argument(name, **keywords, **extras)
+
+
+def _plain(default: Any) -> Any:
+    if isinstance(default, Path):
+        return str(default)
+    return list(default) if isinstance(default, tuple) else default
+
+
+def _add_config(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, extras: dict[str, Any]) -> None:
+    from docstring_parser import DocstringStyle
+
+    set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)  # trying all styles takes several times as long
+    if parameter.name == "recipe":
+        _add_recipe(parser, kind, parameter.default)
+    elif parameter.name == "config":
+        _add_fields(parser, kind, **extras)
+    else:
+        parser.add_class_arguments(kind, parameter.name)
+
+
+def _add_fields(parser: ArgumentParser, kind: Any, skip: Sequence[str] = ()) -> None:
+    text, helps = _documentation(kind)
+    hints = get_type_hints(kind)
+    group = parser.add_argument_group((text.short_description or "").rstrip("."))
+    for field in fields(kind):
+        if field.name not in skip:
+            names = dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"])
+            group.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
+
+
+def _read_fields(given: Namespace, kind: Any, skip: Sequence[str] = ()) -> Any:
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name not in skip})
+
+
+def _add_recipe(parser: ArgumentParser, kind: Any, default: Any) -> None:
+    from mixln.tasks.recipes import list_recipes
+
+    shipped = ", ".join(list_recipes())
+    parser.add_argument("--recipe", action=_RecipeFile, help=f"shipped recipe ({shipped}) or YAML file; default: nano")
+    for name, place in _RECIPE_SHORT.items():
+        number = float if name == "embedding_std" else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=number, default=None, help=f"short for --{place}")
+    parser.add_class_arguments(kind, as_group=True)
+    if isinstance(default, kind):
+        own = kind()
+        changed = {one.name for one in fields(kind) if getattr(default, one.name) != getattr(own, one.name)}
+        parser.set_defaults(**{name: getattr(default, name) for name in changed})
+
+
+class _RecipeFile(ActionConfigFile):
+    """A config file, by its path or by the name of a shipped recipe."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        from mixln.tasks.recipes import find_recipe
+
+        super().__call__(parser, namespace, str(find_recipe(values)), option_string)
+
+
+def _read_recipe(parser: ArgumentParser, given: Namespace, kind: Any) -> Any:
+    for name, place in _RECIPE_SHORT.items():
+        if _filled(given[name]) is not None:
+            given[place] = given[name]
+    # before the recipe is checked, whose own steps nobody has asked for
+    if (tokens := given.get("tokens")) is not None:
+        if tokens < 1:
+            raise InputError(f"`tokens` must be at least 1, not {tokens}")
+        given["steps"] = math.ceil(tokens / max(1, given["batch_size"] * given["data.sequence_length"]))
+    values = parser.instantiate(given)
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(_filled(value))
+
+
+def _filled(value: Any) -> Any:
+    """Return a value, unless it is an empty text."""
+    if value == "":
+        raise InputError("an option for a corpus or folder is empty: give a path, or leave the option out")
+    return value

@@ -3,88 +3,86 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from jsonargparse import ArgumentParser, Namespace
-from transformers import PreTrainedModel
-
-from mixln.commands.arguments import Command, command_parser
 from mixln.errors import InputError
-from mixln.exchange.convert import save_converted
-from mixln.exchange.export import save_stock
-from mixln.exchange.published import PUBLISHED_NORM_TYPES, published_placement
+from mixln.exchange.published import PUBLISHED_NORM_TYPES
 
-TARGETS = ("hf", "hf-neutral-norms")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-
-def build_parser() -> ArgumentParser:
-    """Return the parser of `mixln convert`."""
-    parser = command_parser(
-        "With --placement: read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose "
-        "config does not say how its norms are placed, and write one that AutoModelForCausalLM opens. With --to hf: "
-        "write a model of this library as one of transformers' own classes, which opens without mixln, if one of them "
-        "computes exactly the same; what was written is compared with the source. With --to hf-neutral-norms: the same "
-        "for a model without norms, whose class has norms that are made to do nothing.",
-        "mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'; "
-        "mixln convert runs/train/model exported --to hf",
-    )
-    parser.add_argument("source", type=str, help="folder with config.json and the weights")
-    parser.add_argument("out", type=str, help="folder to write; must not exist or be empty")
-    parser.add_argument(
-        "--to",
-        type=str,
-        default=None,
-        help="export: hf, classes of Hugging Face transformers; hf-neutral-norms, for models without norms",
-    )
-    parser.add_argument("--placement", type=str, default=None, help="import: the placement that it was trained with")
-    parser.add_argument(
-        "--norm-type",
-        type=str,
-        default=None,
-        help=f"import: or the NORM_TYPE of the training script: {', '.join(PUBLISHED_NORM_TYPES)}",
-    )
-    parser.add_argument("--post-num", type=int, default=None, help="import: and its POST_NUM, for Mix-LN")
-    return parser
+_TARGETS = ("hf", "hf-neutral-norms")
 
 
-def _placement(given: Namespace) -> str:
-    """Return the placement that the user states in one of two ways."""
-    if given.placement is None and given.norm_type is None:
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    to: str | None = None,
+    placement: str | None = None,
+    norm_type: Annotated[str | None, {"names": PUBLISHED_NORM_TYPES}] = None,
+    post_num: int | None = None,
+) -> None:
+    """With --placement: read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose
+    config does not say how its norms are placed, and write one that AutoModelForCausalLM opens. With --to hf: write a
+    model of this library as one of transformers' own classes, which opens without mixln, if one of them computes
+    exactly the same; what was written is compared with the source. With --to hf-neutral-norms: the same for a model
+    without norms, whose class has norms that are made to do nothing.
+
+    Example:
+        mixln convert checkpoints/model_10001 converted --placement 'mix(post_layers=3)'
+        mixln convert runs/train/model exported --to hf
+
+    Args:
+        source: folder with config.json and the weights.
+        out: folder to write; must not exist or be empty.
+        to: export: hf, classes of Hugging Face transformers; hf-neutral-norms, for models without norms.
+        placement: import: the placement that it was trained with.
+        norm_type: import: or the NORM_TYPE of the training script: {names}.
+        post_num: import: and its POST_NUM, for Mix-LN.
+    """
+    if to is None:
+        _import(source, out, _placement(placement, norm_type, post_num))
+        return
+    if to not in _TARGETS:
+        raise InputError(f"there is no `to={to}`. There is: {', '.join(_TARGETS)}")
+    if (placement, norm_type, post_num) != (None, None, None):
         raise InputError(
-            "say what to do: --placement PLACEMENT (or the published code's --norm-type) imports a checkpoint of the "
-            "published training code, which was trained with that placement; --to hf exports a model of this library"
-        )
-    if given.placement is not None and given.norm_type is not None:
-        raise InputError("state how the norms are placed once: either --placement, or the published code's --norm-type")
-    if given.norm_type is None and given.post_num is not None:
-        raise InputError("--post-num goes with --norm-type; in a --placement write mix(post_layers=...)")
-    if given.norm_type is not None:
-        return published_placement(given.norm_type, given.post_num)
-    return str(given.placement)
-
-
-def run(given: Namespace, _command: str) -> int:
-    """Run `mixln convert`."""
-    if given.to is None:
-        return _import(given)
-    if given.to not in TARGETS:
-        raise InputError(f"there is no --to {given.to}. There is: {', '.join(TARGETS)}")
-    if (given.placement, given.norm_type, given.post_num) != (None, None, None):
-        raise InputError(
-            "--placement, --norm-type and --post-num are for an import: a model that is exported with --to has its "
+            "`placement`, `norm_type` and `post_num` are for an import: a model that is exported with `to` has its "
             "placement in config.json"
         )
-    export = save_stock(given.source, Path(given.out), neutral_norms=given.to == "hf-neutral-norms")
+    from mixln.exchange.export import save_stock
+
+    export = save_stock(source, out, neutral_norms=to == "hf-neutral-norms")
     print(
-        f"{given.out}: {type(export.model).__name__}, {_count(export.model)} parameters; its logits differ by "
+        f"{out}: {type(export.model).__name__}, {_count(export.model)} parameters; its logits differ by "
         f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({_dtype(export.model)})"
     )
-    return 0
 
 
-def _import(given: Namespace) -> int:
-    model = save_converted(Path(given.source), Path(given.out), _placement(given))
-    print(f"{given.out}: {model.config.placement}, {_count(model)} parameters")
-    return 0
+def _placement(placement: str | None, norm_type: str | None, post_num: int | None) -> str:
+    """Return the placement that the user states in one of two ways."""
+    if placement is None and norm_type is None:
+        raise InputError(
+            "say what to do: `placement=PLACEMENT` (or the published code's `norm_type`) imports a checkpoint of the "
+            "published training code, which was trained with that placement; `to=hf` exports a model of this library"
+        )
+    if placement is not None and norm_type is not None:
+        raise InputError("state how the norms are placed once: either `placement`, or the published code's `norm_type`")
+    if placement is None:
+        from mixln.exchange.published import published_placement
+
+        return published_placement(str(norm_type), post_num)
+    if post_num is not None:
+        raise InputError("`post_num` goes with `norm_type`; in a `placement` write mix(post_layers=...)")
+    return placement
+
+
+def _import(source: Path, out: Path, placement: str) -> None:
+    from mixln.exchange.convert import save_converted
+
+    model = save_converted(source, out, placement)
+    print(f"{out}: {model.config.placement}, {_count(model)} parameters")
 
 
 def _count(model: PreTrainedModel) -> str:
@@ -93,8 +91,3 @@ def _count(model: PreTrainedModel) -> str:
 
 def _dtype(model: PreTrainedModel) -> str:
     return str(model.dtype).removeprefix("torch.")
-
-
-COMMAND = Command(
-    "convert", "import checkpoints of the published training code, export to stock classes", build_parser, run
-)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from mixln.checked import Checked, Range
 from mixln.errors import InputError
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """What to train on.
 
     Attributes:
@@ -29,35 +31,25 @@ class DataConfig:
         cross_documents: Let attention and prediction cross the borders of the documents packed into a row.
     """
 
+    checked_path: ClassVar[str] = "data."
+
     corpus: str = "python"
     validation_corpus: str | None = None
     validation_fraction: float = 0.05
     text_field: str = "text"
     tokenizer: str | None = None
     vocab_size: int = 4096
-    tokenizer_training_characters: int = 20_000_000
-    max_tokens: int | None = None
-    max_validation_tokens: int = 32_768
-    sequence_length: int = 256
+    tokenizer_training_characters: Annotated[int, Range(low=1)] = 20_000_000
+    max_tokens: Annotated[int, Range(low=2)] | None = None
+    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
+    sequence_length: Annotated[int, Range(low=1)] = 256
     cross_documents: bool = False
 
-    def check(self) -> None:
-        """Reject values that no corpus could serve.
-
-        Raises:
-            InputError: A number is out of its range.
-        """
-        for name, least in (
-            ("tokenizer_training_characters", 1),
-            ("max_tokens", 2),
-            ("max_validation_tokens", 2),
-            ("sequence_length", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+    def __post_init__(self) -> None:
+        """Raise InputError if a value is one that no corpus could serve."""
+        super().__post_init__()
         if self.validation_corpus is None and not 0 < self.validation_fraction < 1:
             raise InputError(
-                f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}; to train on every "
+                f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}; to train on every "
                 "document, give a validation_corpus"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from mixln.data.corpus import Corpus
@@ -10,6 +9,7 @@ from mixln.data.corpus_files import FileCorpus
 from mixln.data.corpus_hub import HubCorpus
 from mixln.data.corpus_python import PythonCorpus
 from mixln.errors import InputError
+from mixln.placement.words import did_you_mean
 
 
 def open_corpus(source: str, *, text_field: str = "text") -> Corpus:
@@ -51,10 +51,9 @@ def _missing(source: str, path: Path) -> str:
         neighbours = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     except OSError:  # no such folder, or not ours to read
         neighbours = []
-    close = difflib.get_close_matches(source, ["python", "c4", *neighbours], n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = did_you_mean(source, ["python", "c4", *neighbours], most=3)
     name = source if source.count("/") <= 1 and not source.startswith((".", "/", "~")) and source else "NAME"
     return (
-        f"no corpus {source!r}: {hint}Give the path of a file or folder, `python` (the standard library's own text), "
+        f"no corpus {source!r}.{hint} Give the path of a file or folder, `python` (the standard library's own text), "
         f"`c4`, or `hf:{name}` for a dataset on the Hugging Face hub"
     )

@@ -1,42 +1,72 @@
-"""Documents from local files: plain text, JSON lines (both also gzipped) and Parquet."""
+"""Documents from local files: plain text, JSON and Parquet."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
+import re
 import zlib
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixln.data.corpus import Corpus, Part
+from mixln.data.corpus import NO_TEXT, Corpus, Part
 from mixln.errors import InputError
 
-TEXT_SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")
-JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-PARQUET_SUFFIXES = (".parquet",)
-SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
+
+def _open_zstd(file: Path) -> IO[bytes]:
+    stream: Any = pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
+    return cast("IO[bytes]", io.BufferedReader(stream))
+
+
+_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}
+_TEXT, _JSON, _PARQUET = (".txt", ".md"), (".jsonl", ".json"), (".parquet",)
+_COMPRESSED = tuple(f"{kind}{compression}" for kind in (*_TEXT, *_JSON) for compression in _COMPRESSIONS)
+SUFFIXES = (*_TEXT, *_JSON, *_COMPRESSED, *_PARQUET)
+_SHOWN = f"{' '.join((*_TEXT, *_JSON, *_PARQUET))}; the first four also with {' '.join(_COMPRESSIONS)}"
+
+_ACCOMPANYING = frozenset({"readme", "license", "licence", "copying", "notice", "citation"})
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""What `datasets` writes beside the data."""
+
+_MODEL_FILES = frozenset({"config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json"})
+"""A folder with one of these holds a model or a checkpoint of one."""
 
 _PART_BYTES = 32_000_000
-_CORRUPT_GZIP = "corrupt gzip data (the rest of the file is lost)"
+_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 
 
 class FileCorpus(Corpus):
-    """One file, or every file of a known suffix in a folder and its subfolders, sorted by path.
+    """One file, or the documents of a folder and its subfolders, sorted by path.
 
-    A text file (.txt, .md) is one document, taken as it is but for a byte order mark. JSON-lines files (.jsonl, .json;
-    one object a line) and Parquet files give one document a row, from the field `text_field`. Text and JSON lines may
-    be gzipped (.gz). Links are followed. One row (Parquet: one batch of rows) is in memory at a time.
+    A text file (.txt, .md) is one document, taken as it is but for a byte order mark. JSON files (.jsonl, .json) hold
+    one object a line, or all of them in one array; they and Parquet files give one document a row, from the field
+    `text_field`. Text and JSON may be compressed (.gz, .bz2, .xz, .zst). One row (Parquet: one batch of rows; a JSON
+    array: the file) is in memory at a time.
+
+    In a folder, these are no documents: hidden files and folders (a hub's cache, copies that
+    notebooks keep), files named README, LICENSE and the like, the descriptions that `datasets` writes, folders of
+    models. Links are followed; a file or folder that is linked a second time counts once. All of these are counted as
+    skipped. A file that is given by its own name is read, whatever it is called.
 
     Raises:
-        InputError: `path` is a file of an unknown suffix, or neither file nor folder; or, while reading, a Parquet
-            file has no column `text_field`, or nothing at all is usable.
+        InputError: `path` is a file of an unknown suffix, or neither file nor folder; or, while reading, a file is
+            damaged, cut off or cannot be opened, a Parquet file has no column `text_field`, or nothing at all is
+            usable.
     """
 
     def __init__(self, path: Path, text_field: str) -> None:
@@ -45,7 +75,7 @@ class FileCorpus(Corpus):
         self.text_field = text_field
         if path.is_file():
             if not path.name.lower().endswith(SUFFIXES):
-                raise InputError(f"{path}: unknown kind of file; known suffixes are {', '.join(SUFFIXES)}")
+                raise InputError(f"{path}: unknown kind of file; known suffixes are {_SHOWN}")
         elif not path.is_dir():
             raise InputError(f"{path} is neither a file nor a folder; save the documents to a file first")
 
@@ -54,40 +84,57 @@ class FileCorpus(Corpus):
         digest = hashlib.sha256(f"files\0{self.text_field}".encode())
         for file, relative in self._files():
             digest.update(b"\0" + os.fsencode(relative) + b"\0")
-            try:
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-            except OSError:
-                digest.update(b"unreadable")
+            with _naming_damage(file), file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            if _is_json(file) and _may_be_one_value(file):
+                digest.update(b"one value")  # which older versions read as lines
         return digest.hexdigest()
 
     def _files(self) -> Iterator[tuple[Path, str]]:
-        """Yield (file, relative path) of known suffixes; everything else in a folder is counted as skipped."""
+        """Yield (file, relative path) of documents; everything else in a folder is counted as skipped."""
         if self.path.is_file():
             yield self.path, self.path.name
             return
         visited: set[str] = set()  # a link to a parent folder must not send us round in circles
-        walk = os.walk(
-            self.path, followlinks=True, onerror=lambda error: self._skip("unreadable folder", str(error.filename))
-        )
-        for folder, subfolders, names in walk:
+        for folder, subfolders, names in os.walk(self.path, followlinks=True, onerror=_raise_unreadable):
+            place = Path(folder).relative_to(self.path).as_posix()
             real = os.path.realpath(folder)
-            if real in visited:
+            if real in visited or (place != "." and not _MODEL_FILES.isdisjoint(names)):
                 subfolders.clear()
-                self._skip("folder linked a second time", folder)
+                self._skip("folder linked a second time" if real in visited else "folder of a model", place)
                 continue
             visited.add(real)
+            for name in [name for name in subfolders if name.startswith(".")]:
+                subfolders.remove(name)
+                self._skip("hidden folder", (Path(place) / name).as_posix())
             subfolders.sort()
             for name in sorted(names):
                 file = Path(folder, name)
                 relative = file.relative_to(self.path).as_posix()
-                if not name.lower().endswith(SUFFIXES):
-                    self._skip(f"unknown suffix (known: {' '.join(SUFFIXES)})", relative)
-                elif not file.is_file():
-                    # Opening a pipe would wait for ever.
-                    self._skip("not a regular file, or a broken link", relative)
+                if reason := self._not_a_document(file, visited):
+                    self._skip(reason, relative)
                 else:
+                    visited.add(os.path.realpath(file))
                     yield file, relative
+
+    def _not_a_document(self, file: Path, visited: set[str]) -> str | None:
+        """Why a file of a folder holds no document of its own; None: it does."""
+        name = file.name.lower()
+        if name.startswith("."):
+            return "hidden file"
+        if re.split(r"[^a-z]", name, maxsplit=1)[0] in _ACCOMPANYING:
+            return "README or licence (give it by its own name to read it)"
+        if name in _DESCRIPTIONS:
+            return "description of a dataset"
+        if not name.endswith(SUFFIXES):
+            if Path(name).stem.endswith((*_TEXT, *_JSON)):
+                raise InputError(f"{file} is compressed in a way that is not read; known suffixes are {_SHOWN}")
+            return f"unknown suffix (known: {_SHOWN})"
+        if file.is_symlink() and not file.exists():
+            raise InputError(f"{file} is a link to {file.readlink()}, which is not there; fetch it, or remove the link")
+        if not file.is_file():
+            return "not a regular file"  # opening a pipe would wait for ever
+        return "file linked a second time" if os.path.realpath(file) in visited else None
 
     def parts(self) -> list[Part]:
         """Files, in order; small ones that follow each other go together."""
@@ -99,26 +146,19 @@ class FileCorpus(Corpus):
                 parts.append([])
                 size = 0
             parts[-1].append((file, relative))
-            try:
+            with _naming_damage(file):
                 size += file.stat().st_size
-            except OSError:  # counted when it is read
-                continue
         return parts
 
     def _read(self, part: Part) -> Iterator[tuple[str, str]]:
         for file, relative in cast("list[tuple[Path, str]]", part):
-            name = file.name.lower()
-            try:
-                if name.endswith(PARQUET_SUFFIXES):
+            with _naming_damage(file):
+                if file.name.lower().endswith(_PARQUET):
                     yield from self._read_parquet(file, relative)
-                elif name.endswith(JSON_SUFFIXES):
-                    yield from self._read_json_lines(file, relative)
+                elif _is_json(file):
+                    yield from self._read_json(file, relative)
                 else:
                     yield from self._read_text(file, relative)
-            except (gzip.BadGzipFile, EOFError, zlib.error):
-                self._skip(_CORRUPT_GZIP, relative)
-            except OSError as error:
-                self._skip(f"unreadable file ({error.strerror or type(error).__name__})", relative)
 
     def _read_text(self, file: Path, place: str) -> Iterator[tuple[str, str]]:
         with _open(file) as stream:
@@ -126,11 +166,16 @@ class FileCorpus(Corpus):
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self._skip("not UTF-8", place)
+            self._lose("not UTF-8", place)
         else:
             yield text, place
 
-    def _read_json_lines(self, file: Path, relative: str) -> Iterator[tuple[str, str]]:
+    def _read_json(self, file: Path, relative: str) -> Iterator[tuple[str, str]]:
+        rows = _one_value(file)
+        if rows is not None:
+            for number, row in enumerate(rows, start=1):
+                yield from self._field(row, f"{relative}, entry {number}")
+            return
         with _open(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
@@ -139,48 +184,102 @@ class FileCorpus(Corpus):
                 try:
                     row: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except UnicodeDecodeError:
-                    self._skip("not UTF-8", place)
+                    self._lose("not UTF-8", place)
                 except (ValueError, RecursionError):
-                    self._skip("bad JSON (one object a line is expected)", place)
+                    self._lose("bad JSON (one object a line, or one array, is expected)", place)
                 else:
                     yield from self._field(row, place)
 
     def _field(self, row: object, place: str) -> Iterator[tuple[str, str]]:
         if not isinstance(row, dict):
-            self._skip("not a JSON object", place)
+            self._lose("not a JSON object", place)
         elif self.text_field not in row:
             fields = ", ".join(map(str, row)) or "none"
-            self._skip(f"no field {self.text_field!r}", f"{place}, whose fields are: {fields}")
-        elif not isinstance(text := cast("dict[str, object]", row)[self.text_field], str):
-            self._skip(f"field {self.text_field!r} is not a string", place)
+            self._lose(f"no field {self.text_field!r}", f"{place}, whose fields are: {fields}")
         else:
+            yield from self._string(cast("dict[str, object]", row)[self.text_field], place)
+
+    def _string(self, text: object, place: str) -> Iterator[tuple[str, str]]:
+        if isinstance(text, str):
             yield text, place
+        elif text is None:
+            self._skip(NO_TEXT, place)
+        else:
+            self._lose(f"field {self.text_field!r} is not a string", place)
 
     def _read_parquet(self, file: Path, relative: str) -> Iterator[tuple[str, str]]:
-        try:
-            with closing(pq.ParquetFile(file)) as parquet:
-                columns: list[str] = parquet.schema_arrow.names
-                if self.text_field not in columns:
-                    raise InputError(
-                        f"{file}: no column {self.text_field!r}; set text_field to one of: {', '.join(columns)}"
-                    )
-                number = 0
-                for batch in parquet.iter_batches(batch_size=1024, columns=[self.text_field]):
-                    for value in batch.column(0):
-                        number += 1
-                        place = f"{relative}:{number}"
-                        try:
-                            text: object = value.as_py()
-                        except UnicodeDecodeError:
-                            self._skip("not UTF-8", place)
-                            continue
-                        if isinstance(text, str):
-                            yield text, place
-                        else:
-                            self._skip(f"field {self.text_field!r} is not a string", place)
-        except pa.ArrowInvalid:
-            self._skip("corrupt Parquet data (the rest of the file is lost)", relative)
+        with closing(pq.ParquetFile(file)) as parquet:
+            columns: list[str] = parquet.schema_arrow.names
+            if self.text_field not in columns:
+                raise InputError(
+                    f"{file}: no column {self.text_field!r}; set text_field to one of: {', '.join(columns)}"
+                )
+            number = 0
+            for batch in parquet.iter_batches(batch_size=1024, columns=[self.text_field]):
+                for value in batch.column(0):
+                    number += 1
+                    place = f"{relative}:{number}"
+                    try:
+                        text: object = value.as_py()
+                    except UnicodeDecodeError:
+                        self._lose("not UTF-8", place)
+                    else:
+                        yield from self._string(text, place)
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
+    """A file that is cut off, damaged or not ours to read is refused, since nobody knows how much of it is lost."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise _damaged(file, error) from error
+    except OSError as error:
+        if error.errno is None:  # of a decompressor, not of the system
+            raise _damaged(file, error) from error
+        raise InputError(
+            f"{file} cannot be read ({error.strerror or type(error).__name__}); remove it, or make it readable"
+        ) from error
+
+
+def _damaged(file: Path, error: BaseException) -> InputError:
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return InputError(f"{file} is damaged or cut off ({reason.rstrip('.')}); fetch it again, or remove it")
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise InputError(
+        f"the folder {error.filename} cannot be read ({error.strerror or type(error).__name__}); remove it, or make it "
+        "readable"
+    ) from error
+
+
+def _is_json(file: Path) -> bool:
+    name = file.name.lower()
+    return name.endswith(_JSON) or Path(name).stem.endswith(_JSON)
+
+
+def _may_be_one_value(file: Path) -> bool:
+    """Whether a JSON file begins as an array, or as an object that goes on in the next line."""
+    with _naming_damage(file), _open(file) as stream:
+        first = next((line for line in stream if line.strip()), b"")
+    text = first.removeprefix(b"\xef\xbb\xbf").strip()
+    return text.startswith(b"[") or text == b"{"
+
+
+def _one_value(file: Path) -> list[object] | None:
+    """The rows of a JSON file that holds one array, or one object; None: it is no such file."""
+    if not _may_be_one_value(file):
+        return None
+    with _open(file) as stream:
+        content = stream.read()
+    try:
+        value: object = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return cast("list[object]", value) if isinstance(value, list) else [value]
 
 
 def _open(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file)) if file.name.lower().endswith(".gz") else file.open("rb")
+    compression = _COMPRESSIONS.get(file.suffix.lower())
+    return file.open("rb") if compression is None else compression(file)

@@ -10,7 +10,7 @@ from typing import cast
 import datasets
 from datasets.exceptions import DatasetsError
 
-from mixln.data.corpus import Corpus, Part
+from mixln.data.corpus import NO_TEXT, Corpus, Part
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
 
@@ -69,8 +69,7 @@ class HubCorpus(Corpus):
         index, num_shards = cast("tuple[int, int]", part)
         self._rows = 0
         with self._hub_errors():
-            if self._dataset is None:  # in another process than `parts`
-                self._dataset = self._load()
+            assert self._dataset is not None  # `parts` comes first
             if self._num_shards != num_shards:
                 raise InputError(
                     f"{self.name} had {num_shards} data files and now has {self._num_shards}: it has changed on the "
@@ -90,8 +89,10 @@ class HubCorpus(Corpus):
                 place = f"row {self._rows}" if num_shards == 1 else f"data file {index}, row {self._rows}"
                 if isinstance(text, str):
                     yield text, place
+                elif text is None:
+                    self._skip(NO_TEXT, place)
                 else:
-                    self._skip(f"field {self.text_field!r} is not a string", place)
+                    self._lose(f"field {self.text_field!r} is not a string", place)
 
     def _load(self) -> Iterable[dict[str, object]]:
         return cast(
@@ -116,6 +117,3 @@ class HubCorpus(Corpus):
                 f"cannot read {where} from the Hugging Face hub (stopped after {self._rows:,} rows): {reason}; check "
                 "the name and the network, or give the path of local files"
             ) from error
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_dataset": None}  # each process opens its own

@@ -83,9 +83,9 @@ class PythonCorpus(Corpus):
                 with tokenize.open(file) as source:
                     text = source.read()
             except OSError:
-                self._skip("unreadable file", relative)
+                self._lose("unreadable file", relative)
             except (SyntaxError, UnicodeDecodeError):
-                self._skip("not text in its declared encoding", relative)
+                self._lose("not text in its declared encoding", relative)
             else:
                 if text.strip():  # an empty __init__.py is no loss
                     yield text, relative

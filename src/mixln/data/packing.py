@@ -12,9 +12,7 @@ from torch import Tensor
 
 from mixln.data.order import permute
 from mixln.data.store import TokenStore
-
-IGNORE_INDEX = -100
-"""Target that no loss is taken of (the default `ignore_index` of `torch.nn.functional.cross_entropy`)."""
+from mixln.models.encoding import IGNORED_TARGET
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,7 @@ class Batch:
     @cached_property
     def num_predicted_tokens(self) -> int:
         """Targets other than -100: what a summed loss is to be divided by."""
-        return int((self.targets != IGNORE_INDEX).sum())
+        return int((self.targets != IGNORED_TARGET).sum())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device; its tokens are counted before, where nobody has to wait for it."""
@@ -109,14 +107,14 @@ class PackedDataset:
         first = np.zeros((len(numbers), length + 1), dtype=np.int64)  # slot where the slot's document begins
         if not self.cross_documents:
             row, border = self._borders(starts, filled)
-            targets[row, border - 1] = IGNORE_INDEX
+            targets[row, border - 1] = IGNORED_TARGET
             first[row, border] = border
         # Padding is a document of its own, so that no token attends to it nor it to them. `filled` is no input of
         # a row's text but its last target, hence the first free slot.
         first[np.arange(len(numbers)), filled] = filled
         position_ids = slots - np.maximum.accumulate(first, axis=1)[:, :length]
         input_ids[padding] = self.store.eos_token_id
-        targets[padding] = IGNORE_INDEX
+        targets[padding] = IGNORED_TARGET
         return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(position_ids))
 
     def _borders(self, starts: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,19 +1,27 @@
-"""Pieces of a corpus: runs of documents that are tokenised, stored and checked by themselves; their files."""
+"""Pieces of a corpus: runs of documents that are read, tokenised and stored together."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 
-_MAX_PIECE_CHARACTERS = 8_000_000
+from mixln.data.corpus import Corpus, Part
+from mixln.data.splitting import digest
+from mixln.data.store import token_dtype
+from mixln.data.workers import tokenized_batches
+from mixln.errors import InputError
+from mixln.models.encoding import DocumentEncoder, batches
+
+_MAX_PIECE_CHARACTERS = 2_000_000
 _MIN_PIECE_CHARACTERS = 65_536
 _PIECES_PER_LIMIT = 32
+
+_NO_TOKENS = "nothing left after the tokenizer's normalisation"
 
 
 def piece_characters(max_tokens: int | None) -> int:
@@ -27,37 +35,49 @@ def piece_characters(max_tokens: int | None) -> int:
     return min(max(4 * max_tokens // _PIECES_PER_LIMIT, _MIN_PIECE_CHARACTERS), _MAX_PIECE_CHARACTERS)
 
 
-@dataclass(frozen=True)
-class PieceKey:
-    """Where a piece stands: pieces in the order of their keys are the corpus."""
+@dataclass
+class Piece:
+    """Documents that were read together, and what was left out among them; the lists have an entry a document.
+
+    Attributes:
+        part: The part of the corpus.
+        number: The number of the piece in that part.
+        is_last: Whether no piece of this part follows.
+        duplicates: Documents left out because they are excluded.
+        skipped: Reason -> number of what could not be used.
+        examples: Reason -> first place.
+        lost: How many of the skipped are documents that could not be read.
+        fragments: The text of each document, long ones in several fragments.
+        places: Where each document stands.
+        digests: `digest` of each.
+        characters: Characters of each.
+    """
 
     part: int
     number: int
+    is_last: bool = False
+    duplicates: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    fragments: list[list[str]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
 
-    @property
-    def file(self) -> str:
-        """Name of its file."""
-        return f"{self.part:06d}-{self.number:06d}.piece"
+    def batches(self) -> list[list[str]]:
+        """The texts in batches of bounded size: at least one, be it empty."""
+        return list(batches(chain.from_iterable(self.fragments))) or [[]]
 
-
-@dataclass(frozen=True)
-class PieceHeader:
-    """What is known of a stored piece without reading it.
-
-    Attributes:
-        is_last: No piece of this part follows.
-        tokens: Training tokens.
-        sha256: Of everything after the header.
-    """
-
-    is_last: bool
-    tokens: int
-    sha256: str
+    def skip(self, reason: str, place: str) -> None:
+        """Count a document that cannot be used."""
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.examples.setdefault(reason, place)
 
 
 @dataclass(frozen=True)
-class TokenizedDocuments:
-    """Documents one after another.
+class Documents:
+    """Tokenised documents one after another.
 
     Attributes:
         tokens: Shape (tokens,), each document followed by its end-of-text token.
@@ -71,76 +91,121 @@ class TokenizedDocuments:
     characters: np.ndarray
     digests: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> Documents:
+        """The documents chosen by a mask of shape (documents,)."""
+        tokens = self.tokens[np.repeat(chosen, self.lengths)]
+        return Documents(tokens, self.lengths[chosen], self.characters[chosen], self.digests[chosen])
 
-@dataclass(frozen=True)
-class Piece:
-    """A tokenised piece.
 
-    Attributes:
-        train: Documents of the training side.
-        validation: Documents of the validation side.
-        duplicates: Documents left out because they are excluded.
-        skipped: Reason -> number of what could not be used.
-        examples: Reason -> first place.
-        is_last: No piece of this part follows.
+def read_pieces(
+    corpus: Corpus,
+    parts: list[Part],
+    encoder: DocumentEncoder,
+    excluded: frozenset[int],
+    characters: int,
+    start: tuple[int, int],
+) -> Iterator[Piece]:
+    """Yield the pieces of a corpus in order; a piece ends at the end of a document, or of a part of the corpus.
+
+    Args:
+        corpus: What to read.
+        parts: What `corpus.parts()` gave.
+        encoder: Says where a long document may be cut.
+        excluded: Digests of documents to leave out.
+        characters: Where a piece ends.
+        start: Part and number of the first piece that is wanted; parts before it are not read.
+
+    Raises:
+        InputError: A document is too long to be tokenised (names it); or as `Corpus.read`.
     """
+    for part in range(start[0], len(parts)):
+        corpus.reset_counts()
+        piece, size = Piece(part, 0), 0
+        with closing(corpus.read(parts[part])) as documents:
+            for text, place in documents:
+                if size >= characters:
+                    if (part, piece.number) >= start:
+                        yield _counted(piece, corpus)
+                    corpus.reset_counts()
+                    piece, size = Piece(part, piece.number + 1), 0
+                size += len(text)
+                if (part, piece.number) >= start:
+                    _add(piece, text, place, encoder, excluded)
+        if (part, piece.number) < start:
+            raise InputError(
+                f"corpus {corpus.name!r} changed since it was read: documents that were in it have gone; run the same "
+                "command again when nothing writes to it"
+            )
+        piece.is_last = True
+        yield _counted(piece, corpus)
 
-    train: TokenizedDocuments
-    validation: TokenizedDocuments
-    duplicates: int
-    skipped: dict[str, int]
-    examples: dict[str, str]
-    is_last: bool
+
+def _counted(piece: Piece, corpus: Corpus) -> Piece:
+    """The piece with what the corpus left out since it was begun."""
+    piece.skipped, piece.examples, piece.lost = dict(corpus.skipped), dict(corpus.examples), corpus.lost
+    return piece
 
 
-def write_piece(path: Path, piece: Piece) -> PieceHeader:
-    """Store a piece in one step: a line of JSON (`PieceHeader`), then an .npz."""
-    arrays = {
-        f"{side}_{field.name}": getattr(getattr(piece, side), field.name)
-        for side in ("train", "validation")
-        for field in fields(TokenizedDocuments)
-    }
-    counts = {"duplicates": piece.duplicates, "skipped": piece.skipped, "examples": piece.examples}
-    stream = io.BytesIO()
-    np.savez(stream, **arrays, counts=np.frombuffer(json.dumps(counts).encode(), dtype=np.uint8))
-    content = stream.getvalue()
-    header = PieceHeader(piece.is_last, len(piece.train.tokens), hashlib.sha256(content).hexdigest())
-    # Another name until it is whole; our own, because a worker of a killed process may still be at the same piece.
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+def _add(piece: Piece, text: str, place: str, encoder: DocumentEncoder, excluded: frozenset[int]) -> None:
+    value = digest(text)
+    if value in excluded:
+        piece.duplicates += 1
+        return
+    with naming_document(place):
+        piece.fragments.append(encoder.fragments(text))
+    piece.places.append(place)
+    piece.digests.append(value)
+    piece.characters.append(len(text))
+
+
+@contextmanager
+def naming_document(place: str) -> Iterator[None]:
+    """Say in an InputError which document it is about."""
     try:
-        with temporary.open("wb") as file:
-            file.write(json.dumps(asdict(header)).encode() + b"\n")
-            file.write(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return header
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
-def read_header(path: Path) -> PieceHeader | None:
-    """The header of a stored piece, or None if there is none, or none that can be read."""
-    try:
-        with path.open("rb") as file:
-            return PieceHeader(**json.loads(file.readline()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
+def tokenized(
+    pieces: Iterable[Piece], encoder: DocumentEncoder, workers: int
+) -> Generator[tuple[Piece, Documents], None, None]:
+    """Yield each piece with its documents, tokenised by several processes; close the generator to stop them.
+
+    Documents without a single token are counted as skipped.
+    """
+    read: deque[tuple[Piece, int]] = deque()  # with the number of its batches
+
+    def texts() -> Iterator[list[str]]:
+        for piece in pieces:
+            found = piece.batches()
+            read.append((piece, len(found)))
+            yield from found
+
+    assert encoder.backend is not None  # `load_training_tokenizer` accepts no other
+    with closing(tokenized_batches(texts(), encoder.backend, workers)) as results:
+        for first in results:
+            piece, count = read.popleft()
+            encoded = [first, *islice(results, count - 1)]
+            tokens, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+            yield piece, _joined(piece, tokens, lengths, encoder)
 
 
-def read_piece(path: Path) -> Piece | None:
-    """A stored piece, or None if it is damaged or gone."""
-    header = read_header(path)
-    if header is None:
-        return None
-    with path.open("rb") as file:
-        file.readline()
-        content = file.read()
-    if hashlib.sha256(content).hexdigest() != header.sha256:
-        return None
-    with np.load(io.BytesIO(content)) as arrays:
-        train, validation = (
-            TokenizedDocuments(*(arrays[f"{side}_{field.name}"] for field in fields(TokenizedDocuments)))
-            for side in ("train", "validation")
-        )
-        counts = json.loads(arrays["counts"].tobytes())
-    return Piece(train, validation, **counts, is_last=header.is_last)
+def _joined(piece: Piece, tokens: np.ndarray, lengths: np.ndarray, encoder: DocumentEncoder) -> Documents:
+    """Join fragments to documents, and put the tokens of the beginning and the end around each."""
+    counts = np.array([len(fragments) for fragments in piece.fragments], dtype=np.int64)
+    ends = np.append(0, np.cumsum(lengths))[np.cumsum(counts)]
+    starts = np.append(0, ends)[:-1]
+    kept = ends > starts
+    for place in (place for place, whole in zip(piece.places, kept, strict=True) if not whole):
+        piece.skip(_NO_TOKENS, place)
+    assert encoder.eos_token_id is not None  # `load_training_tokenizer` accepts no other
+    begin, end = list(encoder.begin), encoder.eos_token_id
+    positions = np.column_stack([*[starts[kept]] * len(begin), ends[kept]])
+    around = np.tile([*begin, end], (len(positions), 1))
+    return Documents(
+        np.insert(tokens.astype(token_dtype(encoder.vocab_size)), positions.ravel(), around.ravel()),
+        (ends - starts)[kept] + len(begin) + 1,
+        np.array(piece.characters, dtype=np.int64)[kept],
+        np.array(piece.digests, dtype=np.uint64)[kept],
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,9 @@ from mixln.data.corpus import describe_skipped
 from mixln.data.packing import PackedDataset
 from mixln.data.prepared_folder import find_prepared_folder, open_prepared_folder
 from mixln.data.store import TokenStore
-from mixln.data.tokenizer import load_tokenizer, tokenizer_hash
+from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash
 from mixln.errors import InputError
+from mixln.models.encoding import DocumentEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,11 @@ class PreparedData:
     def folder(self) -> Path:
         """Where the prepared data lie."""
         return self.train.store.folder.parent
+
+    @property
+    def largest_token(self) -> int:
+        """The largest id in either split; all tokens are read for it."""
+        return max(self.train.store.largest_token(), self.validation.store.largest_token())
 
 
 def prepare_data(
@@ -88,7 +93,6 @@ def prepare_data(
             fill one training row and one validation target.
     """
     say: Report = report or (lambda _: None)
-    config.check()
     if workers < 1:
         raise InputError(f"the number of workers must be at least 1, got {workers}")
     prepared = find_prepared_folder(config.corpus)
@@ -97,14 +101,11 @@ def prepare_data(
             raise InputError(f"corpus {config.corpus!r} is prepared already; copy that folder, or train with it")
         return _pack(config, prepared, open_prepared_folder(prepared, config), None, say)
     sources = _open(config)
-    final = out.expanduser().absolute() if out else _cache(cache_dir) / sources.fingerprint
+    cache = (cache_dir or Path.home() / ".cache" / "mixln") / "data"
+    final = out.expanduser().absolute() if out else cache / sources.fingerprint
     accept = partial(_accept, final, sources.fingerprint) if out else (lambda _: None)
     manifest = finished_folder(final, partial(build_stores, sources, workers, say), say, accept=accept)
     return _pack(config, final, manifest, sources.tokenizer, say)
-
-
-def _cache(cache_dir: Path | None) -> Path:
-    return (cache_dir or Path.home() / ".cache" / "mixln") / "data"
 
 
 def _open(config: DataConfig) -> Sources:
@@ -119,23 +120,24 @@ def _open(config: DataConfig) -> Sources:
     )
     if corpus.unbounded and config.max_tokens is None:
         raise InputError(f"corpus {corpus.name!r} is streamed from the hub without end in sight; set max_tokens")
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
-    corpus_fingerprint = corpus.fingerprint()
-    validation_fingerprint = validation_corpus.fingerprint() if validation_corpus else None
+    tokenizer = load_training_tokenizer(config.tokenizer) if config.tokenizer else None
+    corpora = {VALIDATION_FOLDER: validation_corpus} if validation_corpus else {}
+    corpora[TRAIN_FOLDER] = corpus
+    fingerprints = {name: source.fingerprint() for name, source in corpora.items()}
     key = {
         "format": FORMAT_VERSION,
-        "corpus": corpus_fingerprint,
-        "validation": validation_fingerprint or config.validation_fraction,
+        "corpus": fingerprints[TRAIN_FOLDER],
+        "validation": fingerprints.get(VALIDATION_FOLDER, config.validation_fraction),
         "tokenizer": (
             tokenizer_hash(tokenizer) if tokenizer else [config.vocab_size, config.tokenizer_training_characters]
         ),
         "max_tokens": config.max_tokens,
         "max_validation_tokens": config.max_validation_tokens,
     }
+    if tokenizer and (begin := DocumentEncoder(tokenizer).begin):
+        key["begin"] = begin  # not in the keys of older versions, which left it out of the documents
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return Sources(
-        config, corpus, validation_corpus, tokenizer, corpus_fingerprint, validation_fingerprint, fingerprint
-    )
+    return Sources(config, corpora, tokenizer, fingerprints, fingerprint)
 
 
 def _accept(folder: Path, fingerprint: str, manifest: dict[str, Any] | None) -> None:
@@ -154,11 +156,16 @@ def _pack(
     config: DataConfig, folder: Path, manifest: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None, say: Report
 ) -> PreparedData:
     statistics = DataStatistics.from_manifest(manifest)
+    if cut_off := [reason for reason in statistics.skipped if reason.startswith("corrupt ")]:
+        raise InputError(
+            f"the data in {folder} were prepared by mixln {manifest['mixln']} from a file that is damaged or cut off "
+            f"({statistics.examples[cut_off[0]]}); fix or remove it, and prepare them again"
+        )
     if statistics.skipped:
-        say(f"skipped {describe_skipped(Counter(statistics.skipped), statistics.examples)}")
+        say(f"skipped {describe_skipped(statistics.skipped, statistics.examples)}")
     if statistics.duplicates_removed:
         say(f"dropped {statistics.duplicates_removed:,} training documents that are validation documents too")
-    tokenizer = tokenizer or load_tokenizer(str(folder / TOKENIZER_FOLDER))
+    tokenizer = tokenizer or load_training_tokenizer(str(folder / TOKENIZER_FOLDER))
     assert isinstance(tokenizer.eos_token_id, int)
     train = PackedDataset(
         TokenStore(folder / TRAIN_FOLDER, tokenizer.eos_token_id),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
-from mixln.data.build import FORMAT_VERSION, TOKENIZER_FOLDER
-from mixln.data.cache import MANIFEST_FILE, read_manifest
+from mixln.data.build import FORMAT_VERSION, TOKENIZER_FOLDER, DataStatistics
 from mixln.data.config import DataConfig
 from mixln.data.corpora import is_path
-from mixln.data.tokenizer import load_tokenizer, tokenizer_hash
+from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash
 from mixln.errors import InputError
+from mixln.manifest import MANIFEST_FILE, read_manifest
+from mixln.models.encoding import DocumentEncoder
+from mixln.records import read_json
 
 _FREE = frozenset({"corpus", "tokenizer", "sequence_length", "cross_documents"})
 """Settings that do not decide on the tokens, or are compared by other means."""
@@ -24,8 +25,8 @@ def find_prepared_folder(source: str) -> Path | None:
         return None
     try:
         folder = Path(source).expanduser()
-        manifest: object = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):
+        manifest: object = read_json(folder / MANIFEST_FILE)
+    except (OSError, InputError, RuntimeError):
         return None
     is_ours = isinstance(manifest, dict) and {"mixln", "format", "fingerprint", "settings"} <= manifest.keys()
     return folder if is_ours else None
@@ -49,6 +50,13 @@ def open_prepared_folder(folder: Path, config: DataConfig) -> dict[str, Any]:
             f"{folder} was prepared by mixln {manifest['mixln']} in format {manifest['format']}, and this version "
             f"reads format {FORMAT_VERSION}; prepare it again with `mixln data prepare`"
         )
+    _check_contents(folder, manifest)
+    encoder = DocumentEncoder(load_training_tokenizer(str(folder / TOKENIZER_FOLDER)))
+    if manifest["tokenizer"].get("begin", []) != list(encoder.begin):
+        raise InputError(
+            f"the documents in {folder} lack what their tokenizer begins a text with: they were prepared by mixln "
+            f"{manifest['mixln']}; prepare them again with `mixln data prepare`"
+        )
     made_with: dict[str, Any] = manifest["settings"]
     ignored = {*_FREE, *_unused(made_with)}
     default = asdict(DataConfig())
@@ -58,6 +66,21 @@ def open_prepared_folder(folder: Path, config: DataConfig) -> dict[str, Any]:
     if config.tokenizer not in (None, made_with["tokenizer"]):
         _check_tokenizer(folder, manifest, config.tokenizer)
     return manifest
+
+
+def _check_contents(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make sure that a manifest says what is read from it; the checksums in it are of the other files."""
+    settings, tokenizer = manifest["settings"], manifest.get("tokenizer")
+    is_sound = isinstance(settings, dict) and {field.name for field in fields(DataConfig)} <= settings.keys()
+    is_sound = is_sound and isinstance(tokenizer, dict) and "sha256" in tokenizer
+    try:
+        found = DataStatistics.from_manifest(manifest)
+        counts = [*astuple(found.train), *astuple(found.validation), *found.skipped.values(), found.duplicates_removed]
+        is_sound = is_sound and all(type(count) is int for count in counts) and isinstance(found.examples, dict)
+    except (KeyError, TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
+        raise InputError(f"{folder / MANIFEST_FILE} is damaged: copy the prepared data or prepare them again")
 
 
 def _unused(settings: dict[str, Any]) -> set[str]:
@@ -73,7 +96,7 @@ def _unused(settings: dict[str, Any]) -> set[str]:
 def _check_tokenizer(folder: Path, manifest: dict[str, Any], name: str) -> None:
     """Accept a folder with the same tokenizer; another hub name is refused without asking the hub."""
     folder_given = Path(name).expanduser()
-    same = folder_given.is_dir() and tokenizer_hash(load_tokenizer(name)) == manifest["tokenizer"]["sha256"]
+    same = folder_given.is_dir() and tokenizer_hash(load_training_tokenizer(name)) == manifest["tokenizer"]["sha256"]
     if not same:
         made_with = manifest["settings"]["tokenizer"]
         kept = f"{made_with or 'trained on the corpus'} (kept in {folder / TOKENIZER_FOLDER})"

@@ -1,15 +1,16 @@
-"""Joining tokenised documents to one split, up to a limit."""
+"""One split of a corpus while it is written, up to a limit."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mixln.data.pieces import TokenizedDocuments
-from mixln.data.store import TokenStoreWriter
-from mixln.data.tokenizer import DocumentEncoder
+from mixln.data.pieces import Documents
+from mixln.data.store import TokenStoreWriter, WriterState
+from mixln.models.encoding import DocumentEncoder
 
 
 @dataclass(frozen=True)
@@ -28,60 +29,59 @@ class SplitStatistics:
 
 
 class SplitWriter:
-    """One split being written: tokenised documents in, tokens on disk, up to a limit.
+    """One split: tokenised documents in, tokens on disk, up to a limit.
 
     Args:
-        writer: Where the tokens go.
+        folder: The folder of the token store.
         encoder: The tokenizer.
         max_tokens: Exactly here the split is cut, within a document if need be (no end-of-text token follows the
             cut); None for no limit.
+        state: What `flush` of an earlier writer has returned, to go on from there.
+
+    Attributes:
+        store: The writer of the token store, to be closed by whoever opened this one.
+
+    Raises:
+        InputError: The folder does not hold what the state says.
     """
 
-    def __init__(self, writer: TokenStoreWriter, encoder: DocumentEncoder, max_tokens: int | None) -> None:
-        self._writer = writer
+    def __init__(
+        self, folder: Path, encoder: DocumentEncoder, max_tokens: int | None, state: dict[str, int] | None
+    ) -> None:
+        of_store = dict(state or {})
+        self._characters = of_store.pop("characters", 0)
+        self.store = TokenStoreWriter(folder, encoder.vocab_size, state=WriterState(**of_store))
         self._encoder = encoder
         self._limit = math.inf if max_tokens is None else max_tokens
-        self._characters = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens written so far."""
-        return self._writer.num_tokens
 
     @property
     def full(self) -> bool:
         """True if no more tokens are wanted."""
-        return self.tokens >= self._limit
+        return self.store.num_tokens >= self._limit
 
     @property
     def statistics(self) -> SplitStatistics:
         """What was written so far."""
-        return SplitStatistics(self._writer.num_documents, self._characters, self.tokens)
+        return SplitStatistics(self.store.num_documents, self._characters, self.store.num_tokens)
 
-    @property
-    def shard_sizes(self) -> list[int]:
-        """Tokens in each file so far."""
-        return self._writer.shard_sizes
-
-    def add(self, documents: TokenizedDocuments) -> int:
+    def add(self, documents: Documents) -> int:
         """Write documents as far as there is room.
 
         Returns:
             How many were written, the one that was cut included.
         """
         ends = np.cumsum(documents.lengths)
-        room = self._limit - self.tokens
+        room = int(min(self._limit - self.store.num_tokens, len(documents.tokens)))
         count = int(np.searchsorted(ends, room, side="right"))  # documents that fit whole
-        kept = int(ends[count - 1]) if count else 0
-        self._write(documents.tokens[:kept], documents.lengths[:count], int(documents.characters[:count].sum()))
-        if count == len(ends) or room == kept:
-            return count
-        cut = documents.tokens[kept : int(room)]
-        whole = int(documents.characters[count])
-        self._write(cut, np.array([len(cut)]), min(whole, self._encoder.decoded_characters(cut)))
-        return count + 1
+        tokens, lengths = documents.tokens[:room], documents.lengths[:count]
+        self._characters += int(documents.characters[:count].sum())
+        if cut := room - int(lengths.sum()):
+            decoded = self._encoder.decoded_characters(tokens[-cut:])
+            self._characters += min(int(documents.characters[count]), decoded)
+            lengths = np.append(lengths, cut)
+        self.store.extend(tokens, lengths)
+        return len(lengths)
 
-    def _write(self, tokens: np.ndarray, lengths: np.ndarray, characters: int) -> None:
-        if len(lengths):
-            self._writer.extend(tokens, lengths)
-            self._characters += characters
+    def flush(self) -> dict[str, int]:
+        """Hand to the system what was written, and return what another writer needs to go on from there."""
+        return {"characters": self._characters, **asdict(self.store.flush())}

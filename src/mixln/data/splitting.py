@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 
 from mixln.data.corpus import Corpus
 from mixln.errors import InputError
@@ -18,34 +16,12 @@ def digest(document: str) -> int:
     return int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
 
 
-@dataclass(frozen=True)
-class Split:
-    """A document is for validation if its digest is below `threshold`; so equal documents land on the same side."""
+def choose_threshold(corpus: Corpus, validation_fraction: float) -> int:
+    """The digest below which a document is for validation: about `validation_fraction` of the documents of a corpus.
 
-    threshold: int
-
-    def is_validation(self, document: str) -> bool:
-        """True for validation, False for training."""
-        return digest(document) < self.threshold
-
-    def training_documents(self, corpus: Corpus) -> Generator[str, None, None]:
-        """The training side of a corpus, lazily."""
-        with closing(corpus.documents()) as documents:
-            for document in documents:
-                if not self.is_validation(document):
-                    yield document
-
-
-TRAINING_ONLY = Split(0)
-"""For a corpus whose validation documents come from elsewhere."""
-
-
-def choose_split(corpus: Corpus, validation_fraction: float) -> Split:
-    """The split of a corpus whose validation side gets about `validation_fraction` of the documents.
-
-    The threshold is validation_fraction * 2^64. Should that leave one side of a small corpus empty, the document with
-    the smallest digest is moved to validation, or the one with the largest to training. The corpus is read only until
-    both sides have a document.
+    Equal documents land on the same side. The threshold is validation_fraction * 2^64. If that leaves one side of a
+    small corpus empty, the document with the smallest digest is moved to validation, or the one with the largest to
+    training. The corpus is read only until both sides have a document.
 
     Raises:
         InputError: The corpus has one distinct document.
@@ -57,10 +33,10 @@ def choose_split(corpus: Corpus, validation_fraction: float) -> Split:
             value = digest(document)
             smallest, largest = min(smallest, value), max(largest, value)
             if smallest < threshold <= largest:
-                return Split(threshold)
+                return threshold
     if smallest == largest:
         raise InputError(
             f"corpus {corpus.name!r} has a single distinct document, which cannot be for training and for validation; "
             "give a validation_corpus, or split the document (one JSON line for each part)"
         )
-    return Split(largest if largest < threshold else smallest + 1)
+    return largest if largest < threshold else smallest + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -14,6 +16,7 @@ SHARD_TOKENS = 100_000_000
 """Tokens in every shard but the last: 200 or 400 MB."""
 
 DOCUMENT_ENDS_FILE = "document_ends.npy"
+_HEADER_BYTES = 128
 
 
 def shard_file(number: int) -> str:
@@ -68,6 +71,10 @@ class TokenStore:
         """All tokens, shape (tokens,); copied into memory unless they are one shard."""
         return self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)
 
+    def largest_token(self) -> int:
+        """The largest id, that of the end of text (which fills rows up) among them; reads all tokens."""
+        return max([self.eos_token_id, *(int(shard.max()) for shard in self.shards if len(shard))])
+
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` tokens from each start on, wherever shards begin and end.
 
@@ -86,6 +93,23 @@ class TokenStore:
         return result
 
 
+@dataclass(frozen=True)
+class WriterState:
+    """What a `TokenStoreWriter` has flushed to the disk: another one goes on from there.
+
+    Attributes:
+        tokens: Tokens written.
+        documents: Documents written.
+        checksum_of_tokens: CRC-32.
+        checksum_of_ends: CRC-32 of the document ends.
+    """
+
+    tokens: int = 0
+    documents: int = 0
+    checksum_of_tokens: int = 0
+    checksum_of_ends: int = 0
+
+
 class TokenStoreWriter:
     """Writes a `TokenStore` as a stream, in constant memory; a context manager.
 
@@ -93,29 +117,48 @@ class TokenStoreWriter:
         folder: Created if need be.
         vocab_size: One more than the largest id; decides on two or four bytes a token.
         shard_tokens: Tokens in every shard but the last; default `SHARD_TOKENS`.
+        state: What an earlier writer has flushed to the folder, with the same arguments; what follows it is dropped.
 
     Attributes:
         num_tokens: Tokens written so far.
         num_documents: Documents written so far.
+
+    Raises:
+        InputError: The folder does not hold what the state says.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None, state: WriterState | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.num_tokens = 0
-        self.num_documents = 0
+        state = state or WriterState()
+        self.num_tokens = state.tokens
+        self.num_documents = state.documents
         self._folder = folder
         self._dtype = token_dtype(vocab_size)
         self._shard_tokens = shard_tokens or SHARD_TOKENS
-        self._shards = 0
-        self._tokens = self._next_shard()
-        self._ends = (folder / DOCUMENT_ENDS_FILE).open("wb")
-        self._write_header()
+        self._shards = max(1, -(-state.tokens // self._shard_tokens))
+        self._checksum_of_tokens, self._checksum_of_ends = state.checksum_of_tokens, state.checksum_of_ends
+        if self._stored_checksums() != (self._checksum_of_tokens, self._checksum_of_ends):
+            raise InputError(f"{folder} is damaged: it does not hold the {state.tokens} tokens that were written")
+        for file in sorted(folder.glob("tokens-*.bin"))[self._shards :]:
+            file.unlink()
+        self._tokens = _open_at(folder / shard_file(self._shards - 1), self.shard_sizes[-1] * self._dtype.itemsize)
+        self._ends = _open_at(folder / DOCUMENT_ENDS_FILE, _HEADER_BYTES + 8 * state.documents)
+        if not state.documents:
+            self._write_header()  # of no documents, which is not what the other files hold
 
     @property
     def shard_sizes(self) -> list[int]:
         """Tokens in each shard so far."""
         full = [self._shard_tokens] * (self._shards - 1)
         return [*full, self.num_tokens - sum(full)]
+
+    def flush(self) -> WriterState:
+        """Hand to the system what was written, so that a kill loses nothing of it."""
+        self._tokens.flush()
+        self._ends.flush()
+        return WriterState(self.num_tokens, self.num_documents, self._checksum_of_tokens, self._checksum_of_ends)
 
     def append(self, tokens: np.ndarray) -> None:
         """Add one document: shape (n,), n > 0, ids below `vocab_size`, its end-of-text token included."""
@@ -137,18 +180,21 @@ class TokenStoreWriter:
             room = self._shards * self._shard_tokens - self.num_tokens
             if room == 0:
                 self._tokens.close()
-                self._tokens = self._next_shard()
+                self._shards += 1
+                self._tokens = _open_at(self._folder / shard_file(self._shards - 1), 0)
                 continue
-            self._tokens.write(tokens[:room].astype(self._dtype).tobytes())
-            self.num_tokens += len(tokens[:room])
-            tokens = tokens[room:]
+            part, tokens = tokens[:room].astype(self._dtype), tokens[room:]
+            self._tokens.write(part.data)
+            self._checksum_of_tokens = zlib.crc32(part.data, self._checksum_of_tokens)
+            self.num_tokens += len(part)
         self.num_documents += len(lengths)
-        self._ends.write(ends.astype("<i8").tobytes())
+        ends = ends.astype("<i8")
+        self._ends.write(ends.data)
+        self._checksum_of_ends = zlib.crc32(ends.data, self._checksum_of_ends)
 
     def close(self) -> None:
         """Complete the files; until then they do not form a store."""
         try:
-            self._ends.seek(0)
             self._write_header()
         finally:
             self._tokens.close()
@@ -166,14 +212,36 @@ class TokenStoreWriter:
             self._tokens.close()
             self._ends.close()
 
-    def _next_shard(self) -> IO[bytes]:
-        self._shards += 1
-        return (self._folder / shard_file(self._shards - 1)).open("wb")
+    def _stored_checksums(self) -> tuple[int, int] | None:
+        """Those of the tokens and document ends that should be on the disk; None: they are not there."""
+        of_tokens = of_ends = 0
+        try:
+            for number, size in enumerate(self.shard_sizes):
+                if size:
+                    shard = np.memmap(self._folder / shard_file(number), self._dtype, "r", 0, size)
+                    of_tokens = zlib.crc32(shard.data, of_tokens)
+            if self.num_documents:
+                file = self._folder / DOCUMENT_ENDS_FILE
+                of_ends = zlib.crc32(np.memmap(file, "<i8", "r", _HEADER_BYTES, self.num_documents).data)
+        except (FileNotFoundError, ValueError):  # ValueError: a file is too short
+            return None
+        return of_tokens, of_ends
 
     def _write_header(self) -> None:
         # numpy pads the header so that the first dimension may grow in place, which is what lets us stream.
         header = {"descr": "<i8", "fortran_order": False, "shape": (self.num_documents,)}
+        self._ends.seek(0)
         np.lib.format.write_array_header_1_0(self._ends, header)
+        assert self._ends.tell() == _HEADER_BYTES
+
+
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """Open a file to write behind its first `size` bytes; drop what follows them."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:

@@ -1,6 +1,20 @@
 """Models that come from other code, or go where this library is not: import, exact export, folders with their code."""
 
-from mixln.exchange.convert import save_converted
-from mixln.exchange.export import StockExport, save_stock, stock_model
+from typing import TYPE_CHECKING
 
-__all__ = ["StockExport", "save_converted", "save_stock", "stock_model"]
+if TYPE_CHECKING:
+    from mixln.exchange.convert import save_converted
+    from mixln.exchange.export import StockExport, save_stock, stock_model
+    from mixln.exchange.self_contained import save_self_contained
+else:
+    from mixln.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [
+    "StockExport",
+    "save_converted",
+    "save_self_contained",
+    "save_stock",
+    "stock_model",
+]

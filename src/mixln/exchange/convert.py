@@ -6,8 +6,6 @@ variable of the training script. So the user states it, and every parameter is c
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,14 +14,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mixln.errors import InputError
 from mixln.exchange.published import rename_published_gates
-from mixln.files import whole_folder
-from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
+from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.placement import Placement, PlacementError
+from mixln.records import read_json
+from mixln.storage import DiskErrors, require_new_folder, whole_folder
 
 _ROTARY_SUFFIX = "rotary_emb.inv_freq"
 _LAYER_NORM = re.compile(r"model\.layers\.\d+\..*norm\..*")
@@ -57,8 +55,10 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
             shape (all are listed), or a stored rotary frequency does not agree with the config's theta.
     """
     Placement.parse(placement)
-    config = read_published_config(source, placement)
+    fields = _read_fields(source)
     state = read_state_dict(source)
+    _check_depth(fields["num_hidden_layers"], state, source)
+    config = _config(fields, source, placement)
     _check_and_drop_rotary(state, config)
     try:
         with torch.device("meta"):
@@ -81,11 +81,11 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
     return model.eval()
 
 
-def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
-    """Return the config of a published-code checkpoint as this library's, with the placement that the user states.
+def _read_fields(source: Path) -> dict[str, Any]:
+    """Return what the config.json of a published-code checkpoint says.
 
     Raises:
-        InputError: there is no readable config.json, it is not of a Llama, or its sizes do not fit together.
+        InputError: there is no readable config.json, or it is not of a Llama.
     """
     path = source / "config.json"
     if not source.is_dir():
@@ -93,8 +93,8 @@ def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
     if not path.is_file():
         raise InputError(f"{path} does not exist. A checkpoint folder has a config.json beside its weights")
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        found: Any = read_json(path)
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} does not hold a JSON object")
@@ -109,11 +109,30 @@ def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
     missing = [name for name in _CONFIG_FIELDS[:5] if name not in found]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
+    return found
+
+
+def _check_depth(num_layers: object, state: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Refuse more layers than there are tensors: before a model is built that may have millions of them."""
+    if isinstance(num_layers, int) and num_layers > len(state):
+        raise InputError(
+            f"{source / 'config.json'} says num_hidden_layers {num_layers}, and the weights are {len(state)} "
+            "tensors in all: correct it, or copy the missing weights"
+        )
+
+
+def _config(found: Mapping[str, Any], source: Path, placement: str) -> MixLNLlamaConfig:
+    """Return the config of a published-code checkpoint as this library's, with the placement that the user states.
+
+    Raises:
+        InputError: its sizes do not fit together.
+    """
+    path = source / "config.json"
     fields = {name: found[name] for name in _CONFIG_FIELDS if name in found}
     length = found.get("max_sequence_length", found.get("max_position_embeddings", 2048))
     pad_token_id = found.get("pad_token_id")
     try:
-        return MixLNLlamaConfig(
+        config = MixLNLlamaConfig(
             **fields,
             placement=placement,
             max_position_embeddings=length,
@@ -125,6 +144,12 @@ def read_published_config(source: Path, placement: str) -> MixLNLlamaConfig:
         raise
     except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{path}: {error.__cause__ or error}") from error
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        raise InputError(
+            f"{path}: pad_token_id {config.pad_token_id} is outside of the vocabulary of {config.vocab_size}: correct "
+            "it, or write -1 for none"
+        )
+    return config
 
 
 def read_state_dict(source: Path) -> dict[str, torch.Tensor]:
@@ -136,15 +161,27 @@ def read_state_dict(source: Path) -> dict[str, torch.Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = source / f"{name}.index.json"
         if index.is_file():
-            try:
-                files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"{index} is damaged: it has no weight_map") from error
-            shards = [_read_file(source / file) for file in files]
+            shards = [_read_file(source / file) for file in _shard_names(index)]
             return {name: tensor for shard in shards for name, tensor in shard.items()}
         if (source / name).is_file():
             return _read_file(source / name)
     raise InputError(f"{source} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        found = read_json(index)
+    except InputError as error:
+        raise InputError(f"{index} is damaged: {error}. Copy it anew") from error
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{index} is damaged: it has no weight_map (parameter name to file). Copy it anew")
+    for file in names.values():
+        if not isinstance(file, str) or Path(file).name != file or Path(file).suffix not in (".safetensors", ".bin"):
+            raise InputError(
+                f"{index} is damaged: its weight_map names {file!r}, which is no file of weights beside it"
+            )
+    return sorted(set(names.values()))
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -154,16 +191,24 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist, although the index names it") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} is damaged, or holds more than tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} does not hold a state dict (parameter name to tensor)")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of a damaged pickle anything can come, says Python's manual
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors, of which nothing was run: {reason}. Copy it anew, or save "
+            "its tensors as safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
+        for name, value in state.items()
+    ):
+        raise InputError(f"{path} does not hold a state dict (parameter name to dense tensor)")
     return state
 
 
 def _check_and_drop_rotary(state: dict[str, torch.Tensor], config: MixLNLlamaConfig) -> None:
-    """Remove the rotary frequencies that the published code saves with the weights, if they are this config's."""
+    """Remove the rotary frequencies that the published code saves with the weights, once they agree with the config."""
     assert config.head_dim is not None
     assert isinstance(config.rope_parameters, Mapping)
     theta = config.rope_parameters.get("rope_theta")
@@ -194,21 +239,18 @@ def _check_parameters(
     }
     if any(faults.values()):
         lists = "; ".join(f"{what} ({len(names)}): {', '.join(names)}" for what, names in faults.items() if names)
-        mend = "If the sizes in config.json are right, state another --placement, or --norm-type and --post-num"
-        # alone the norms of the layers are missing, and all of them
-        if _are_norms(faults["missing"]) and not any(_LAYER_NORM.fullmatch(name) for name in state):
-            mend = (
+        remedy = "If the sizes in config.json are right, state another `placement`, or `norm_type` and `post_num`"
+        # only norms of layers are missing, and all of them
+        missing = faults["missing"]
+        if missing and all(map(_LAYER_NORM.fullmatch, missing)) and not any(map(_LAYER_NORM.fullmatch, state)):
+            remedy = (
                 "None of its layers has a norm. One commit of the published LayerNorm Scaling code builds such layers "
                 "for NORM_TYPE=LNS, by mistake: they return their input, and there is nothing in them to convert"
             )
-        raise InputError(f"{source} does not fit placement {config.placement!r}. Parameters {lists}. {mend}")
+        raise InputError(f"{source} does not fit placement {config.placement!r}. Parameters {lists}. {remedy}")
 
 
-def _are_norms(names: list[str]) -> bool:
-    return bool(names) and all(_LAYER_NORM.fullmatch(name) for name in names)
-
-
-COMPANIONS = (
+_COMPANIONS = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -218,7 +260,6 @@ COMPANIONS = (
     "merges.txt",
     "generation_config.json",
 )
-"""Files that a checkpoint folder may hold beside the model, and that stay true after the conversion."""
 
 
 def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCausalLM:
@@ -227,15 +268,17 @@ def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCaus
     Raises:
         PlacementError, InputError: as `convert_published`; or `out` holds something already, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already. Delete it, or choose another place")
+    require_new_folder(out)
     model = convert_published(source, placement)
-    try:
-        with whole_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            for pattern in COMPANIONS:
-                for file in source.glob(pattern):
-                    shutil.copy2(file, temporary / file.name)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{out} could not be written ({error})") from error
+    saving = DiskErrors(f"{out} could not be written", "Make room, or choose another place")
+    with saving, whole_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        copy_companions(source, temporary)
     return model
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the files beside a model that stay true after a conversion."""
+    for pattern in _COMPANIONS:
+        for file in source.glob(pattern):
+            shutil.copy2(file, folder / file.name)

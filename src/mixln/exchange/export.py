@@ -7,28 +7,27 @@ none of them does.
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixln.errors import InputError
-from mixln.exchange.convert import COMPANIONS
+from mixln.exchange.convert import copy_companions
 from mixln.exchange.fold import Folded, fold, names_of_role
 from mixln.exchange.layouts import LayoutError, StockLayout, layouts_for
 from mixln.exchange.neutral_norms import neutral_layout
-from mixln.files import require_new_folder, whole_folder
+from mixln.models.decoder import PlacedForCausalLM, PlacedWithHead
 from mixln.models.graft import has_adapters
 from mixln.models.load import load_bare_causal_lm, load_tokenizer
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement, StackPlan
 from mixln.placement.departures import departures
+from mixln.storage import DiskErrors, require_new_folder, whole_folder
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""
@@ -46,11 +45,13 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
             (see `mixln.exchange.neutral_norms`), up to a part of var(x) / 2^41.
 
     Raises:
-        InputError: it is no model of this library, or no class of transformers computes its function; says which part
-            has no equivalent.
+        InputError: it is no model of this library, or has the head of a classifier; or no class of transformers
+            computes its function, and the message says which part has no equivalent.
     """
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
+    if isinstance(model, PlacedWithHead) and not isinstance(model, PlacedForCausalLM):
+        raise InputError(f"the head of a {type(model).__name__} cannot be exported: export its stack, model.base_model")
     if has_adapters(model):
         raise InputError("the model has adapters, which no stock class has: merge them first (merge_and_unload)")
     config = model.config
@@ -125,64 +126,56 @@ def save_stock(source: str | Path, out: Path, *, neutral_norms: bool = False) ->
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(
             f"{source} holds a {type(model).__name__}, which is a class of transformers already. If the published "
-            "training code wrote it, its config.json hides the placement: import it first, with --placement"
+            "training code wrote it, its config.json hides the placement: import it first, with `placement`"
         )
     stock = stock_model(model, neutral_norms=neutral_norms)
-    try:
-        with whole_folder(out) as temporary:
-            stock.save_pretrained(temporary)
-            _copy_companions(source, temporary)
-            del stock
-            written = AutoModelForCausalLM.from_pretrained(temporary).eval()
-            difference, largest = compare_logits(model, written)
-            if torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps and difference > TOLERANCE * largest:
-                raise InputError(
-                    f"the export of {source} to {type(written).__name__} differs by {difference:.2g} in logits of up "
-                    f"to {largest:.3g}, so nothing was written. {_WAYS.format(model_type=model.config.model_type)}"
-                )
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{out} could not be written ({error})") from error
+    saving = DiskErrors(f"{out} could not be written", "Make room, or choose another place")
+    with saving, whole_folder(out) as temporary:
+        stock.save_pretrained(temporary)
+        if Path(source).is_dir():
+            copy_companions(Path(source), temporary)
+        else:
+            load_tokenizer(str(source)).save_pretrained(temporary)
+        del stock
+        written = AutoModelForCausalLM.from_pretrained(temporary, trust_remote_code=False).eval()
+        difference, largest = compare_logits(model, written)
+        if torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps and difference > TOLERANCE * largest:
+            raise InputError(
+                f"the export of {source} to {type(written).__name__} differs by {difference:.2g} in logits of up "
+                f"to {largest:.3g}, so nothing was written. {_WAYS.format(model_type=model.config.model_type)}"
+            )
     return StockExport(written, difference, largest)
 
 
-def _copy_companions(source: str | Path, folder: Path) -> None:
-    if not Path(source).is_dir():
-        load_tokenizer(str(source)).save_pretrained(folder)
-        return
-    for pattern in COMPANIONS:
-        for file in Path(source).glob(pattern):
-            shutil.copy2(file, folder / file.name)
-
-
-def compare_logits(model: PreTrainedModel, other: PreTrainedModel, *, seed: int = 0) -> tuple[float, float]:
+def compare_logits(model: PreTrainedModel, other: PreTrainedModel) -> tuple[float, float]:
     """Return the largest difference of two models' logits on two rows of random tokens, and the first's largest."""
-    ids = random_tokens(model, seed)
+    ids = random_tokens(model)
     first, second = precise_logits(model, ids), precise_logits(other, ids)
     return (first - second).abs().max().item(), first.abs().max().item()
 
 
-def random_tokens(model: PreTrainedModel, seed: int = 0) -> Tensor:
-    """Return two rows of random tokens, (2, sequence), that a model takes."""
+def random_tokens(model: PreTrainedModel) -> Tensor:
+    """Return two rows of random tokens that a model takes, (2, sequence), always the same ones."""
     config: Any = model.config
     length = min(64, config.max_position_embeddings)
-    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def precise_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return a model's logits for some tokens, in float64."""
+    """Return the logits of a model for some tokens, in float64."""
     return model(input_ids=ids.to(model.device), use_cache=False).logits.double()
 
 
 _WAYS = (
     "Keep the checkpoint as it is, of model_type {model_type}, and open it after `import mixln`; or write it with "
-    "save_pretrained(folder, self_contained=True), which opens without mixln, with trust_remote_code=True"
+    "mixln.exchange.save_self_contained(model, folder), which opens without mixln, with trust_remote_code=True"
 )
 
 
 _NEUTRAL_WAY = (
     ". As it has no norms, it also goes into its architecture's own class, with norms that do nothing: mixln convert "
-    "--to hf-neutral-norms, stock_model(model, neutral_norms=True)"
+    "with `to=hf-neutral-norms`, or stock_model(model, neutral_norms=True)"
 )
 
 

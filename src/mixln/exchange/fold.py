@@ -27,7 +27,7 @@ class Folded:
     """What is left of a model after folding.
 
     Attributes:
-        plan: what remains to be executed.
+        plan: the rest, which a model must execute.
         weights: by the names of the model's state dict; tensors that nothing was folded into are the model's own.
         tied: whether the head still is the embedding.
     """

@@ -33,7 +33,7 @@ from mixln.placement import Placement
 
 
 class LayoutError(ValueError):
-    """A layout with the right placement that something else of the model has no room in; the message is the reason."""
+    """A layout with the right placement does not fit the model; the message is the reason."""
 
 
 LayoutBuilder = Callable[[Any, Folded], PreTrainedConfig]
@@ -73,7 +73,7 @@ def own_layout(config: PlacedConfig) -> StockLayout:
 
 
 def layouts_for(config: PlacedConfig) -> Iterator[StockLayout]:
-    """Give the layouts that come into question for a model, its own architecture's first."""
+    """Yield the layouts that a model might fit, its own architecture's first."""
     yield own_layout(config)
     for layout in _LAYOUTS:
         if layout.config_class is not _stock_config_class(config):
@@ -126,14 +126,20 @@ def _llama_fields(config: Any, folded: Folded) -> dict[str, Any]:
     own = _stock_config_class(config)
     if own.model_type not in _LLAMA_LIKE:
         raise LayoutError(f"the norms, attention and feed-forward of {own.model_type} are not the ones of Llama")
-    types = getattr(config, "layer_types", None)
-    windowed = config.sliding_window is not None if types is None and hasattr(config, "sliding_window") else False
-    if windowed or any(one != "full_attention" for one in types or ()):
+    if has_window(config):
         raise LayoutError("the model attends within a sliding window")
     if any(name.endswith(".bias") and ".mlp." in name for name in folded.weights):
         raise LayoutError("the model's feed-forward has biases")
     found = {name: copy.deepcopy(getattr(config, name)) for name in _SAME_FIELDS}
     return found | {"tie_word_embeddings": folded.tied, "head_dim": _head_dim(config), "dtype": config.dtype}
+
+
+def has_window(config: Any) -> bool:
+    """Return whether any layer of a model attends to less than all that comes before a token."""
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return getattr(config, "sliding_window", None) is not None
+    return any(one != "full_attention" for one in types)
 
 
 def _head_dim(config: Any) -> int:
@@ -189,6 +195,8 @@ def _glm4(config: Any, folded: Folded) -> PreTrainedConfig:
     scores are sums over the channels of a head, whatever their order.
     """
     values: dict[str, Any] = _llama_fields(config, folded)
+    # as a field too: older releases of transformers write the field's default of 0.5 over the entry
+    values["partial_rotary_factor"] = 1.0
     values["rope_parameters"] = {**values["rope_parameters"], "partial_rotary_factor": 1.0}
     values["attention_bias"] = _add_biases(folded, projections="qkv")
     for name in [name for name in folded.weights if ".self_attn.q_proj." in name or ".self_attn.k_proj." in name]:

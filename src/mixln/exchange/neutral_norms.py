@@ -3,8 +3,8 @@
     N(x) = w * x / sqrt(var(x) + eps)    with eps = 2^40, w = 2^20:    N(x) = x / sqrt(1 + var(x) / 2^40)
 
 which is x up to a part of var(x) / 2^41. Both constants are powers of two, so nothing is rounded. LayerNorm takes the
-mean off as well, which changes nothing where the stream has none, as `mixln.normfree.fold_norms` leaves it. A bias b of
-the head, which stock classes lack, goes into the final norm's bias a, with W a = b for the head's matrix W.
+mean off as well, which changes nothing where the stream has none, as `mixln.tasks.norm_removal.fold_norms` leaves it.
+A bias b of the head, which stock classes lack, goes into the final norm's bias a, with W a = b for the head's matrix W.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mixln.exchange.fold import Folded
 from mixln.exchange.layouts import LayoutError, StockLayout, own_layout
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import ARCHITECTURES, Architecture
 from mixln.models.roles import WRITERS
+from mixln.models.transformers_internals import Conv1D
 from mixln.placement import Placement, find_role
 from mixln.placement.plan import SUBLAYERS, StackPlan
 
 NEUTRAL_EPS = float(2**40)
 NEUTRAL_WEIGHT = float(2**20)
-
-_NORM_FREE = "none"
 
 
 def neutral_layout(config: PlacedConfig) -> StockLayout:
@@ -37,7 +35,7 @@ def neutral_layout(config: PlacedConfig) -> StockLayout:
     def build(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
         return _neutralise(own, config, folded)
 
-    return StockLayout(own.config_class, _NORM_FREE, build)
+    return StockLayout(own.config_class, "none", build)
 
 
 def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
@@ -48,7 +46,7 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
             or the head has a bias for which there is no place.
     """
     found = next(one for one in ARCHITECTURES.values() if one.config_class is type(config))
-    eps_name = found.config_class.recipe_names.get("rms_norm_eps", "rms_norm_eps")
+    eps_name = config.norm_eps_name
     norm = config.norm_factory()
     if eps_name is None or not norm.has_weight:
         raise LayoutError(f"the norms of {found.name} have no gain and no eps of the config's, to make them do nothing")
@@ -61,7 +59,8 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
     stock_config = own.build(config, folded)
     setattr(stock_config, eps_name, NEUTRAL_EPS)
     has_head = "lm_head.weight" in folded.weights
-    stock = _on_meta(own.model_class(has_head=has_head), stock_config)
+    with torch.device("meta"):
+        stock = own.model_class(has_head=has_head)(stock_config)
     if norm.centered:
         _check_mean_free(found, own, stock, folded)
     for name, parameter in stock.named_parameters():
@@ -73,11 +72,6 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
         prefix = f"{stock.base_model_prefix}."
         _move_head_bias(folded, f"{prefix}{found.model_class.final_norm_name}.bias")
     return stock_config
-
-
-def _on_meta(stock_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        return stock_class(config)
 
 
 def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedModel, folded: Folded) -> None:
@@ -104,7 +98,7 @@ def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedMod
         if channels.mean(-1).abs().max() > allowed:
             raise LayoutError(
                 f"its norms take the mean off, and {name} writes one to the stream: only a model whose norms were "
-                "folded away (mixln.normfree.fold_norms) has a stream without a mean"
+                "folded away (mixln.tasks.norm_removal.fold_norms) has a stream without a mean"
             )
 
 

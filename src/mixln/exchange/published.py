@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-
-import torch
+from typing import TYPE_CHECKING
 
 from mixln.errors import InputError
-from mixln.placement.registry import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 PUBLISHED_NORM_TYPES: dict[str, str] = {
     "pre": "pre",
@@ -49,15 +50,17 @@ def published_placement(norm_type: str, post_num: int | None = None) -> str:
     """
     name = norm_type.lower()
     if name not in PUBLISHED_NORM_TYPES:
-        raise InputError(f"{unknown('--norm-type', name, PUBLISHED_NORM_TYPES)}. For others, state the --placement")
+        from mixln.placement.words import unknown
+
+        raise InputError(f"{unknown('`norm_type`', name, PUBLISHED_NORM_TYPES)}. For others, state the `placement`")
     text = PUBLISHED_NORM_TYPES[name]
     takes_number = "{post_num}" in text
     if takes_number and post_num is None:
-        raise InputError(f"--norm-type {name} needs --post-num, the POST_NUM of the training script (its default is 1)")
+        raise InputError(f"`norm_type={name}` needs `post_num`, the POST_NUM of the training script (its default is 1)")
     if not takes_number and post_num is not None:
-        raise InputError(f"--norm-type {name} has no number of Post-LN layers: leave --post-num out")
+        raise InputError(f"`norm_type={name}` has no number of Post-LN layers: leave `post_num` out")
     if post_num is not None and post_num < 0:
-        raise InputError(f"--post-num must not be negative, but is {post_num}")
+        raise InputError(f"`post_num` must not be negative, but is {post_num}")
     return text.format(post_num=post_num)
 
 

@@ -16,6 +16,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 _WIDTH = 120
 
@@ -215,7 +216,9 @@ def _read(name: str, packages: Sequence[str]) -> _Module:
         raise BundleError(f"the module {name} has no source file") from error
     tree, lines = ast.parse(source), source.splitlines(keepends=True)
     read = _Module(name, lines, ast.get_docstring(tree))
-    for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+    # names that a package imports when they are asked for, it imports for type checkers as well
+    body = [node for one in tree.body for node in (one.body if _is_for_type_checkers(one) else [one])]
+    for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.ImportFrom) and node.module == "__future__":
             read.evaluates_annotations = False
         elif isinstance(node, ast.ImportFrom):
@@ -240,6 +243,10 @@ def _read(name: str, packages: Sequence[str]) -> _Module:
             for defined in statement.names:
                 read.statements[defined] = statement
     return read
+
+
+def _is_for_type_checkers(node: ast.stmt) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _statement(module: str, node: ast.stmt, following: ast.stmt | None, lines: Sequence[str]) -> Statement:

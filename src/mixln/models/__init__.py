@@ -1,16 +1,21 @@
 """Architectures under any placement. Importing this registers them with transformers' Auto classes."""
 
-import importlib
-import pkgutil
 from typing import Any
 
-from mixln.models.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
+import transformers
+
+try:
+    from mixln.models.transformers_internals import check_internals
+except ImportError as error:
+    raise ImportError(
+        f"mixln does not work with transformers {transformers.__version__}: {error}. Install a version that the README "
+        "lists as supported, or a newer mixln"
+    ) from error
+from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES, Architecture, register_architecture
 
-# an architecture is one file of this folder, which registers itself
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+check_internals()
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,7 +32,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Return an architecture's class by its name: `MixLNQwen2Config`."""
     for found in ARCHITECTURES.values():
-        for one in (found.config_class, found.model_class, found.causal_lm_class):
+        for one in (found.config_class, *found.model_classes):
             if one.__name__ == name:
                 return one
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,71 +1,89 @@
-"""Giving a built or loaded model of transformers another placement, in place."""
+"""Giving a built or loaded model of transformers another placement."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mixln.models.change import PlacementChange, describe_change
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
 from mixln.models.graft import has_adapters, norm_sources, take_tensors
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES, Architecture
-from mixln.placement import Placement, PlacementError, StackPlan, list_modifiers, list_schemes
+from mixln.models.transformers_internals import enable_activation_checkpointing, has_activation_checkpointing
+from mixln.placement import Placement, PlacementError, StackPlan, SublayerPlan, list_modifiers, list_schemes
+from mixln.placement.departures import departures
 
 
-def apply_placement(model: PreTrainedModel, placement: str, *, seed: int | None = None) -> PlacementChange:
-    """Move the norms of a model to where a placement wants them, in place.
+@dataclass(frozen=True)
+class PlacementChange:
+    """What `apply_placement` did, or would do.
 
-    The model stays the same object, with the same parameters (an optimiser that holds them keeps them), but becomes of
-    this library's model and config classes, so that what anybody saves of it reloads with its placement. Norms that
+    Attributes:
+        placement: text form of the new placement.
+        keeps_function: whether the model computes what it computed before; if not, its weights need training.
+        differences: in words, the parts of the formula that differ, with their layers.
+        added: names of new parameters, which have their initial values.
+        removed: names of parameters that the new model lacks.
+    """
+
+    placement: str
+    keeps_function: bool
+    differences: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        verdict = "keeps the model's function" if self.keeps_function else "changes the function: train it"
+        return "; ".join((f"{self.placement} {verdict}", *self.differences))
+
+
+def apply_placement(
+    model: PreTrainedModel, placement: str, *, seed: int | None = None
+) -> tuple[PlacedPreTrainedModel, PlacementChange]:
+    """Return a model whose norms stand where a placement wants them, made of the parameters of another.
+
+    The new model is of this library's classes, so that what anybody saves of it reloads with its placement. It shares
+    its parameters with the given one (an optimiser that holds them keeps them), which stays what it is. Norms that
     stand where they stood keep their weights; new ones, gates and learned scales are at their initial values. Hooks are
     not taken over: put them on afterwards, as adapters.
 
     Args:
-        model: a stock language model of a supported family, or its stack alone, or a model of this library.
+        model: a stock model of a supported family, with a head that is supported or without, or one of this library.
         placement: text form, as `mix(alpha=0.25)`.
-        seed: draws all weights anew by the placement's rules of initialisation, for a model to be trained from scratch;
-            None: keeps the weights that there are.
+        seed: draws all weights anew by the placement's rules of initialisation, for a model to be trained from scratch
+            (those that the given model shares too); None: keeps the weights.
 
     Returns:
-        Whether the function was kept, and what changed.
+        The model, in the given one's mode; and whether the function was kept, and what changed.
 
     Raises:
         PlacementError: the model is of no supported family, spread over devices, quantised or has adapters; or there is
             no such placement, or it does not fit.
     """
-    found = _architecture_of(model)
+    found = placeable_architecture(model)
     config = placed_config(found, model, placement)
-    change = describe_change(_plan_of(found, model), config.stack_plan, str(config.placement))
-    target_class = _target_class(found, model)
+    change = _describe_change(_plan_of(found, model), config.stack_plan, str(config.placement))
     with torch.device("meta"):
-        target = target_class(config)
-    before, is_checkpointing = dict(model.named_parameters()), model.is_activation_checkpointing
-    fresh = take_tensors(target, model, norm_sources(_plan_of(found, model), config.stack_plan, target))
-    target.train(model.training)
+        placed = _target_class(found, model)(config)
+    fresh = take_tensors(placed, model, norm_sources(_plan_of(found, model), config.stack_plan, placed))
+    placed.train(model.training)
     if hasattr(model, "generation_config"):
-        target.generation_config = model.generation_config  # pyright: ignore[reportAttributeAccessIssue]
-    model.__class__ = target_class
-    model.__dict__.clear()
-    model.__dict__.update(target.__dict__)
-    assert isinstance(model, PlacedPreTrainedModel)
-    model.tie_weights()
+        placed.generation_config = copy.deepcopy(model.generation_config)
+    placed.tie_weights()
     for module in fresh:
-        model._init_weights(module)
+        placed._init_weights(module)
     if seed is not None:
-        model.initialize(seed)
-    if is_checkpointing:
-        model.activation_checkpointing_enable()
-    now = dict(model.named_parameters())
+        placed.initialize(seed)
+    if has_activation_checkpointing(model):
+        enable_activation_checkpointing(placed)
+    before, now = dict(model.named_parameters()), dict(placed.named_parameters())
     kept, known = set(map(id, now.values())), set(map(id, before.values()))
-    return replace(
-        change,
-        added=tuple(name for name, parameter in now.items() if id(parameter) not in known),
-        removed=tuple(name for name, parameter in before.items() if id(parameter) not in kept),
-    )
+    added = tuple(name for name, parameter in now.items() if id(parameter) not in known)
+    removed = tuple(name for name, parameter in before.items() if id(parameter) not in kept)
+    return placed, replace(change, added=added, removed=removed)
 
 
 def preview_placements(model: PreTrainedModel) -> dict[str, PlacementChange]:
@@ -74,20 +92,20 @@ def preview_placements(model: PreTrainedModel) -> dict[str, PlacementChange]:
     Raises:
         PlacementError: the model is of no supported family.
     """
-    found = _architecture_of(model)
+    found = placeable_architecture(model)
     own = model.config.placement if isinstance(model.config, PlacedConfig) else found.config_class.stock_placement
     present = {term.name for term in Placement.parse(own).modifiers}
     texts = [*list_schemes(), *(f"{own}+{modifier}" for modifier in list_modifiers() if modifier not in present)]
     before = _plan_of(found, model)
     configs = (placed_config(found, model, text) for text in texts)
     return {
-        text: describe_change(before, config.stack_plan, str(config.placement))
+        text: _describe_change(before, config.stack_plan, str(config.placement))
         for text, config in zip(texts, configs, strict=True)
     }
 
 
-def _architecture_of(model: PreTrainedModel) -> Architecture:
-    """Return the architecture whose stock or placed class a model is of.
+def placeable_architecture(model: PreTrainedModel) -> Architecture:
+    """Return the architecture of a model that `apply_placement` takes, stock or of this library.
 
     Raises:
         PlacementError: there is none, or the model's parameters are not plain ones of one device.
@@ -95,10 +113,10 @@ def _architecture_of(model: PreTrainedModel) -> Architecture:
     families = {one.stock_model_type: one for one in ARCHITECTURES.values()}
     model_type = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
     found = families.get(model_type.removeprefix("mixln_"))
-    if found is None or not issubclass(_target_class(found, model), type(model)):
+    if found is None or not any(issubclass(one, type(model)) for one in found.model_classes):
         raise PlacementError(
-            f"a {type(model).__name__} cannot be given a placement: give the language model or the bare stack of "
-            f"{', '.join(sorted(families))}, before adapters or other heads are put on it"
+            f"a {type(model).__name__} cannot be given a placement: give the language model, the classifier of texts "
+            f"or the bare stack of {', '.join(sorted(families))}, before adapters or other heads are put on it"
         )
     if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise PlacementError(
@@ -109,13 +127,8 @@ def _architecture_of(model: PreTrainedModel) -> Architecture:
     return found
 
 
-def check_can_be_placed(model: PreTrainedModel) -> None:
-    """Raise PlacementError if `apply_placement` would refuse a model, whatever the placement."""
-    _architecture_of(model)
-
-
-def _target_class(found: Architecture, model: PreTrainedModel) -> type[PlacedForCausalLM] | type[PlacedModel]:
-    return found.causal_lm_class if hasattr(model, "lm_head") else found.model_class
+def _target_class(found: Architecture, model: PreTrainedModel) -> type[PlacedPreTrainedModel]:
+    return next(one for one in found.model_classes if issubclass(one, type(model)))
 
 
 def _plan_of(found: Architecture, model: PreTrainedModel) -> StackPlan:
@@ -131,7 +144,7 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
         PlacementError: there is no such placement, or it does not fit the number of layers or another field.
     """
     Placement.parse(placement).plan(int(model.config.num_hidden_layers))
-    # of a config of this library, what it keeps stock classes off with is of the placement that it has now
+    # not the to_dict of this library's configs: it adds the mark that makes stock classes refuse the present placement
     values = PreTrainedConfig.to_dict(model.config)
     for name in ("model_type", "architectures", "transformers_version", "layer_types", "placement"):
         values.pop(name, None)
@@ -146,3 +159,30 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
         ) from error
     config._attn_implementation = model.config._attn_implementation
     return config
+
+
+def _describe_change(before: StackPlan, after: StackPlan, placement: str) -> PlacementChange:
+    """Compare two stacks of as many blocks: do the same weights compute the same function, and what differs."""
+    keeps = _starting_function(after, before).same_function_as(before)
+    return PlacementChange(placement, keeps, tuple(departures(after, before)))
+
+
+def _starting_function(after: StackPlan, before: StackPlan) -> StackPlan:
+    """Return the plan without its new gates and learned scales, which are the identity at first."""
+
+    def neutral(new: SublayerPlan, old: SublayerPlan) -> SublayerPlan:
+        scale = (
+            old.residual_scale if new.residual_scale == "learned" and old.residual_scale == 1 else new.residual_scale
+        )
+        return replace(new, gate=new.gate if old.gate is not None else None, residual_scale=scale)
+
+    blocks = tuple(
+        replace(
+            new,
+            attention=neutral(new.attention, old.attention),
+            feed_forward=neutral(new.feed_forward, old.feed_forward),
+        )
+        for new, old in zip(after.blocks, before.blocks, strict=True)
+    )
+    # a new bias of the head is 0; one that is removed was trained
+    return replace(after, blocks=blocks, head_bias=after.head_bias and before.head_bias)

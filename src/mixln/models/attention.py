@@ -1,15 +1,14 @@
-"""Norms between an attention's projections and its scores, for any architecture of transformers."""
+"""Norms behind an attention's projections, for any architecture of transformers."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from mixln.models.transformers_internals import check_reads, own_forward, unread_projections_error
 from mixln.placement import NormFactory, QKVNormPlan
 
 _LETTERS = {"query": "q", "key": "k", "value": "v"}
@@ -18,21 +17,29 @@ _LETTERS = {"query": "q", "key": "k", "value": "v"}
 class PlacedAttention(nn.Module):
     """Mixed in before an architecture's own attention: `class A(PlacedAttention, LlamaAttention)`.
 
-    Without norms of query, key or value the architecture's forward runs as it is. With them this one does, which is the
-    same up to the norms:
+    The architecture's own forward always runs, with all arguments that it is given. If the plan norms query, key or
+    value, that forward sees projections with the norms behind them:
 
-        hidden_states -> projections -> q_norm, k_norm, v_norm -> rotary positions -> cache -> scores -> output
+        hidden_states -> projections -> q_norm, k_norm, v_norm -> positions -> cache -> scores -> output projection
 
     The norms are `q_norm`, `k_norm` and `v_norm`, as in Qwen3 and OLMo 2. Those that an architecture brings along are
     taken out unless the plan has them.
+
+    Attributes:
+        projection_parts: the name of each projection, and which of q, k and v it returns side by side.
     """
+
+    projection_parts: ClassVar[Mapping[str, str]] = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}
 
     qkv_norm: QKVNormPlan | None = None
     head_dim: int
-    scaling: float
-    attention_dropout: float
-    layer_idx: int
     config: Any
+    _own_forward: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._own_forward = staticmethod(own_forward(cls, PlacedAttention))
+        check_reads(cls._own_forward, cls.projection_parts)
 
     def add_qkv_norms(self, plan: QKVNormPlan | None, norm: NormFactory) -> None:
         """Create the norms that a plan asks for; None: none."""
@@ -49,66 +56,69 @@ class PlacedAttention(nn.Module):
             width = self.head_dim * (1 if plan.per_head else count)
             self.add_module(f"{_LETTERS[projection]}_norm", norm(plan.norm, width))
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return query, key and value of (batch, sequence, hidden), each (batch, sequence, its heads * head size)."""
-        return tuple(getattr(self, f"{letter}_proj")(hidden_states) for letter in "qkv")
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return (batch, sequence, hidden) and the attention weights: the architecture's own forward, as it is called.
 
-    def project_output(self, mixed: torch.Tensor) -> torch.Tensor:
-        """Return the sublayer's output for the heads' outputs side by side."""
-        return self.get_submodule("o_proj")(mixed)
-
-    def forward(self, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return (batch, sequence, hidden) and the attention weights, as the architecture's own forward does.
-
-        With norms of its own, arguments but the first are taken by name, as every architecture's block gives them.
+        Raises:
+            RuntimeError: that forward does not use its projections as those do that this library was tested with.
         """
         if self.qkv_norm is None:
-            return super().forward(hidden_states, *args, **kwargs)
-        return self._forward_normed(hidden_states, **kwargs)
+            return self._own_forward(self, *args, **kwargs)
+        view = _NormedView(self)
+        output = self._own_forward(view, *args, **kwargs)
+        if len(view.projected) != len(self.projection_parts):
+            raise unread_projections_error(type(self), set(self.projection_parts) - set(view.projected))
+        return output
 
-    def _forward_normed(
-        self,
-        hidden_states: torch.Tensor,
-        *,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = (
-            self._normed(letter, states).transpose(1, 2)
-            for letter, states in zip("qkv", self.project(hidden_states), strict=True)
-        )
-        if position_embeddings is not None:
-            # some architectures keep the angles in float32 and go back to the dtype of the queries, others do not
-            query, key = self._own("apply_rotary_pos_emb")(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, self._own("eager_attention_forward")
-        )
-        mixed, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **({} if window is None else {"sliding_window": window}),
-            **kwargs,
-        )
-        return self.project_output(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+    def project_and_norm(self, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what a projection gives for (batch, sequence, hidden), each of its parts behind its norm."""
+        projected = getattr(self, name)(hidden_states)
+        letters = self.projection_parts[name]
+        if len(letters) == 1:
+            return self._normed(letters, projected)
+        parts = projected.chunk(len(letters), dim=-1)
+        return torch.cat([self._normed(letter, part) for letter, part in zip(letters, parts, strict=True)], dim=-1)
 
     def _normed(self, letter: str, states: torch.Tensor) -> torch.Tensor:
-        """Return a projection cut into heads, (batch, sequence, heads, head size), normed if the plan says so."""
+        """Return (batch, sequence, heads * head size), normed if the plan says so."""
+        norm = getattr(self, f"{letter}_norm", None)
+        if norm is None:
+            return states
         assert self.qkv_norm is not None
-        norm = getattr(self, f"{letter}_norm", nn.Identity())
-        heads = (*states.shape[:-1], -1, self.head_dim)
-        return norm(states.view(heads)) if self.qkv_norm.per_head else norm(states).view(heads)
+        if not self.qkv_norm.per_head:
+            return norm(states)
+        return norm(states.unflatten(-1, (-1, self.head_dim))).flatten(-2)
 
-    def _own(self, name: str) -> Callable[..., Any]:
-        # each architecture has its own explicit softmax, and its own rotation, beside its attention class
-        own = next(one for one in type(self).__mro__ if one.__module__.startswith("transformers."))
-        return getattr(sys.modules[own.__module__], name)
+
+def _unchanged(states: torch.Tensor) -> torch.Tensor:
+    return states
+
+
+class _NormedView:
+    """An attention as its architecture's forward sees it: projections end in norms, norms of its own are none.
+
+    Made for one call, so that it reads whatever stands in the attention then (adapters, sharded weights).
+    """
+
+    def __init__(self, attention: PlacedAttention) -> None:
+        own: dict[str, Any] = self.__dict__
+        own["attention"] = attention
+        own["projected"] = projected = []
+
+        def with_norms(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+            def project(hidden_states: torch.Tensor) -> torch.Tensor:
+                projected.append(name)
+                return attention.project_and_norm(name, hidden_states)
+
+            return project
+
+        for name in attention.projection_parts:
+            own[name] = with_norms(name)
+        for letter in _LETTERS.values():
+            own[f"{letter}_norm"] = _unchanged
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attention, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.attention, name, value)

@@ -4,21 +4,23 @@ input_ids -> embedding -> * embedding factor -> [embedding_norm] -> block 1 .. L
                                                                       |
                                   attention and feed-forward, each inside a `Residual` (see mixln.placement.residual)
 
-An architecture's file names the parts, and what its own names for them are.
+An architecture's file names the stock classes and what departs from Llama; the parts are found by transformers' own
+naming of them (`LlamaAttention`, `LlamaMLP`, `LlamaRotaryEmbedding`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mixln.models.attention import PlacedAttention
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.models.transformers_internals import GradientCheckpointingLayer, stock_base, stock_part
 from mixln.placement import ParameterRole, PlacedBlock
 
 LLAMA_ROLES: Mapping[str, ParameterRole] = {
@@ -31,8 +33,9 @@ LLAMA_ROLES: Mapping[str, ParameterRole] = {
     "layers.*.mlp.up_proj.weight": "up",
     "layers.*.mlp.down_proj.weight": "down",
     "lm_head.weight": "head",
+    "score.weight": "head",
 }
-"""The roles of the matrices of Llama, and of all that are named like it."""
+"""The roles of the matrices of Llama with any head, and of all that are named like it."""
 
 
 class PlacedDecoderLayer(PlacedBlock, GradientCheckpointingLayer):
@@ -70,16 +73,31 @@ class PlacedModel(PlacedPreTrainedModel):
     """The stack without the head. Mixed in before an architecture's own model, whose forward runs the blocks.
 
     Attributes:
-        layer_class: of the blocks.
+        config_class: of this library.
+        layer_class: of the blocks; if an architecture does not give one, it is made of its attention and feed-forward.
         rotary_class: of (config), or None without rotary positions.
         embedding_norm_name: what `build_parts` calls the norm on the embedding.
         final_norm_name: what it calls the norm before the head.
     """
 
     layer_class: ClassVar[type[PlacedDecoderLayer]]
-    rotary_class: ClassVar[Callable[..., nn.Module] | None] = None
+    rotary_class: ClassVar[Callable[..., nn.Module] | None]
+    parameter_roles: ClassVar[Mapping[str, ParameterRole]] = LLAMA_ROLES
     embedding_norm_name: ClassVar[str] = "embedding_norm"
     final_norm_name: ClassVar[str] = "norm"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        stock = stock_base(cls)
+        attention = stock_part(stock, "Attention")
+        if not hasattr(cls, "layer_class"):
+            own = placed_class(cls, attention, (PlacedAttention, attention))
+            parts = {"attention_class": own, "mlp_class": stock_part(stock, "MLP")}
+            cls.layer_class = placed_class(cls, stock_part(stock, "DecoderLayer"), (PlacedDecoderLayer,), **parts)
+        if not hasattr(cls, "rotary_class"):
+            cls.rotary_class = stock_part(stock, "RotaryEmbedding")
+        cls._no_split_modules = [cls.layer_class.__name__]
+        cls._can_record_outputs = {"hidden_states": cls.layer_class, "attentions": attention}
+        super().__init_subclass__(**kwargs)
 
     def __init__(self, config: PlacedConfig) -> None:
         # not the architecture's constructor, which would build stock layers to be thrown away
@@ -129,14 +147,28 @@ class PlacedModel(PlacedPreTrainedModel):
         return super().forward(None, *args, inputs_embeds=inputs_embeds, **kwargs)
 
 
-class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):
-    """The language model. Mixed in before an architecture's own, whose forward it is.
+class PlacedWithHead(PlacedPreTrainedModel):
+    """A stack with a head. Mixed in before an architecture's own class, whose forward it is.
 
     Attributes:
         model_class: of the stack.
     """
 
     model_class: ClassVar[type[PlacedModel]]
+    draws_missing_head = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        stack: type[PlacedModel] | None = getattr(cls, "model_class", None)
+        if stack is not None:
+            cls.config_class, cls.parameter_roles = stack.config_class, stack.parameter_roles
+            cls._no_split_modules, cls._can_record_outputs = stack._no_split_modules, stack._can_record_outputs
+        super().__init_subclass__(**kwargs)
+
+
+class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
+    """The language model. Mixed in before an architecture's own, whose forward it is."""
+
+    draws_missing_head = False
 
     def __init__(self, config: PlacedConfig) -> None:
         # not the architecture's constructor, which would build a stock stack to be thrown away
@@ -145,3 +177,11 @@ class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.stack_plan.head_bias)
         self.post_init()
+
+
+def placed_class(owner: type, stock: type, bases: tuple[type, ...], **attributes: Any) -> Any:
+    """Make the class `MixLN...` for a stock one, in the module of its owner, where pickle looks for it."""
+    module = owner.__module__
+    made = type(f"MixLN{stock.__name__}", bases, {"__module__": module, "__doc__": bases[0].__doc__, **attributes})
+    setattr(sys.modules[module], made.__name__, made)
+    return made

@@ -1,24 +1,26 @@
 """What the models of all architectures share: weights drawn by role, loading and saving that keep the placement.
 
-An architecture's own models inherit from this one and from transformers' own, and add only what is their own.
+The models of an architecture inherit from this one and from transformers' models, and add what only they have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mixln.models.placed_config import PlacedConfig
-from mixln.models.saving import ModelWithItsCode
+from mixln.models.stock_refusal import lies_in_a_folder
+from mixln.models.transformers_internals import LOADED_MARK, Conv1D
 from mixln.placement import (
     ActivationGate,
     GroupedNorm,
     ParameterRole,
+    PlacedBlock,
     PointwiseNorm,
     Residual,
     find_role,
@@ -27,40 +29,43 @@ from mixln.placement import (
 
 __all__ = ["PlacedConfig", "PlacedPreTrainedModel"]
 
-_LOADED = "_is_hf_initialized"
-"""The mark that transformers leaves on a tensor that it has loaded, so that initialisation passes it over."""
-
-
 _PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, PointwiseNorm)
 
 
 def mark_as_loaded(tensor: torch.Tensor) -> None:
-    """Let initialisation pass over a tensor that holds what it is to hold."""
-    setattr(tensor, _LOADED, True)
+    """Let initialisation skip a tensor that has its values already."""
+    setattr(tensor, LOADED_MARK, True)
 
 
 def _is_loaded(tensor: torch.Tensor) -> bool:
-    return getattr(tensor, _LOADED, False)
+    return getattr(tensor, LOADED_MARK, False)
 
 
-class PlacedPreTrainedModel(ModelWithItsCode):
+def _is_wanted(parameter: torch.Tensor) -> bool:
+    return not (_is_loaded(parameter) or parameter.is_meta)
+
+
+class PlacedPreTrainedModel(PreTrainedModel):
     """Initialisation by role, and loading that fails rather than leave a parameter behind."""
 
     parameter_roles: ClassVar[Mapping[str, ParameterRole]] = {}
     """Parameter-name pattern (relative to the base model) to role; `*` is the position of a block."""
 
+    draws_missing_head: ClassVar[bool] = False
+    """Whether a checkpoint may lack the head: it is new then, as in a classifier that is to be fine-tuned."""
+
     def initialize(self, seed: int) -> Self:
         """Draw all weights anew, whatever they held, each from the generator of (seed, parameter name).
 
-        Also fills the buffers, so that a model built on the meta device is complete after `to_empty(device=...)` and
-        this call, and equal to one built directly.
+        Also fills the buffers. So a model built on the meta device is complete after `to_empty(device=...)` and this
+        call, and equal to one built directly.
 
         Raises:
             PlacementError: the model is still on the meta device.
         """
         for tensor in (*self.parameters(), *self.buffers()):
-            if hasattr(tensor, _LOADED):
-                delattr(tensor, _LOADED)
+            if hasattr(tensor, LOADED_MARK):
+                delattr(tensor, LOADED_MARK)
         for name, module in self.named_modules():
             if find_role(f"{name}.weight", self._role_patterns()) is None:
                 self._init_weights(module)
@@ -72,10 +77,11 @@ class PlacedPreTrainedModel(ModelWithItsCode):
     def initialize_weights(self) -> None:
         """Initialise what has not been loaded; called by transformers. The seed comes from PyTorch's global generator.
 
-        So `torch.manual_seed(0)` before the construction makes it reproducible, and two constructions differ.
+        So `torch.manual_seed(0)` before the construction makes it reproducible, and two constructions differ. Tensors
+        on the meta device, as under accelerate's `init_empty_weights`, are skipped.
         """
         super().initialize_weights()
-        missing = [parameter for parameter in self.parameters() if not _is_loaded(parameter)]
+        missing = [parameter for parameter in self.parameters() if _is_wanted(parameter)]
         if missing:
             self._draw(int(torch.randint(2**62, (), device="cpu")), loaded_too=False)
             for parameter in missing:
@@ -92,7 +98,7 @@ class PlacedPreTrainedModel(ModelWithItsCode):
             hidden_size=config.hidden_size,
             base_std=config.initializer_range,
             embedding_std=config.embedding_std,
-            wanted=None if loaded_too else lambda parameter: not _is_loaded(parameter),
+            wanted=None if loaded_too else _is_wanted,
             # the base model alone draws the same weights as inside a model with a head
             draw_name=lambda name: name.removeprefix(prefix),
         )
@@ -117,7 +123,9 @@ class PlacedPreTrainedModel(ModelWithItsCode):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load a model as `transformers.PreTrainedModel.from_pretrained` does, but never with weights made up.
+        """Load a model as `transformers.PreTrainedModel.from_pretrained` does, but never with invented weights.
+
+        The head of a classifier may be missing: it is drawn, as in transformers.
 
         Raises:
             ValueError: the checkpoint lacks parameters of this placement, or has others; the error lists them.
@@ -128,8 +136,12 @@ class PlacedPreTrainedModel(ModelWithItsCode):
         )
         model, info = loaded
         # a model without a head opens a checkpoint with one, as everywhere in transformers
-        headless = {name for name in info["unexpected_keys"] if _is_of_head(cls, name)}
-        lists = {"missing": info["missing_keys"], "left over": set(info["unexpected_keys"]) - headless}
+        other_head = {name for name in info["unexpected_keys"] if _is_of_head(cls, name)}
+        new_head = {name for name in info["missing_keys"] if cls.draws_missing_head and _is_of_head(cls, name)}
+        lists = {
+            "missing": set(info["missing_keys"]) - new_head,
+            "left over": set(info["unexpected_keys"]) - other_head,
+        }
         faults = [f"{what}: {', '.join(sorted(names))}" for what, names in lists.items() if names]
         if faults:
             raise ValueError(
@@ -137,6 +149,27 @@ class PlacedPreTrainedModel(ModelWithItsCode):
                 f"{model.config.placement!r}; {'; '.join(faults)}"
             )
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model as `transformers.PreTrainedModel.save_pretrained` does.
+
+        A model that was opened from a folder with its code (`mixln.exchange.save_self_contained`) is saved with it.
+
+        Raises:
+            ValueError: the placement in the config is not the one that the blocks were built with.
+        """
+        config: Any = self.config
+        blocks = [module for module in self.modules() if isinstance(module, PlacedBlock)]
+        for block, plan in zip(blocks, config.stack_plan.blocks, strict=False):
+            if replace(block.plan, init={}) != replace(plan, init={}):
+                raise ValueError(
+                    f"the config says placement {config.placement!r}, but the model was built with another: what is "
+                    "saved would compute something else. Use mixln.apply_placement instead of changing the config"
+                )
+        if lies_in_a_folder(type(self)):
+            # what came from the hub refers to it, also for the classes that transformers does not write anew
+            config.auto_map = {name: found.split("--")[-1] for name, found in getattr(config, "auto_map", {}).items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def _is_of_head(model_class: type[PlacedPreTrainedModel], name: str) -> bool:

@@ -1,6 +1,6 @@
 """The config that all architectures of this library share: it carries the placement.
 
-An architecture's own config inherits from this one and from transformers' own, and adds only what is its own.
+The config of an architecture inherits from this one and from transformers' config, and adds what only it has.
 """
 
 # no `from __future__ import annotations`: strict dataclasses do not check fields whose annotations are strings
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from mixln.models.stock_refusal import lies_in_a_folder, put_refusal_on, take_refusal_off
+from mixln.models.transformers_internals import stock_base, stock_part
 from mixln.placement import ArchitectureNorm, Placement, PlacementError, StackPlan
 
 
@@ -33,8 +34,11 @@ class PlacedConfig(PreTrainedConfig):
     stock_placement: ClassVar[str] = "pre"
     """The placement of the architecture as transformers has it: only that one may be opened by stock classes."""
 
+    norm_eps_name: ClassVar[str | None] = "rms_norm_eps"
+    """The field with the eps of the architecture's norms; None: it is fixed."""
+
     recipe_names: ClassVar[Mapping[str, str | None]] = {}
-    """What the architecture calls a recipe's field; None if it has none. Others are called as in the recipe."""
+    """What the architecture calls a recipe's field; None if it has none. See `recipe_name`."""
 
     recipe_values: ClassVar[Mapping[str, Any]] = {}
     """Values of fields that recipes do not have, where a model that is trained from one departs from the default."""
@@ -85,8 +89,15 @@ class PlacedConfig(PreTrainedConfig):
             raise ValueError(f"the size of a head ({size}) must be even for rotary position embeddings")
 
     def norm_factory(self) -> ArchitectureNorm:
-        """Return the factory of the architecture's own norms."""
-        raise NotImplementedError
+        """Return the factory of the architecture's own norms: here of its RMSNorm."""
+        assert self.norm_eps_name is not None
+        norm_class, eps = stock_part(stock_base(type(self)), "RMSNorm"), float(getattr(self, self.norm_eps_name))
+        return ArchitectureNorm(lambda width: norm_class(width, eps=eps), self.hidden_size, eps=eps)
+
+    @classmethod
+    def recipe_name(cls, field: str) -> str | None:
+        """Return what the architecture calls a recipe's field; None: it has none."""
+        return cls.norm_eps_name if field == "rms_norm_eps" else cls.recipe_names.get(field, field)
 
     @classmethod
     def from_recipe(cls, **fields: Any) -> Self:
@@ -100,7 +111,7 @@ class PlacedConfig(PreTrainedConfig):
         derived = {"num_key_value_heads": heads, "head_dim": fields["hidden_size"] // max(1, heads)}
         values = {**cls.recipe_values, **{name: value for name, value in derived.items() if hasattr(cls, name)}}
         for name, value in fields.items():
-            own = cls.recipe_names.get(name, name)
+            own = cls.recipe_name(name)
             if own is None and value is not None:
                 raise ValueError(f"{cls.model_type.removeprefix('mixln_')} has no {name}: leave it at its default")
             if own is not None and (value is not None or own not in values):

@@ -1,4 +1,4 @@
-"""Where the matrices of a model are that do something in particular."""
+"""The matrices of a model by role: where they are, and which of them read or write the stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoleMatrix:
 
 
 def role_matrices(model: PlacedPreTrainedModel) -> Iterator[RoleMatrix]:
-    """Give every matrix of a model that has a role."""
+    """Yield every matrix of a model that has a role."""
     prefix = f"{model.base_model_prefix}."
     for name in model.state_dict():
         found = find_role(name.removeprefix(prefix), model.parameter_roles)

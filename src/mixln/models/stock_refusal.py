@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
-
+from mixln.models.transformers_internals import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from mixln.placement import Placement, PlacementError
 
 _REFUSAL = "mixln placement"

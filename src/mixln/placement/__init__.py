@@ -1,83 +1,58 @@
-"""Where the norms of a transformer stand, as data, and the one module that executes it. Pure PyTorch."""
+"""Where the norms of a transformer stand, as data, and the one module that executes it. Pure PyTorch.
 
-from mixln.placement import schemes
-from mixln.placement.describe import Description, OptionDescription, describe, describe_modifiers, describe_schemes
-from mixln.placement.diagram import (
-    BlockKind,
-    Part,
-    StackDescription,
-    SublayerParts,
-    block_parts,
-    describe_stack,
-    draw_block,
-)
-from mixln.placement.initialize import FusedRoles, ParameterRole, draw, find_role, initialize
-from mixln.placement.norms import ArchitectureNorm, DynamicErf, DynamicTanh, GroupedNorm, PointwiseNorm, norm_factory
-from mixln.placement.plan import (
-    NORM,
-    BlockPlan,
-    InitRule,
-    NormPlan,
-    PlacementError,
-    PlacementWarning,
-    QKVNormPlan,
-    Role,
-    StackPlan,
-    SublayerPlan,
-)
-from mixln.placement.profile import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
-from mixln.placement.registry import Interval, list_modifiers, list_schemes, register_modifier, register_scheme
-from mixln.placement.residual import ActivationGate, Block, NormFactory, PlacedBlock, Residual
-from mixln.placement.text import Placement, Term
+Plans, registry and text form need no PyTorch; it is imported with the first name that does.
+"""
 
-__all__ = [
-    "NORM",
-    "ActivationGate",
-    "ArchitectureNorm",
-    "Block",
-    "BlockKind",
-    "BlockPlan",
-    "Description",
-    "DynamicErf",
-    "DynamicTanh",
-    "FusedRoles",
-    "GroupedNorm",
-    "InitRule",
-    "Interval",
-    "NormFactory",
-    "NormPlan",
-    "OptionDescription",
-    "ParameterRole",
-    "Part",
-    "PlacedBlock",
-    "Placement",
-    "PlacementError",
-    "PlacementWarning",
-    "PointwiseNorm",
-    "QKVNormPlan",
-    "Residual",
-    "Role",
-    "StackDescription",
-    "StackPlan",
-    "SublayerParts",
-    "SublayerPlan",
-    "Term",
-    "block_parts",
-    "describe",
-    "describe_modifiers",
-    "describe_schemes",
-    "describe_stack",
-    "draw",
-    "draw_block",
-    "find_role",
-    "has_residual_scales_to_profile",
-    "initialize",
-    "list_modifiers",
-    "list_schemes",
-    "norm_factory",
-    "profile_residual_scales",
-    "register_modifier",
-    "register_scheme",
-    "schemes",
-    "set_residual_scales",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mixln.placement import schemes as schemes
+from mixln.placement.plan import NORM as NORM
+from mixln.placement.plan import BlockPlan as BlockPlan
+from mixln.placement.plan import InitRule as InitRule
+from mixln.placement.plan import NormPlan as NormPlan
+from mixln.placement.plan import PlacementError as PlacementError
+from mixln.placement.plan import PlacementWarning as PlacementWarning
+from mixln.placement.plan import QKVNormPlan as QKVNormPlan
+from mixln.placement.plan import Role as Role
+from mixln.placement.plan import StackPlan as StackPlan
+from mixln.placement.plan import SublayerPlan as SublayerPlan
+from mixln.placement.registry import Entry as Entry
+from mixln.placement.registry import Interval as Interval
+from mixln.placement.registry import find_entry as find_entry
+from mixln.placement.registry import list_modifiers as list_modifiers
+from mixln.placement.registry import list_schemes as list_schemes
+from mixln.placement.registry import register_modifier as register_modifier
+from mixln.placement.registry import register_scheme as register_scheme
+from mixln.placement.text import Placement as Placement
+from mixln.placement.text import Term as Term
+
+if TYPE_CHECKING:
+    from mixln.placement.initialization import FusedRoles as FusedRoles
+    from mixln.placement.initialization import ParameterRole as ParameterRole
+    from mixln.placement.initialization import draw as draw
+    from mixln.placement.initialization import find_role as find_role
+    from mixln.placement.initialization import initialize as initialize
+    from mixln.placement.norms import ArchitectureNorm as ArchitectureNorm
+    from mixln.placement.norms import DynamicErf as DynamicErf
+    from mixln.placement.norms import DynamicTanh as DynamicTanh
+    from mixln.placement.norms import GroupedNorm as GroupedNorm
+    from mixln.placement.norms import PointwiseNorm as PointwiseNorm
+    from mixln.placement.norms import norm_factory as norm_factory
+    from mixln.placement.profile import has_residual_scales_to_profile as has_residual_scales_to_profile
+    from mixln.placement.profile import profile_residual_scales as profile_residual_scales
+    from mixln.placement.profile import set_residual_scales as set_residual_scales
+    from mixln.placement.residual import ActivationGate as ActivationGate
+    from mixln.placement.residual import Block as Block
+    from mixln.placement.residual import NormFactory as NormFactory
+    from mixln.placement.residual import PlacedBlock as PlacedBlock
+    from mixln.placement.residual import Residual as Residual
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        for module in ("initialization", "norms", "profile", "residual"):
+            found = vars(importlib.import_module(f"{__name__}.{module}"))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

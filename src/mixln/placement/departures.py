@@ -1,21 +1,20 @@
-"""In what one plan departs from another, in words: for errors that name the part nothing can be done about."""
+"""How one plan differs from another, in words: for errors that name the part that stands in the way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mixln.placement.plan import NORM, SUBLAYERS, NormPlan, StackPlan, SublayerPlan
+from mixln.placement.words import layer_ranges
 
 
 def departures(plan: StackPlan, stock: StackPlan) -> list[str]:
-    """Return what a plan has otherwise than another one, part by part, with the layers (from 1) that it concerns."""
+    """Return the parts in which a plan differs from another one, each with its layers (from 1)."""
     found: dict[tuple[str, str], list[int]] = {}
     for layer, (block, other) in enumerate(zip(plan.blocks, stock.blocks, strict=True), start=1):
         by_sublayer = [_differences(block.sublayer(one), other.sublayer(one)) for one in SUBLAYERS]
         for what in dict.fromkeys(what for differences in by_sublayer for what in differences):
             where = " and ".join(one for one, own in zip(_SUBLAYER_NAMES, by_sublayer, strict=True) if what in own)
             found.setdefault((what, where), []).append(layer)
-    parts = [f"{what} ({where}, {_layers(layers)})" for (what, where), layers in found.items()]
+    parts = [f"{what} ({where}, {layer_ranges(layers)})" for (what, where), layers in found.items()]
     if plan.embedding_scale != stock.embedding_scale:
         parts.append("a factor on the embedding")
     if plan.embedding_norm != stock.embedding_norm:
@@ -65,15 +64,3 @@ def _norm_in_words(what: str, norm: NormPlan | None) -> str:
     kind = "" if norm.kind == NORM.kind else f" of kind {norm.kind}"
     groups = "" if norm.groups == 1 else f" in {norm.groups} groups"
     return f"{what}{kind}{groups}"
-
-
-def _layers(numbers: Iterable[int]) -> str:
-    """Return numbers in words: `layers 1-3, 5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"layer{'s' if len(runs) > 1 or len(runs[0]) > 1 else ''} {text}"

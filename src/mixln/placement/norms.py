@@ -1,7 +1,7 @@
 """Norms that architectures lack, and factories of the norms that a plan asks for.
 
-Models in `mixln.models` pass their architecture's own norm class to `ArchitectureNorm`; `norm_factory` gives PyTorch's
-own ones for use without transformers.
+Models in `mixln.models` pass their architecture's own norm class to `ArchitectureNorm`; `norm_factory` builds PyTorch's
+own norms, without transformers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GroupedNorm(nn.Module):
         width: channels; x is of shape (..., width).
         groups: must divide the width.
         eps: added to the variance.
-        centered: whether the mean is taken off (LayerNorm) or not (RMSNorm).
+        centered: whether the mean is subtracted (LayerNorm) or not (RMSNorm).
         has_weight: whether there is a learned w of shape (width,), else 1.
         has_bias: whether there is a learned b of shape (width,), else 0.
 
@@ -70,7 +70,7 @@ class GroupedNorm(nn.Module):
 
 
 class PointwiseNorm(nn.Module):
-    """What stands in place of a norm without a mean over channels: y = w * squash(alpha * x) + b.
+    """A replacement of a norm that takes no mean over channels: y = w * squash(alpha * x) + b.
 
     alpha is a learned scalar, w and b are of shape (width,) and start at 1 and 0.
 
@@ -82,7 +82,7 @@ class PointwiseNorm(nn.Module):
     def __init__(self, width: int, slope: float) -> None:
         super().__init__()
         self.slope = slope
-        # of shape (1,) and not (): FSDP2 cannot share out a scalar
+        # of shape (1,), not (): FSDP2 cannot shard a scalar
         self.alpha = nn.Parameter(torch.full((1,), slope))
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -111,7 +111,7 @@ class DynamicTanh(PointwiseNorm):
 
 
 class DynamicErf(PointwiseNorm):
-    """Derf: y = w * erf(alpha * x + s) + b, s a learned scalar, 0 at first (Chen et al. 2025, arXiv 2512.10938)."""
+    """Derf: y = w * erf(alpha * x + s) + b, s learned, initially 0 (Chen et al. 2025, arXiv 2512.10938)."""
 
     def __init__(self, width: int, slope: float) -> None:
         super().__init__(width, slope)
@@ -157,9 +157,9 @@ class ArchitectureNorm:
 
     Attributes:
         build: the architecture's own norm over a width.
-        hidden_size: the width where none is given.
+        hidden_size: the width if none is given.
         eps: of that norm.
-        centered: whether it takes the mean off, as LayerNorm does and RMSNorm does not.
+        centered: whether it subtracts the mean, as LayerNorm does and RMSNorm does not.
         has_weight: whether it has a learned gain.
         has_bias: whether it has a learned bias.
     """

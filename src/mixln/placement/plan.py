@@ -1,11 +1,11 @@
-"""What a placement of norms is, as plain data: the parts of one formula for every sublayer of every block.
+"""A placement of norms as plain data: the parts of one formula for every sublayer of every block.
 
 Number the blocks l = 1 .. L. A block is an attention sublayer, then a feed-forward sublayer. Around each sublayer F
 
     y = P( N_out( bypass * x_block  +  S( rho * x )  +  N_branch( F( gain * N_in(x) ) ) ) )
 
-with x the sublayer's input, x_block the block's input, and y the sublayer's output. A part that is absent is the
-identity; an absent bypass is 0. `mixln.placement.residual.Residual` executes exactly this formula and nothing else.
+with x the sublayer's input, x_block the block's input, and y the sublayer's output. An absent part is the identity;
+an absent bypass is 0. `mixln.placement.residual.Residual` executes exactly this formula and nothing else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BLOCK_ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "g
 
 
 class PlacementError(ValueError):
-    """A placement that cannot be: an unknown name, an option out of its range, a combination that makes no sense."""
+    """An impossible placement: an unknown name, an option out of its range, a combination that makes no sense."""
 
 
 class PlacementWarning(UserWarning):
-    """A placement that works but is known not to do what its user probably hopes for."""
+    """A placement that works, but is known not to do what its user probably expects."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class NormPlan:
 
     Attributes:
         kind: `"architecture"` is the norm of the model around it (RMSNorm in Llama, LayerNorm in GPT-2). Any other kind
-            is one of `mixln.placement.norms`; a norm factory says if it cannot build it.
-        groups: the channels of each token are normalised in so many groups.
+            is one of `mixln.placement.norms`; a norm factory raises an error if it cannot build it.
+        groups: number of groups in which the channels of each token are normalised.
         slope: initial factor on the input of a pointwise kind; other kinds have none.
     """
 
@@ -80,8 +80,8 @@ class SublayerPlan:
         branch_norm: N_branch, on the sublayer's output before it joins the stream.
         output_norm: N_out, on the stream after the addition.
         residual_scale: rho, factor on the stream before the addition; `"learned"` is one learned factor per channel,
-            whose initial value is to be profiled (`mixln.placement.profile_residual_scales`).
-        bypass: factor on the block's input, added to the stream as well (B2T).
+            whose initial value comes from a profiling pass (`mixln.placement.profile_residual_scales`).
+        bypass: factor on the block's input, which is added to the stream too (B2T).
         gate: where the block's learned gate acts: `"stream"` is S in the formula, `"output"` is P.
         qkv_norm: norms inside the attention, between the projections and the scores.
     """
@@ -121,7 +121,7 @@ class InitRule:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block: its two sublayers, and the init rules of those of its matrices that depart from the stack's rule."""
+    """One block: its two sublayers, and the init rules of its matrices that differ from the stack's rule."""
 
     attention: SublayerPlan
     feed_forward: SublayerPlan
@@ -141,15 +141,15 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class StackPlan:
-    """A whole stack of blocks, as a placement gives it for L layers.
+    """A whole stack of blocks: what a placement plans for L layers.
 
     Attributes:
-        blocks: the plans of the blocks that are there, first to last.
+        blocks: the plans of the blocks, first to last.
         embedding_scale: factor on the embedding's output; `"sqrt_hidden_size"` is sqrt(d).
         embedding_norm: norm on the (scaled) embedding output.
         final_norm: norm between the last block and the head.
-        head_bias: whether the head adds a learned bias to the logits, 0 at first.
-        init: how every matrix is drawn for which its block has no rule of its own.
+        head_bias: whether the head adds a learned bias to the logits, which starts at 0.
+        init: how a matrix is drawn if its block has no rule of its own for it.
         num_layers: L in the formulas. More than `len(blocks)` if blocks were removed from a trained stack.
     """
 
@@ -163,7 +163,7 @@ class StackPlan:
 
     @property
     def norms(self) -> set[NormPlan]:
-        """The norms that stand anywhere in the stack, each once."""
+        """All norms of the stack, each once."""
         sublayers = [block.sublayer(name) for block in self.blocks for name in SUBLAYERS]
         around = [norm for one in sublayers for norm in (one.input_norm, one.branch_norm, one.output_norm)]
         inside = [one.qkv_norm.norm for one in sublayers if one.qkv_norm is not None]

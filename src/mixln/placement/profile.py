@@ -1,4 +1,4 @@
-"""Admin's profiling pass: a learned residual scale begins where one forward pass says (Liu et al. 2020, 2004.08249)."""
+"""Admin's profiling pass: one forward pass sets the learned residual scales (Liu et al. 2020, 2004.08249)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def profile_residual_scales(
 
         omega_1 = 1,    omega_(i+1) = sqrt( Var(omega_i * x_i) + Var(F_i(x_i)) )
 
-    with the variances over all tokens and channels, and omega the same in every channel. Works on
-    sharded weights (FSDP2): the scales of whoever runs this pass come out alike on all processes if `reduce` adds up.
+    with the variances over all tokens and channels, and omega the same in every channel. Works on sharded weights
+    (FSDP2): all processes get the same scales if `reduce` adds up over them.
 
     Args:
-        module: the model, with its initial weights; its mode (training or evaluation) and gradients are left alone.
+        module: the model with its initial weights; its mode (training or evaluation) and gradients do not change.
         run: runs its forward once, on a batch of real data.
         reduce: adds up moments over the processes that have a share of the batch; by default there is only one.
 
@@ -49,7 +49,7 @@ def profile_residual_scales(
         nonlocal upcoming
         hidden_states, sublayer, *rest = args
         omega = found[residual] = upcoming
-        # where weights are gathered for the forward, this is the gathered copy, which the shards do not see
+        # if weights are gathered for the forward, this fills the gathered copy, not the shards
         residual.get_parameter("residual_scale").data.fill_(omega)
 
         def measured(branch_input: torch.Tensor) -> torch.Tensor:

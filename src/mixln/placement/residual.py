@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mixln.placement.parameter_names import block_norms
 from mixln.placement.plan import BlockPlan, NormPlan, PlacementError, SublayerPlan
 
 
@@ -116,7 +117,7 @@ class ActivationGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # of shape (1,) and not (): FSDP2 cannot share out a scalar
+        # of shape (1,), not (): FSDP2 cannot shard a scalar
         self.weight = nn.Parameter(torch.zeros(1))
 
     def reset_parameters(self) -> None:
@@ -172,7 +173,7 @@ class PlacedBlock(nn.Module):
         """
         return [
             (sublayer, part, cls.norm_names.get((sublayer, part), default), norm)
-            for sublayer, part, default, norm in _norms_of(plan)
+            for sublayer, part, default, norm in block_norms(plan)
         ]
 
     def run_sublayers(self, hidden_states: torch.Tensor, attention: Sublayer, feed_forward: Sublayer) -> torch.Tensor:
@@ -216,23 +217,3 @@ class Block(PlacedBlock):
     def forward(self, hidden_states: torch.Tensor, **attention_kwargs: object) -> torch.Tensor:
         """Return the block's output for its input (batch, sequence, hidden)."""
         return self.run_sublayers(hidden_states, lambda x: self.attention(x, **attention_kwargs), self.feed_forward)
-
-
-def _norms_of(plan: BlockPlan) -> list[tuple[str, str, str, NormPlan]]:
-    """Return (sublayer, part of the formula, attribute name, plan) of every norm of a block."""
-    attention, feed_forward = plan.attention, plan.feed_forward
-    name_is_free = attention.branch_norm is None and attention.output_norm is None
-    places = [
-        ("attention", "input_norm", "input_layernorm"),
-        ("attention", "branch_norm", "post_attention_layernorm"),
-        ("attention", "output_norm", _output_name(attention, "post_attention")),
-        ("feed_forward", "input_norm", "post_attention_layernorm" if name_is_free else "pre_feedforward_layernorm"),
-        ("feed_forward", "branch_norm", "post_feedforward_layernorm"),
-        ("feed_forward", "output_norm", _output_name(feed_forward, "post_feedforward")),
-    ]
-    found = [(sublayer, part, name, getattr(getattr(plan, sublayer), part)) for sublayer, part, name in places]
-    return [(sublayer, part, name, norm) for sublayer, part, name, norm in found if norm is not None]
-
-
-def _output_name(sublayer: SublayerPlan, prefix: str) -> str:
-    return f"{prefix}_layernorm" if sublayer.branch_norm is None else f"{prefix}_residual_layernorm"

@@ -1,7 +1,7 @@
-"""Every scheme and modifier: a short registered function each, its formula in the docstring.
+"""Every scheme and modifier: one short registered function each, with its title, formula and source.
 
-x is the sublayer's input, y its output, F the sublayer (attention, then feed-forward), N a norm, l = 1 .. L the depth.
-To add one, write such a function: tests, command line, recipes and docs take it from the registry.
+In the formulas, x is the sublayer's input, y its output, F the sublayer (attention, then feed-forward), N a norm, and
+l = 1 .. L the depth. To add a scheme, write such a function: tests, command line, recipes and docs read the registry.
 """
 
 from __future__ import annotations
@@ -31,19 +31,23 @@ def _both(sublayer: SublayerPlan) -> BlockPlan:
     return BlockPlan(attention=sublayer, feed_forward=sublayer)
 
 
-@register_scheme("pre")
+@register_scheme("pre", title="Pre-LN", formula="y = x + F(N(x))", source="Xiong et al. 2020; Mix-LN, eq. 2")
 def pre(depth: int, num_layers: int) -> BlockPlan:
-    """Pre-LN: y = x + F(N(x)) (Xiong et al. 2020; Mix-LN, eq. 2)."""
     return _both(SublayerPlan(input_norm=NORM))
 
 
-@register_scheme("post")
+@register_scheme("post", title="Post-LN", formula="y = N(x + F(x))", source="Vaswani et al. 2017; Mix-LN, eq. 1")
 def post(depth: int, num_layers: int) -> BlockPlan:
-    """Post-LN: y = N(x + F(x)) (Vaswani et al. 2017; Mix-LN, eq. 1)."""
     return _both(SublayerPlan(output_norm=NORM))
 
 
-@register_scheme("mix", default_options={"alpha": 0.25})
+@register_scheme(
+    "mix",
+    title="Mix-LN",
+    formula="Post-LN for l <= floor(alpha * L), Pre-LN above",
+    source="Mix-LN, section 3",
+    default_options={"alpha": 0.25},
+)
 def mix(
     depth: int,
     num_layers: int,
@@ -51,9 +55,7 @@ def mix(
     alpha: Annotated[float | None, Interval(0, 1)] = None,
     post_layers: Annotated[int | None, Interval(0)] = None,
 ) -> BlockPlan:
-    """Mix-LN: Post-LN for l <= floor(alpha * L), Pre-LN above (Mix-LN, section 3).
-
-    `post_layers` gives the number of Post-LN layers directly.
+    """`post_layers` gives the number of Post-LN layers directly.
 
     Raises:
         PlacementError: both options are given, or there are more Post-LN layers than layers.
@@ -68,22 +70,24 @@ def mix(
     return post(depth, num_layers) if depth <= count else pre(depth, num_layers)
 
 
-@register_scheme("lns")
+@register_scheme("lns", title="LayerNorm Scaling", formula="y = x + F(N(x) / sqrt(l))", source="Curse of Depth, eq. 9")
 def lns(depth: int, num_layers: int) -> BlockPlan:
-    """LayerNorm Scaling: y = x + F(N(x) / sqrt(l)) (Curse of Depth, eq. 9)."""
     return _both(SublayerPlan(input_norm=NORM, gain=1 / math.sqrt(depth)))
 
 
-@register_scheme("deepnorm")
+@register_scheme(
+    "deepnorm",
+    title="DeepNorm",
+    formula="y = N(rho * x + F(x)), rho = (2L)^(1/4)",
+    source="DeepNorm, figure 2, decoder-only",
+)
 def deepnorm(
     depth: int,
     num_layers: int,
     *,
     residual_scale: Annotated[float | None, Interval(0, open_below=True)] = None,
 ) -> BlockPlan:
-    """DeepNorm: y = N(rho * x + F(x)), rho = (2L)^(1/4) (DeepNorm, figure 2, decoder-only).
-
-    Its init belongs to it: Xavier-normal, with gain (8L)^(-1/4) for v, o and all feed-forward matrices and 1 for q
+    """Its init belongs to it: Xavier-normal, with gain (8L)^(-1/4) for v, o and all feed-forward matrices and 1 for q
     and k. `residual_scale` sets rho (published Mix-LN code has 8^0.5 = 2.828... for every L).
     """
     rho = (2 * num_layers) ** 0.25 if residual_scale is None else residual_scale
@@ -93,41 +97,49 @@ def deepnorm(
     return BlockPlan(attention=sublayer, feed_forward=sublayer, init=init)
 
 
-@register_scheme("sandwich")
+@register_scheme("sandwich", title="Sandwich-LN", formula="y = x + N'(F(N(x)))", source="Ding et al. 2021, CogView")
 def sandwich(depth: int, num_layers: int) -> BlockPlan:
-    """Sandwich-LN: y = x + N'(F(N(x))) (Ding et al. 2021, CogView)."""
     return _both(SublayerPlan(input_norm=NORM, branch_norm=NORM))
 
 
-@register_scheme("b2t")
+@register_scheme(
+    "b2t",
+    title="B2T connection",
+    formula="y = N(x + F(x)), and in the feed-forward y = N(x_block + x + F(x))",
+    source="Takase et al. 2022",
+)
 def b2t(depth: int, num_layers: int) -> BlockPlan:
-    """B2T connection: y = N(x + F(x)), and in the feed-forward y = N(x_block + x + F(x)) (Takase et al. 2022).
-
-    The block's input goes past all its norms but the last one.
-    """
+    """The block's input goes past all its norms but the last one."""
     return BlockPlan(attention=SublayerPlan(output_norm=NORM), feed_forward=SublayerPlan(output_norm=NORM, bypass=1.0))
 
 
-@register_scheme("peri", embedding_norm=NORM)
+@register_scheme(
+    "peri",
+    title="Peri-LN",
+    formula="y = x + N'(F(N(x))), with a norm on the embedding output",
+    source="Kim et al. 2025, arXiv 2502.02732",
+    embedding_norm=NORM,
+)
 def peri(depth: int, num_layers: int) -> BlockPlan:
-    """Peri-LN: y = x + N'(F(N(x))), with a norm on the embedding output (Kim et al. 2025, arXiv 2502.02732)."""
     return sandwich(depth, num_layers)
 
 
-@register_scheme("reordered")
+@register_scheme(
+    "reordered", title="Reordered norm", formula="y = x + N(F(x))", source="OLMo 2: Walsh et al. 2025, arXiv 2501.00656"
+)
 def reordered(depth: int, num_layers: int) -> BlockPlan:
-    """Reordered norm: y = x + N(F(x)) (OLMo 2: Walsh et al. 2025, arXiv 2501.00656).
-
-    OLMo 2 itself is `reordered+qk_norm(per_head=false)`.
-    """
+    """OLMo 2 itself is `reordered+qk_norm(per_head=false)`."""
     return _both(SublayerPlan(branch_norm=NORM))
 
 
-@register_scheme("hybrid")
+@register_scheme(
+    "hybrid",
+    title="HybridNorm",
+    formula="y = N(x + A(x)) with q, k, v normed per head, then z = y + FFN(y)",
+    source="Zhuo et al. 2025, 2503.04598",
+)
 def hybrid(depth: int, num_layers: int, *, first_pre: bool = False) -> BlockPlan:
-    """HybridNorm: y = N(x + A(x)) with q, k, v normed per head, then z = y + FFN(y) (Zhuo et al. 2025, 2503.04598).
-
-    With Y = x + A(x) this is the paper's FFN(N(Y)) + N(Y). `first_pre` is HybridNorm*: the first block is Pre-LN in
+    """With Y = x + A(x) this is the paper's FFN(N(Y)) + N(Y). `first_pre` is HybridNorm*: the first block is Pre-LN in
     both sublayers, q, k and v normed as in the others.
     """
     heads = QKVNormPlan(("query", "key", "value"), per_head=True)
@@ -136,42 +148,55 @@ def hybrid(depth: int, num_layers: int, *, first_pre: bool = False) -> BlockPlan
     return BlockPlan(attention=SublayerPlan(output_norm=NORM, qkv_norm=heads), feed_forward=SublayerPlan())
 
 
-@register_scheme("groupnorm", default_options={"groups": 8})
+@register_scheme(
+    "groupnorm",
+    title="Group-LN",
+    formula="Pre-LN, y = x + F(N_g(x)), N_g norming each token's channels in g groups",
+    source="Mix-LN, table 6",
+    default_options={"groups": 8},
+)
 def groupnorm(depth: int, num_layers: int, *, groups: Annotated[int, Interval(1)]) -> BlockPlan:
-    """Group-LN: Pre-LN, y = x + F(N_g(x)), N_g norming each token's channels in g groups (Mix-LN, table 6).
-
-    The final norm is over all channels. (The authors' own code took PyTorch's GroupNorm over all tokens of a row at
+    """The final norm is over all channels. (The authors' own code took PyTorch's GroupNorm over all tokens of a row at
     once, later ones included, which a causal model may not do.)
     """
     return _both(SublayerPlan(input_norm=NormPlan(groups=groups)))
 
 
-@register_scheme("admin")
+@register_scheme(
+    "admin",
+    title="Admin",
+    formula="y = N(omega * x + F(x)) with omega learned, one factor per channel",
+    source="Liu et al. 2020, 2004.08249",
+)
 def admin(depth: int, num_layers: int) -> BlockPlan:
-    """Admin: y = N(omega * x + F(x)) with omega learned, one factor per channel (Liu et al. 2020, 2004.08249).
-
-    omega begins where a profiling pass puts it (`profile_residual_scales`): omega_1 = 1 and then, sublayer by sublayer,
-    omega_(i+1) = sqrt(Var(omega_i * x_i) + Var(F_i)), the same in every channel.
+    """omega begins where a profiling pass puts it (`profile_residual_scales`): omega_1 = 1 and then, sublayer by
+    sublayer, omega_(i+1) = sqrt(Var(omega_i * x_i) + Var(F_i)), the same in every channel.
     """
     return _both(SublayerPlan(output_norm=NORM, residual_scale="learned"))
 
 
-@register_scheme("none", final_norm=None, head_bias=True)
+@register_scheme(
+    "none",
+    title="No norm anywhere, not even before the head",
+    formula="y = x + F(x)",
+    source="LN-free: Baroni et al. 2025, arXiv 2507.02559",
+    final_norm=None,
+    head_bias=True,
+)
 def none(depth: int, num_layers: int) -> BlockPlan:
-    """No norm anywhere, before the head neither: y = x + F(x) (LN-free: Baroni et al. 2025, arXiv 2507.02559).
-
-    The head has a bias, 0 at first: that of a final LayerNorm, once it is folded into the head.
-    """
+    """The head has a bias, 0 at first: that of a final LayerNorm, once it is folded into the head."""
     return _both(SublayerPlan())
 
 
-def _with_norms(plan: StackPlan, attention: NormPlan, elsewhere: NormPlan) -> StackPlan:
-    """Return the plan with one norm in place of every norm at and in the attention, and another for the rest."""
+def _with_pointwise_norms(plan: StackPlan, kind: str, slope: float, attention_slope: float | None) -> StackPlan:
+    """Return the plan with norms of a kind in place of all of its norms, in attention maybe with another slope."""
+    elsewhere = NormPlan(kind=kind, slope=slope)
+    attention = elsewhere if attention_slope is None else NormPlan(kind=kind, slope=attention_slope)
     replaced = plan.norms
     if not replaced or replaced != {NORM}:
         what = "there is none" if not replaced else "others than the architecture's own are among them"
         warnings.warn(
-            f"{elsewhere.kind} takes the place of every norm of the placement, and {what}",
+            f"{kind} takes the place of every norm of the placement, and {what}",
             PlacementWarning,
             stacklevel=4,
         )
@@ -197,11 +222,14 @@ def _with_norms(plan: StackPlan, attention: NormPlan, elsewhere: NormPlan) -> St
     )
 
 
-@register_modifier("scaled_init")
+@register_modifier(
+    "scaled_init",
+    title="Scaled init",
+    formula="std sqrt(2/(5d)), for o and down projections / sqrt(2L)",
+    source="Scao et al. 2022; Takase et al. 2023",
+)
 def scaled_init(plan: StackPlan) -> StackPlan:
-    """Scaled init: std sqrt(2/(5d)), for o and down projections / sqrt(2L) (Scao et al. 2022; Takase et al. 2023).
-
-    Divided by sqrt(2L) are the matrices that write to an unnormalised stream: the attention's output and the
+    """Divided by sqrt(2L) are the matrices that write to an unnormalised stream: the attention's output and the
     feed-forward's down projection in sublayers without N_out (Scao et al.); sqrt(2/(5d)) is the small init of Takase et
     al. It replaces an init that the scheme brings along.
     """
@@ -225,9 +253,13 @@ def scaled_init(plan: StackPlan) -> StackPlan:
     return replace(plan, blocks=blocks, init=InitRule("small"))
 
 
-@register_modifier("scaled_embed")
+@register_modifier(
+    "scaled_embed",
+    title="Scaled embedding",
+    formula="the embedding's output times sqrt(d)",
+    source="Takase et al. 2023, Scaled Embed",
+)
 def scaled_embed(plan: StackPlan) -> StackPlan:
-    """Scaled embedding: the embedding's output times sqrt(d) (Takase et al. 2023, Scaled Embed)."""
     if plan.embedding_norm is not None:
         warnings.warn(
             "scaled_embed does nothing where a norm stands on the embedding: it takes the factor off again",
@@ -237,11 +269,14 @@ def scaled_embed(plan: StackPlan) -> StackPlan:
     return replace(plan, embedding_scale="sqrt_hidden_size")
 
 
-@register_modifier("qk_norm")
+@register_modifier(
+    "qk_norm",
+    title="QK norm",
+    formula="queries and keys normed before rotary positions and scores",
+    source="after Henry et al. 2020, arXiv 2010.04245",
+)
 def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
-    """QK norm: queries and keys normed before rotary positions and scores (after Henry et al. 2020, arXiv 2010.04245).
-
-    Besides what the scheme norms itself. Per head, one gain for all heads, as in Qwen3; `per_head=false` is over the
+    """Besides what the scheme norms itself. Per head, one gain for all heads, as in Qwen3; `per_head=false` is over the
     full width, as in OLMo 2 (Walsh et al. 2025, arXiv 2501.00656).
     """
 
@@ -253,13 +288,16 @@ def qk_norm(plan: StackPlan, *, per_head: bool = True) -> StackPlan:
     return replace(plan, blocks=tuple(map(normed, plan.blocks)))
 
 
-@register_modifier("gpas")
+@register_modifier(
+    "gpas",
+    title="GPAS",
+    formula="G(h) = h - silu(g) * stopgrad(h), with g learned, 0 at first",
+    source="Chen et al. 2025, arXiv 2506.22049",
+)
 def gpas(plan: StackPlan) -> StackPlan:
-    """GPAS: G(h) = h - silu(g) * stopgrad(h), with g learned, 0 at first (Chen et al. 2025, arXiv 2506.22049).
-
-    Gradient-preserving activation scaling. One g per block, shared by its sublayers: y = G(x + F(...)) in those without
-    N_out, y = N_out(G(rho * x) + F(...)) in those with one. At first G is the identity, so that a trained model to
-    which it is added keeps its function.
+    """Gradient-preserving activation scaling. One g per block, shared by its sublayers: y = G(x + F(...)) in those
+    without N_out, y = N_out(G(rho * x) + F(...)) in those with one. At first G is the identity, so that a trained model
+    to which it is added keeps its function.
     """
 
     def gated(sublayer: SublayerPlan) -> SublayerPlan:
@@ -271,34 +309,38 @@ def gpas(plan: StackPlan) -> StackPlan:
     return replace(plan, blocks=tuple(map(gated_block, plan.blocks)))
 
 
-@register_modifier("dyt")
+@register_modifier(
+    "dyt",
+    title="Dynamic Tanh in place of every norm",
+    formula="w * tanh(alpha * x) + b",
+    source="Zhu et al. 2025, arXiv 2503.10622",
+)
 def dyt(
     plan: StackPlan,
     *,
     slope: Annotated[float, Interval(0, open_below=True)] = 0.5,
     attention_slope: Annotated[float | None, Interval(0, open_below=True)] = None,
 ) -> StackPlan:
-    """Dynamic Tanh in place of every norm: w * tanh(alpha * x) + b (Zhu et al. 2025, arXiv 2503.10622).
-
-    `slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another. The paper has
+    """`slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another. The paper has
     0.5 outside language models, and for LLaMA (table 11) 0.2 and 0.8 at 7B; its language models also scale the
     embedding by sqrt(d), here `scaled_embed`.
     """
-    inner = slope if attention_slope is None else attention_slope
-    return _with_norms(plan, NormPlan(kind="dyt", slope=inner), NormPlan(kind="dyt", slope=slope))
+    return _with_pointwise_norms(plan, "dyt", slope, attention_slope)
 
 
-@register_modifier("derf")
+@register_modifier(
+    "derf",
+    title="Dynamic erf in place of every norm",
+    formula="w * erf(alpha * x + s) + b",
+    source="Chen et al. 2025, arXiv 2512.10938",
+)
 def derf(
     plan: StackPlan,
     *,
     slope: Annotated[float, Interval(0, open_below=True)] = 0.5,
     attention_slope: Annotated[float | None, Interval(0, open_below=True)] = None,
 ) -> StackPlan:
-    """Dynamic erf in place of every norm: w * erf(alpha * x + s) + b (Chen et al. 2025, arXiv 2512.10938).
-
-    `slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another; s starts at 0.
-    The paper's language models also scale the embedding by sqrt(d), here `scaled_embed`.
+    """`slope` is alpha's initial value, `attention_slope` that of the attention's norms if it is another; s starts at
+    0. The paper's language models also scale the embedding by sqrt(d), here `scaled_embed`.
     """
-    inner = slope if attention_slope is None else attention_slope
-    return _with_norms(plan, NormPlan(kind="derf", slope=inner), NormPlan(kind="derf", slope=slope))
+    return _with_pointwise_norms(plan, "derf", slope, attention_slope)

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from mixln.placement.plan import PlacementError, StackPlan
-from mixln.placement.registry import MODIFIERS, SCHEMES, Entry, Option, unknown
+from mixln.placement.registry import MODIFIERS, SCHEMES, Entry, Option
+from mixln.placement.words import unknown
 
 _TERM = re.compile(r"\s*(?P<name>\w+)\s*(?:\((?P<options>[^()]*)\)\s*)?(?P<end>\+|$)")
 _OPTION = re.compile(r"\s*(?P<name>\w+)\s*=\s*(?P<value>[^\s=]+)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+_MOST_LAYERS = 10_000
+"""Ten times the deepest stack that has been trained (DeepNorm, 1,000 layers)."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Term:
 class Placement:
     """Where the norms of a transformer stand: one scheme, then any modifiers.
 
-    Two placements are equal if they have the same text form, in which a bare name's options stand: `mix` is
-    `mix(alpha=0.25)`. Whether two place the norms alike, their plans say (`StackPlan.same_function_as`).
+    Two placements are equal if they have the same text form, with the options that a bare name stands for: `mix` is
+    `mix(alpha=0.25)`. `StackPlan.same_function_as` tells whether two of them compute the same function.
 
     Examples:
         >>> placement = Placement.parse("mix(alpha=0.25)+scaled_init")
@@ -64,8 +68,8 @@ class Placement:
         """Read a placement from its text form.
 
         Raises:
-            PlacementError: the text does not have that form, or names a scheme, modifier or option that there is not
-                (the error lists the valid ones), or gives an option a value outside its range.
+            PlacementError: the text does not have that form, or names an unknown scheme, modifier or option (the error
+                lists the valid ones), or gives an option a value outside its range.
         """
         if not isinstance(text, str):
             raise PlacementError(f"a placement is a text such as 'mix(alpha=0.25)', not {text!r}")
@@ -79,7 +83,7 @@ class Placement:
         names = [modifier.name for modifier in modifiers]
         if len(set(names)) < len(names):
             raise PlacementError(f"placement {text!r}: the same modifier stands in it twice")
-        # the scheme itself says which options go together; in so tall a stack it refuses only what no L would mend
+        # the scheme itself says which options go together; in so tall a stack it refuses only what is wrong for every L
         SCHEMES[scheme.name].function(1, 10**9, **scheme.options)
         return cls(scheme, modifiers)
 
@@ -92,17 +96,19 @@ class Placement:
         """Return the plan of a stack of `num_layers` blocks.
 
         Args:
-            num_layers: the number of blocks that are there.
-            depths: for a stack from which blocks were removed, the depth l (from 1) that each of the remaining had.
-            original_num_layers: and the L it had then.
+            num_layers: the number of blocks in the stack.
+            depths: for a stack from which blocks were removed: the original depth l (from 1) of each remaining block.
+            original_num_layers: and the original L.
 
         Raises:
-            PlacementError: there is no layer, or the depths do not fit the layers, or the scheme refuses.
+            PlacementError: there are no layers or too many, the depths do not fit, or the scheme refuses.
         """
         total = num_layers if original_num_layers is None else original_num_layers
         depths = range(1, num_layers + 1) if depths is None else depths
         if num_layers < 1:
             raise PlacementError(f"a stack needs at least 1 layer, not {num_layers}")
+        if num_layers > _MOST_LAYERS:  # a slip in a config, which would cost minutes and gigabytes
+            raise PlacementError(f"num_hidden_layers is {num_layers:,}: a stack has at most {_MOST_LAYERS:,} layers")
         ascending = all(before < after for before, after in itertools.pairwise(depths))
         if len(depths) != num_layers or depths[0] < 1 or depths[-1] > total or not ascending:
             raise PlacementError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixln.report.results import ComparisonResult, CurvePoint, DepthMeasures, RunResult
+from mixln.report.results import ComparisonResult, CurvePoint, RunResult
+from mixln.report.series import Series, triangle
 
 Array = NDArray[np.float64]
 
@@ -65,44 +66,35 @@ def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> 
     return _band(grid, np.stack([np.interp(grid, tokens, losses) for tokens, losses in pairs]))
 
 
-def depth_bands(
-    result: ComparisonResult, pick: Callable[[DepthMeasures], Sequence[float]], first: int
-) -> dict[str, Band]:
-    """A depth measure of every scheme that has it, over layers from `first` on; schemes without are left out."""
-    bands: dict[str, Band] = {}
-    for placement, measures in depth_of(result).items():
-        values = np.array([pick(measure) for measure in measures], dtype=float)
-        bands[placement] = _band(np.arange(first, first + values.shape[1], dtype=float), values)
-    return bands
+def over_seeds(runs: Sequence[Series]) -> Band:
+    """A series of several seeds as one band, over layers from 1 on, or states from 0 on."""
+    first = 0 if runs[0].axis == "state" else 1
+    values = np.array([run.values for run in runs], dtype=float)
+    return _band(np.arange(first, first + values.shape[1], dtype=float), values)
 
 
-def mean_angular_distance(result: ComparisonResult) -> dict[str, Array]:
-    """(L, L) mean angular distance of every scheme that has it: row n-1, column l-1 holds d(l, n), else NaN."""
-    matrices: dict[str, Array] = {}
-    for placement, measures in depth_of(result).items():
-        size = len(measures[0].angular_distance)
-        stack = np.full((len(measures), size, size), np.nan)
-        for index, measure in enumerate(measures):
-            for row, values in enumerate(measure.angular_distance):
-                stack[index, row, : len(values)] = values
-        matrices[placement] = _mean(stack)
-    return matrices
+def triangle_matrix(values: Array) -> Array:
+    """A series over runs as (L, L): row n-1, column l-1 holds the value of the n layers from l on, else NaN."""
+    rows = triangle(values.tolist())
+    matrix = np.full((len(rows), len(rows)), np.nan)
+    for index, row in enumerate(rows):
+        matrix[index, : len(row)] = row
+    return matrix
 
 
-def depth_of(result: ComparisonResult) -> dict[str, list[DepthMeasures]]:
+def depth_of(result: ComparisonResult) -> dict[str, list[dict[str, Series]]]:
     """Depth measures at the best learning rate of the schemes that have any, one for each seed that was measured."""
-    measures: dict[str, list[DepthMeasures]] = {}
+    measures: dict[str, list[dict[str, Series]]] = {}
     for placement, runs in best_runs(result).items():
-        found = [run.depth for run in runs if run.depth is not None]
         # Seeds of one scheme share their depth; if a hand-made file says otherwise, do not mix the two.
-        found = [measure for measure in found if len(measure.variance) == len(found[0].variance)]
+        found = [run.depth for run in runs if run.depth and run.num_hidden_layers == runs[0].num_hidden_layers]
         if found:
             measures[placement] = found
     return measures
 
 
 def without_depth(result: ComparisonResult) -> list[str]:
-    """The schemes of which no run at the best learning rate has depth measures."""
+    """The schemes without depth measures at their best learning rate."""
     measured = depth_of(result)
     return [summary.placement for summary in result.summaries if summary.placement not in measured]
 

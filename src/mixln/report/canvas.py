@@ -46,6 +46,11 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
     ax.set_title(y, loc="left", fontsize=9, color=INK, pad=8)
 
 
+def panel_title(ax: Axes, label: str) -> None:
+    """The label of a panel, at its upper left; dollar signs in it are no mathematics."""
+    ax.set_title(label, fontsize=9, loc="left", color=INK, parse_math=False)
+
+
 def layer_axis(ax: Axes, first: int, last: int) -> None:
     """Whole layer numbers on the horizontal axis, with half a layer of room at each side."""
     ax.set_xlim(first - 0.6, last + 0.6)
@@ -87,7 +92,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
         return
     longest = max(map(len, labels))
     columns = max(1, min(len(labels), int(WIDTH * 15.5 / (longest + 7))))
-    figure.legend(
+    drawn = figure.legend(
         handles,
         labels,
         loc="outside lower center",
@@ -97,6 +102,8 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
         labelcolor=INK,
         handlelength=2.6,
     )
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
 
 
 def legend_rows(labels: Sequence[str]) -> float:
@@ -116,10 +123,3 @@ def note(figure: Figure, text: str) -> None:
 def left_out(placements: Sequence[str]) -> str:
     """The remark that some schemes are missing from a figure."""
     return f"not measured: {', '.join(placements)}" if placements else ""
-
-
-def empty(message: str) -> Figure:
-    """A figure that says why it is empty."""
-    figure = Figure(figsize=(WIDTH, 1.6), facecolor="white")
-    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=10, color=FAINT)
-    return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mixln.report.results import ComparisonResult, Difference, SchemeSummary
+from mixln.report.series import Estimate
 
 MISSING = "-"
 """Stands for a number that was not measured."""
@@ -39,8 +40,7 @@ def difference(value: Difference | None) -> str:
     """Difference to the baseline with its 95 % interval, if there is one: `-0.045 [-0.081, -0.009]`."""
     if value is None:
         return MISSING
-    mean = f"{value.mean:+.3f}"
-    return mean if value.interval is None else f"{mean} [{value.interval[0]:+.3f}, {value.interval[1]:+.3f}]"
+    return Estimate(value.mean, value.interval).format("+.3f")
 
 
 def tokens(value: float) -> str:

@@ -20,12 +20,15 @@ _ZOOM = 0.4
 """Part of training, counted from its end, that the right panel of the loss curves shows."""
 
 
-def loss_curves(result: ComparisonResult) -> Figure:
+def loss_curves(result: ComparisonResult) -> Figure | None:
     """Validation loss over training tokens: the whole of training, and its last part enlarged.
 
     Each scheme at its best learning rate: mean over seeds with a band from the lowest to the highest; the smoothed
-    training loss faint behind it. A diverged run is a thin line that ends in a cross, and counts in no mean.
+    training loss faint behind it. A diverged run is a thin line that ends in a cross, and is in no mean. None if no
+    run has a curve.
     """
+    if not any(run.validation_curve or run.train_curve for run in result.runs):
+        return None
     styles = scheme_styles(result)
     runs = best_runs(result)
     bands = {
@@ -67,11 +70,14 @@ def loss_curves(result: ComparisonResult) -> Figure:
     return figure
 
 
-def learning_rate_grid(result: ComparisonResult) -> Figure:
-    """Mean validation loss of each scheme over the learning rates; a ring marks the best one, a cross divergence."""
+def learning_rate_grid(result: ComparisonResult) -> Figure | None:
+    """Mean validation loss of each scheme over the learning rates; a ring marks the best one, a cross divergence.
+
+    None if there was only one learning rate.
+    """
     rates = cells.learning_rates(result)
     if len(rates) < 2:
-        return canvas.empty("One learning rate: there is no grid to draw.")
+        return None
     styles = scheme_styles(result)
     labels = [summary.placement for summary in result.summaries]
     figure, (ax,) = canvas.panels(1, 1, 3.6 + canvas.legend_rows(labels))

@@ -46,7 +46,7 @@ def draw_triangles(matrices: Mapping[str, Array], note: str = "") -> Figure:
         ax.grid(visible=False)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(canvas.layer_ticks(1, size, most=5))
-        ax.set_title(wrap_label(placement), fontsize=9, loc="left", color=canvas.INK)
+        canvas.panel_title(ax, wrap_label(placement))
     for index, ax in enumerate(axes[: len(matrices)]):
         ax.set_ylabel("block size n" if index % columns == 0 else "", fontsize=9, color=canvas.INK)
         ax.set_xlabel("first layer l" if index + columns >= len(matrices) else "", fontsize=9, color=canvas.INK)
@@ -89,11 +89,11 @@ def draw_bars(
             ax.stairs(np.minimum(reference.mean, top * 1.05), edges, color=canvas.INK, linewidth=0.8, baseline=None)
         ax.set_ylim(bottom, top * 1.08)
         canvas.layer_axis(ax, 1, len(band.x))
-        ax.set_title(wrap_label(placement, 40), fontsize=9, loc="left", color=canvas.INK)
+        canvas.panel_title(ax, wrap_label(placement, 40))
         ax.set_xlabel(x if index + columns >= len(bands) else "", fontsize=9, color=canvas.INK)
     for ax in axes[len(bands) :]:
         ax.set_axis_off()
-    figure.supylabel(y, fontsize=9, color=canvas.INK)
+    figure.supylabel(y, fontsize=9, color=canvas.INK, parse_math=False)
     remarks = [f"outline: {baseline}"] if reference is not None and len(bands) > 1 else []
     remarks += filter(None, [note])
     canvas.note(figure, "; ".join(remarks))
@@ -158,7 +158,8 @@ def _clip_range(bands: list[Band]) -> tuple[float, float]:
             highest = float(positive[positive <= limit].max())
     # room for the whiskers of all bars that are not cut off
     ends = np.concatenate([band.high[band.mean <= highest] for band in bands])
-    highest = max([highest, *ends[np.isfinite(ends) & (ends <= 3 * abs(highest))]])
+    scale = max(abs(highest), -float(values.min()))
+    highest = max([highest, *ends[np.isfinite(ends) & (ends <= 3 * scale)]])
     lowest = min(0.0, min(float(np.nanmin(band.low)) if np.isfinite(band.low).any() else 0.0 for band in bands))
     return (highest * 1.1 if highest > 0 else 1.0), lowest * 1.15
 
@@ -191,4 +192,22 @@ def draw_lines(
     canvas.label_axes(ax, x, title)
     canvas.note(figure, note)
     canvas.legend(figure, [Line2D([], [], **canvas.line_options(styles[label], 1)) for label in labels], labels)
+    return figure
+
+
+def draw_points(points: Mapping[str, tuple[Array, Array]], styles: Mapping[str, SchemeStyle], x: str, y: str) -> Figure:
+    """One panel for each label: the second array of numbers over the first; the grey line is where they agree."""
+    columns = min(3, len(points))
+    rows = -(-len(points) // columns)
+    width = canvas.WIDTH if columns > 1 else 4.5
+    figure, axes = canvas.panels(rows, columns, rows * 3.2, width)
+    for index, (ax, (label, (across, up))) in enumerate(zip(axes, points.items(), strict=False)):
+        ends = [float(across.min()), float(across.max())]
+        ax.add_line(Line2D(ends, ends, color=canvas.FAINT, linewidth=0.8))
+        ax.plot(across, up, "o", markersize=2.5, markeredgewidth=0, alpha=0.5, color=styles[label].color)
+        canvas.panel_title(ax, wrap_label(label))
+        ax.set_xlabel(x if index + columns >= len(points) else "", fontsize=9, color=canvas.INK)
+        ax.set_ylabel(y if index % columns == 0 else "", fontsize=9, color=canvas.INK)
+    for ax in axes[len(points) :]:
+        ax.set_axis_off()
     return figure

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mixln.files import write_file
 from mixln.report import cells
-from mixln.report.figures import FIGURES, FigureKind, svg_figures
+from mixln.report.figure_files import write_drawings
+from mixln.report.figures import FIGURES, draw_figures
 from mixln.report.headline import findings, headline
 from mixln.report.results import ComparisonResult, RunResult
+from mixln.report.serialize import to_json
 from mixln.report.statistics import has_diverged
 from mixln.report.style import scheme_styles
-from mixln.report.tables import grid_cells, summary_cells, table_caption
+from mixln.report.tables import grid_cells, markdown_table, summary_cells, table_caption
+from mixln.storage import write_file
 
 
-@dataclass(frozen=True)
-class _Figure:
-    kind: FigureKind
-    source: str
+def render_html(result: ComparisonResult, drawn: Mapping[str, bytes]) -> str:
+    """The page as text; the same result gives the same text.
 
-
-def render_html(result: ComparisonResult) -> str:
-    """The page as text; the same result gives the same text."""
-    drawn = svg_figures(result)
+    Args:
+        result: to show.
+        drawn: SVG of the drawn figures, by name.
+    """
+    figures = [(kind, "") for kind in FIGURES]
+    figures += [
+        (spec, "Bands and whiskers reach from the lowest to the highest seed.") for spec in result.depth_figures
+    ]
     return (
         page_environment()
         .get_template("report.html.jinja")
@@ -39,12 +43,27 @@ def render_html(result: ComparisonResult) -> str:
             summary=summary_cells(result),
             caption=table_caption(result),
             grid=grid_cells(result),
-            figures=[_Figure(kind, data_uri(drawn[kind.name])) for kind in FIGURES if kind.name in drawn],
-            missing=[kind.title for kind in FIGURES if kind.needs_depth and kind.name not in drawn],
+            figures=[(kind, spread, data_uri(drawn[kind.name])) for kind, spread in figures if kind.name in drawn],
+            missing=[spec.title for spec in result.depth_figures if spec.name not in drawn],
             runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
             styles=scheme_styles(result),
         )
     )
+
+
+def write_report(result: ComparisonResult, folder: Path) -> Path:
+    """Write `results.json`, `table.md`, `figures/` (PNG and SVG) and `report.html`, and return the last one's path.
+
+    The numbers are written first, so that they are safe if the rest fails. Figures of an earlier result that
+    do not apply to this one are removed, so that the folder tells one story.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    write_file(folder / "results.json", to_json(result))
+    write_file(folder / "table.md", markdown_table(result))
+    drawn = write_drawings(draw_figures(result), folder / "figures")
+    return write_file(folder / "report.html", render_html(result, drawn))
 
 
 def page_environment() -> Environment:
@@ -60,15 +79,6 @@ def page_environment() -> Environment:
     environment.filters["minus"] = _minus
     environment.filters["breakable"] = _breakable
     return environment
-
-
-def write_html(result: ComparisonResult, path: Path) -> Path:
-    """Write the page whole or not at all, and return its path.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    return write_file(path, render_html(result))
 
 
 def _run_row(run: RunResult) -> list[str]:

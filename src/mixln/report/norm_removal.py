@@ -36,7 +36,7 @@ class RemovalRecord:
     Attributes:
         target: what went: feed_forward, query_key, value or final, as the norm's reader is called, or end_of_text or
             first_position, the exception for such positions.
-        layer: from 1; None for what is of no layer.
+        layer: from 1; None: of no layer.
         step: the training step, from 1, before which it went.
     """
 
@@ -58,6 +58,7 @@ class NormRemovalReport:
         loss_control: fine-tuned equally long, on the same batches, with its norms; None: not asked for.
         loss_norm_free: without any norm.
         train_tokens: predicted in training.
+        precision: of training, and why.
         removals: in their order.
         waited_steps: in which a removal was due, and a spike of the loss held it up.
         num_roll_backs: how often training went back to before a removal.
@@ -77,6 +78,7 @@ class NormRemovalReport:
     loss_control: float | None
     loss_norm_free: float
     train_tokens: int
+    precision: str
     removals: tuple[RemovalRecord, ...]
     waited_steps: int
     num_roll_backs: int
@@ -95,7 +97,7 @@ def removal_figure(
     Args:
         curves: by `NORM_FREE` and, if there is one, `CONTROL`: for every step its number, its `loss` and, where it was
             measured, its `validation_loss`, as `metrics.jsonl` has them.
-        removals: that were made, be it all of them or not.
+        removals: made so far.
         loss_original: on the validation text, before training.
     """
     styles = label_styles(list(curves), CONTROL)

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from mixln.files import write_file
-from mixln.placement import BlockKind, Part, StackDescription, SublayerParts, block_parts
 from mixln.report.canvas import INK
-from mixln.report.figures import draw_svg
+from mixln.report.figure_files import draw_svg
+from mixln.report.scheme_diagram import BlockKind, Part, StackDescription, SublayerParts, block_parts
+from mixln.storage import write_file
 
 # inches, as all lengths here
 _LETTER, _LINE, _PADDING, _GAP, _RADIUS, _MARGIN = 0.071, 0.165, 0.12, 0.13, 0.085, 0.16
@@ -63,7 +63,7 @@ def draw_placement(label: str, stack: StackDescription) -> Figure:
 
 
 def list_notes(stack: StackDescription) -> list[str]:
-    """Return what is to be said of a stack besides its blocks, where it is not what most stacks have."""
+    """Return notes on a stack besides its blocks, where it differs from most stacks."""
     notes = [f"embedding: {', then '.join(stack.embedding)}"] if stack.embedding else []
     if stack.final_norm != "norm":
         notes.append(f"norm before the head: {stack.final_norm}")

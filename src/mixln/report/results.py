@@ -7,9 +7,9 @@ again from the file alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-SCHEMA_VERSION = 1
+from mixln.report.series import FigureSpec, Interval, Series
 
 
 @dataclass(frozen=True)
@@ -22,33 +22,17 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class DepthMeasures:
-    """What each layer of one trained model does; lists run over the layers 1 .. L in order.
-
-    Attributes:
-        gradient_norm_at_init: (L,) L2 norm of the loss gradient over all parameters of each layer, before training.
-        angular_distance: row n-1, entry l-1: d(l, n), the angular distance in [0, 1] between the input of block l and
-            the input of block l + n (for l + n = L + 1: the output of the last block, before the final norm).
-            Row n-1 has L - n + 1 entries.
-        removal_loss_increase: (L,) validation loss without layer l minus validation loss with all layers; positive
-            means that removing the layer does harm.
-        variance: (L + 1,) variance over channels of the input of each block, and of the last block's output.
-    """
-
-    gradient_norm_at_init: list[float]
-    angular_distance: list[list[float]]
-    removal_loss_increase: list[float]
-    variance: list[float]
-
-
-@dataclass(frozen=True)
 class RunResult:
     """One training run and what was measured on it.
 
     `validation_loss` is total loss / total predicted tokens (nats); `perplexity` its exponential. `diverged` says that
     the loss stopped being a finite number; the loss is then None, and so is what was to be measured after training.
-    `learning_rate` is the peak. `config` is the whole resolved configuration.
+    `learning_rate` is the peak. `depth` is what each layer does, by the names of series, as in a diagnosis
+    (docs/diagnose.md): of the trained model, and `gradient_norm_at_init` of the model that training began with.
+    `config` is the whole resolved configuration; `notes` say what could not be measured, and why.
     """
+
+    SCHEMA_VERSION: ClassVar[int] = 2
 
     placement: str
     seed: int
@@ -64,8 +48,9 @@ class RunResult:
     diverged: bool
     seconds: float
     tokens_per_second: float
-    depth: DepthMeasures | None
+    depth: dict[str, Series] | None
     config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Difference:
     """
 
     mean: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     seeds: int
 
 
@@ -115,8 +100,11 @@ class ComparisonResult:
     `baseline` is the placement that differences are taken to. `runs` holds every run, `summaries` one row per scheme
     in the order asked for, `grid` every (scheme, learning rate). `facts` are label-value pairs about what all runs
     share (corpus, model size, tokens, schedule), in the order to print them; `machine` describes where it ran, and
-    `command` the command line that made it.
+    `command` the command line that made it. `depth_figures` are drawn of the runs' depth measures; `notes` are
+    those of the runs.
     """
+
+    SCHEMA_VERSION: ClassVar[int] = 2
 
     baseline: str | None
     runs: list[RunResult]
@@ -126,5 +114,5 @@ class ComparisonResult:
     machine: str
     command: str
     version: str
-    schema_version: int = SCHEMA_VERSION
+    depth_figures: list[FigureSpec] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

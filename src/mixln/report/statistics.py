@@ -19,9 +19,8 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
 
     Schemes keep the order in which they first appear. The best learning rate is the one with the lowest mean
     validation loss over its seeds, among those with the most seeds; one at which fewer seeds diverged always wins. The
-    difference to the baseline pairs
-    the runs of equal seed that did not diverge, each scheme at its own best learning rate, so that what a seed does
-    to both (data order, shared initial draws) cancels.
+    difference to the baseline pairs the runs of equal seed that did not diverge, each scheme at its own best learning
+    rate, so that what a seed does to both (data order, shared initial draws) cancels.
 
     Args:
         runs: all runs of one comparison.

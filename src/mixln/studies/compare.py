@@ -5,40 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mixln.data import Batch, PreparedData, training_batch
-from mixln.depth import gradient_norm_by_layer, measure_trained_depth, triangle
+from mixln.data import PreparedData, training_batch
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import write_file
+from mixln.measure import LanguageModelLoss, find_block_stack, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement
 from mixln.report import (
     ComparisonResult,
     CurvePoint,
-    DepthMeasures,
     RunResult,
     from_json,
     summarize,
     to_json,
 )
+from mixln.report.series import FigureSpec
+from mixln.storage import write_file
 from mixln.studies.machine import describe_machine
-from mixln.training import (
-    Recipe,
-    TrainedModel,
-    TrainingDivergedError,
-    build_model,
-    read_metrics,
-    resolve_precision,
-    train,
-)
-from mixln.training.model_source import FreshModel
+from mixln.studies.measures import gradient_norm_at_init, growth, removal, similarity
+from mixln.studies.measuring import Found, Given, observe_all
+from mixln.tasks import Pretraining, Recipe
+from mixln.tasks.build import build_model, check_model
+from mixln.training import Precision, TrainedModel, TrainingDivergedError, read_metrics, train
+from mixln.training.decisions import agree_on_precision
+from mixln.training.distributed import started_processes
 from mixln.version import __version__
 
 RESULT_FILE = "result.json"
@@ -103,6 +100,7 @@ def compare(
         InputError: the recipe does not make sense, or a folder cannot be written or holds something else.
     """
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
+    precision = _common_precision(recipe, folder)
     runs: list[RunResult] = []
     for number, job in enumerate(jobs):
         if tune_on_first_seed and job.recipe.seed != seeds[0] and not _is_at_best_rate(job, runs):
@@ -110,7 +108,7 @@ def compare(
         result = read_result(job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
-            result = run_job(job, data, report_step)
+            result = run_job(job, data, report_step, precision)
             write_file(job.folder / RESULT_FILE, to_json(result))
         runs.append(result)
     placements = list(dict.fromkeys(run.placement for run in runs))
@@ -124,10 +122,12 @@ def compare(
         runs=runs,
         summaries=summaries,
         grid=grid,
-        facts=describe(recipe, runs, data),
+        facts=describe(recipe, runs, data, precision),
         machine=describe_machine(),
         command=command,
         version=__version__,
+        depth_figures=depth_figures(),
+        notes=[f"`{run.placement}`, seed {run.seed}: {note}" for run in runs for note in run.notes],
     )
 
 
@@ -155,11 +155,11 @@ def plan_jobs(
     """
     placements = [str(Placement.parse(scheme)) for scheme in schemes]
     rates = learning_rates or [recipe.optimizer.learning_rate]
-    for what, values in (("schemes", placements), ("seeds", list(seeds)), ("learning-rates", list(rates))):
+    for what, values in (("schemes", placements), ("seeds", list(seeds)), ("learning_rates", list(rates))):
         if not values:
-            raise InputError(f"--{what} is empty: give at least one")
+            raise InputError(f"`{what}` is empty: give at least one")
         if len(set(values)) < len(values):
-            raise InputError(f"--{what} has the same value twice: {', '.join(map(str, values))}")
+            raise InputError(f"`{what}` has the same value twice: {', '.join(map(str, values))}")
     jobs: list[Job] = []
     # all schemes with the first seed come first, so that a comparison cut short still compares
     for seed in seeds:
@@ -170,7 +170,8 @@ def plan_jobs(
                     seed=seed,
                     model=replace(recipe.model, placement=placement),
                     optimizer=replace(recipe.optimizer, learning_rate=rate),
-                ).check()
+                )
+                check_model(own)
                 key = {name: value for name, value in own.to_dict().items() if name != "execution"}
                 digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
                 slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
@@ -193,19 +194,31 @@ def read_result(job: Job) -> RunResult | None:
         raise InputError(f"{path} cannot be read ({error}). Delete {job.folder} to train this run anew") from error
 
 
-def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None) -> RunResult:
+def _common_precision(recipe: Recipe, folder: Path) -> Precision:
+    """The precision of all runs of a comparison, however often it is interrupted and wherever it goes on."""
+    with started_processes(recipe.execution) as processes:
+        vectors = recipe.rows_of_a_forward(processes.data_count) * recipe.data.sequence_length
+        sizes = recipe.model.hidden_size, recipe.model.intermediate_size, vectors
+        return agree_on_precision(recipe.precision, sizes, folder, processes)
+
+
+def run_job(
+    job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None, precision: Precision
+) -> RunResult:
     """Train one model and measure it, before training and after."""
     recipe = job.recipe
     device = default_device()
-    fresh, gradient_norm = _fresh_model(recipe, data, device)
+    task = Pretraining(recipe, data)
+    fresh, at_init = _fresh_model(task, device)
     config = fresh.config
     assert isinstance(config, PlacedConfig)
     num_parameters = sum(parameter.numel() for parameter in fresh.parameters())
     del fresh
     try:
-        trained: TrainedModel | None = train(recipe, data, job.folder, report_step)
+        trained: TrainedModel | None = train(task, job.folder, report_step, precision=precision)
     except TrainingDivergedError:
         trained = None
+    measured = None if trained is None else _measure(trained, data, recipe, precision, device)
     lines = read_metrics(job.folder)
     tokens, seconds = int(lines[-1]["tokens"]) if lines else 0, sum(line["seconds"] for line in lines)
     return RunResult(
@@ -223,44 +236,40 @@ def run_job(job: Job, data: PreparedData, report_step: Callable[[int, float, flo
         diverged=trained is None,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
-        depth=None if trained is None else _measure(trained, gradient_norm, data, recipe, device),
+        depth=None if measured is None else {series.name: series for series in at_init.series + measured.series},
         config=recipe.to_dict(),
+        notes=[] if measured is None else measured.notes,
     )
 
 
-def _fresh_model(
-    recipe: Recipe, data: PreparedData, device: torch.device
-) -> tuple[PlacedPreTrainedModel, torch.Tensor]:
+def _fresh_model(task: Pretraining, device: torch.device) -> tuple[PlacedPreTrainedModel, Found]:
     """Return the model that training begins with, and the gradient norm of each of its layers on the first rows."""
+    recipe, data = task.recipe, task.data
     model = build_model(recipe, data.tokenizer, device)
     rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed).to(device)
-    FreshModel(recipe, data.tokenizer).profile(
-        model,
+    task.adapt(
+        task.objective(model, device, compiled=False),
         lambda: model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False),
         lambda moments: moments,
     )
-    return model, gradient_norm_by_layer(model, [rows])
+    given = Given(find_block_stack(model), LanguageModelLoss())
+    return model, gradient_norm_at_init.ENTRY.of(given.stack, list(model_batches([rows])), given, intervals=False)
 
 
 def _measure(
-    trained: TrainedModel, gradient_norm: torch.Tensor, data: PreparedData, recipe: Recipe, device: torch.device
-) -> DepthMeasures:
-    measured = measure_trained_depth(
-        trained.model,
-        _measured_batches(data, recipe.evaluation_batch_size, device),
-        autocast_dtype=resolve_precision(recipe, device),
-    )
-    return DepthMeasures(
-        gradient_norm_at_init=gradient_norm.tolist(),
-        angular_distance=triangle(measured.angular_distance),
-        removal_loss_increase=measured.removal_loss_increase.tolist(),
-        variance=measured.variance.tolist(),
-    )
-
-
-def _measured_batches(data: PreparedData, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    trained: TrainedModel, data: PreparedData, recipe: Recipe, precision: Precision, device: torch.device
+) -> Found:
+    given = Given(find_block_stack(trained.model), LanguageModelLoss(), autocast_dtype=precision.autocast_dtype)
     rows = np.arange(_num_measured_rows(data))
-    return (data.validation.batch(rows[i : i + batch_size]).to(device) for i in range(0, len(rows), batch_size))
+    size = recipe.evaluation_batch_size
+    batches = (data.validation.batch(rows[i : i + size]).to(device) for i in range(0, len(rows), size))
+    return observe_all([similarity.ENTRY, growth.ENTRY, removal.ENTRY], given, list(model_batches(batches)))
+
+
+def depth_figures() -> list[FigureSpec]:
+    """The figures that a comparison draws of what each layer does."""
+    entries = (gradient_norm_at_init.ENTRY, similarity.ENTRY, removal.ENTRY, growth.ENTRY)
+    return [figure for entry in entries for figure in entry.figures if figure.name != "block_influence"]
 
 
 def _num_measured_rows(data: PreparedData) -> int:
@@ -273,10 +282,9 @@ def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
     ]
 
 
-def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> dict[str, str]:
+def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precision: Precision) -> dict[str, str]:
     """Return what all runs share, as label and text, in the order to print it."""
     model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
-    device = default_device()
     stds = sorted({run.embedding_std for run in runs})
     parameters = sorted({run.num_parameters for run in runs})
     return {
@@ -304,6 +312,12 @@ def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData) -> d
             f"{optimizer.final_learning_rate_fraction:.0%} of the peak, gradient norm "
             + (f"clipped at {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "not clipped")
         ),
-        "Precision": "float32" if resolve_precision(recipe, device) is None else "bfloat16 autocast, float32 weights",
-        "Depth measures": f"on the first {_num_measured_rows(data)} rows of the validation data",
+        "Precision": (
+            f"{'float32' if precision.autocast_dtype is None else 'bfloat16 autocast, float32 weights'}: "
+            f"{precision.reason}"
+        ),
+        "Depth measures": (
+            f"of the trained models, on the first {_num_measured_rows(data)} rows of the validation data; gradient "
+            "norms of the models that training began with, on the first rows of the training data"
+        ),
     }

@@ -5,39 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from mixln.depth.batches import ModelBatch, count_tokens, first_tokens
-from mixln.depth.forward import evaluation_mode, model_device
-from mixln.depth.observation import observe
-from mixln.depth.performance import EmbeddingTurn, LanguageModelLoss, Performance
-from mixln.depth.stack import BlockStack, find_block_stack, recording
-from mixln.depth.sublayers import SublayerFinder
-from mixln.depth.texts import longest_window, text_batches, text_windows
 from mixln.errors import InputError
-from mixln.models.causal import is_causal_language_model
-from mixln.report.diagnosis import DepthReport, ModelDiagnosis
-from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
-from mixln.studies.diagnosis_gradients import with_gradient_norms
-from mixln.studies.diagnosis_interpretability import with_interpretability
-from mixln.studies.diagnosis_measures import Ingredients, MeasureKind
-from mixln.studies.diagnosis_scores import Score, with_scores
+from mixln.measure.batches import ModelBatch, count_tokens, first_tokens
+from mixln.measure.forward import autocast, evaluation_mode
+from mixln.measure.look_ahead import sees_what_follows
+from mixln.measure.observation import Observation, observed
+from mixln.measure.padding import faithful_batches
+from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
+from mixln.measure.proof import ProvenExecution
+from mixln.measure.row_limit import longest_row
+from mixln.measure.stack import BlockStack, encoder_around, find_block_stack, lists_of_blocks
+from mixln.measure.sublayers import SublayerFinder
+from mixln.measure.texts import longest_window, text_batches, text_windows
+from mixln.models.causal import is_causal_language_model, without_heads
+from mixln.models.encoding import padding_token, require_embedded
+from mixln.models.finite import require_finite_parameters
+from mixln.report.depth_report import DepthReport
+from mixln.report.diagnosis import ModelDiagnosis
+from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.diagnosis_scores import Score, Scores
 from mixln.studies.machine import describe_machine
-from mixln.studies.stages import Reported, ReportStage
+from mixln.studies.measures.removal import removal_of_runs
+from mixln.studies.measuring import Computed, Given, Observed, observe_all, presented
+from mixln.studies.registry import all_entries
+from mixln.studies.stages import ReportStage
 from mixln.version import __version__
-
-__all__ = [
-    "MEASURE_NAMES",
-    "DiagnosisConfig",
-    "diagnose",
-    "diagnose_batches",
-    "diagnose_model",
-    "make_report",
-]
-
 
 Keep = Callable[[ModelDiagnosis], None]
 """Puts a diagnosis that is not finished where it is safe."""
@@ -66,36 +64,41 @@ def diagnose_model(
         name: of the model, for the report; by default what it was loaded from.
         autocast_dtype: autocast to this; None: the model's own precision.
         scores: further measures of performance, each a function of the model (higher is better), called once for the
-            whole model and once without each layer. It gives one number, or one for each item, of which the mean is
-            shown with intervals over items: series `score_<name>` and `removal_<name>`.
+            whole model and once without each layer. It gives one number, or one for each item, whose mean is
+            shown with intervals over items: series `score:<name>` and `removal:<name>`.
         report_stage: progress.
         keep: told what has been found so far after a stage, in case it ends here.
 
     Raises:
         InputError: the config makes no sense, the blocks are not found, or the text is shorter than a window.
     """
-    config = (config or DiagnosisConfig()).check()
+    config = config or DiagnosisConfig()
     model_config = getattr(model, "config", None)
     predicts_next = is_causal_language_model(model)
-    window = longest_window(tokenizer, model_config, config.window)
+    window = longest_row(model, longest_window(tokenizer, model_config, config.window))
     windows = text_windows(
         tokenizer, texts, window, config.max_tokens, config.max_documents, special_tokens=not predicts_next
     )
-    padding_id = next(
-        (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(token, int)), 0
-    )
+    require_embedded(chain.from_iterable(window.input_ids for window in windows), model, tokenizer)
+    padding_id = padding_token(model, tokenizer)
     batches = text_batches(windows, config.batch_size, padding_id, predicts_next=predicts_next)
-    return diagnose_batches(
-        model,
+    part = None if scores else encoder_around(model, config.layers)
+    encoder, encoder_name, layers = part or (model, "", config.layers)
+    found = diagnose_batches(
+        encoder,
         batches,
         LanguageModelLoss() if predicts_next else EmbeddingTurn(),
-        config,
+        replace(config, layers=layers),
         name=name or str(getattr(model_config, "name_or_path", "") or type(model).__name__),
         autocast_dtype=autocast_dtype,
         scores=scores,
         report_stage=report_stage,
         keep=keep,
     )
+    if part is None:
+        return found
+    note = f"Of this {type(model).__name__} the encoder alone was run: its decoder would need a text of its own."
+    return replace(found, layers_name=f"{encoder_name}.{found.layers_name}", notes=[note, *found.notes])
 
 
 def diagnose(
@@ -137,7 +140,8 @@ def diagnose_batches(
     Args:
         model: any model whose blocks are found.
         batches: what to run it on; read several times.
-        performance: what removing a layer costs; None: that is not measured.
+        performance: what removing a layer costs; None: that is not measured. One that needs no head is measured on
+            the model without its heads.
         config: how to measure; `window`, `batch_size` and `max_tokens` play no part.
         name: of the model.
         autocast_dtype: autocast to this; None: the model's own precision.
@@ -148,84 +152,117 @@ def diagnose_batches(
     Raises:
         InputError: the config makes no sense, or the blocks are not found.
     """
-    config = (config or DiagnosisConfig()).check()
+    config = config or DiagnosisConfig()
     started = time.perf_counter()
     if not batches:
         raise InputError("there are no batches to measure on: give at least one")
-    stack = find_block_stack(model, config.layers)
-    given = Ingredients(performance, _find_sublayers(stack, batches[0]))
-    wanted = config.measures_of(len(stack.layers))
-    kinds, notes = _possible(wanted, given)
+    require_finite_parameters(model)
+    part, prefix = (model, "") if performance is not None and performance.needs_head else without_heads(model)
+    stack = find_block_stack(part, config.layers and config.layers.removeprefix(prefix))
+    batches, padding_note = faithful_batches(part, batches, autocast_dtype)
+    sublayers, first = _first_look(stack, batches[0], autocast_dtype)
+    given = Given(stack, performance, ProvenExecution(sublayers), config, autocast_dtype, report_stage)
+    entries, notes = _possible(_observed(config, len(stack.layers)), given, first)
+    if isinstance(performance, LanguageModelLoss) and sees_what_follows(part, batches[0], autocast_dtype):
+        notes.insert(
+            0,
+            f"A {type(model).__name__} sees the whole text, also the token that is to be predicted: its loss is no "
+            "measure of a language model.",
+        )
     few = first_tokens(batches, config.performance_tokens)
     diagnosis = ModelDiagnosis(
         model=name or type(model).__name__,
         kind=type(model).__name__,
-        layers_name=stack.name,
+        layers_name=prefix + stack.name,
         block_kind=type(stack.layers[0]).__name__,
         num_layers=len(stack.layers),
         num_parameters=_count(model),
         layer_parameters=[_count(block) for block in stack.layers],
         tokens=count_tokens(batches),
-        performance_tokens=count_tokens(few) if any(kind.needs_performance for kind in kinds) else 0,
+        performance_tokens=count_tokens(few) if any(entry.needs_performance for entry in entries) else 0,
         documents=len({document for batch in batches for document in batch.documents.tolist()}),
         performance="" if performance is None else performance.name,
-        notes=notes,
+        notes=[*filter(None, [padding_note]), *notes],
     )
+    scored = Scores(scores or {})
+
+    def kept(diagnosis: ModelDiagnosis) -> ModelDiagnosis:
+        if keep is not None:
+            note = "The diagnosis did not come to its end: what is missing was not measured."
+            unfinished = replace(diagnosis, notes=[*diagnosis.notes, note])
+            keep(presented(unfinished, [*all_entries(), scored]))
+        return diagnosis
+
     # first, since they are the caller's own: if one fails, nothing is lost
-    diagnosis = with_scores(diagnosis, stack, scores or {}, report_stage)
-    keep = keep or (lambda _: None)
+    whole = BlockStack(model, prefix + stack.name, stack.layers)
+    diagnosis = scored.compute(whole, report_stage).added_to(diagnosis)
     for stage, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
-        measures = [(kind, kind.build(given)) for kind in kinds if kind.takes_many_passes is many_passes]
-        if measures:
-            reported = Reported(some, stage, report_stage)
-            observe(stack, reported, [measure for _, measure in measures], autocast_dtype=autocast_dtype)
-        for kind, measure in measures:
-            for result in kind.results:
-                diagnosis = result(measure, diagnosis)
-        if measures:
-            keep(_unfinished(diagnosis))
-    if isinstance(performance, LanguageModelLoss):
-        some = first_tokens(batches, config.gradient_tokens)
-        for series in config.gradient_series():
-            reported = Reported(some, series.replace("_", " "), report_stage, passes=2)
-            diagnosis = with_gradient_norms(diagnosis, series, stack, reported, autocast_dtype)
-    if config.interpretability_tokens:
-        keep(_unfinished(diagnosis))
-        some = first_tokens(batches, config.interpretability_tokens)
-        diagnosis = with_interpretability(diagnosis, stack, some, config.interpretability_prompts, report_stage)
-    return replace(diagnosis, seconds=time.perf_counter() - started)
+        of_stage = [entry for entry in entries if entry.takes_many_passes is many_passes]
+        if of_stage:
+            diagnosis = kept(observe_all(of_stage, given, some, stage).added_to(diagnosis))
+    for entry in all_entries():
+        if isinstance(entry, Computed) and entry.is_wanted(given):
+            diagnosis = kept(entry.compute(given, batches).added_to(diagnosis))
+    diagnosis = replace(diagnosis, seconds=time.perf_counter() - started)
+    return presented(diagnosis, [*all_entries(), scored])
 
 
-def _unfinished(diagnosis: ModelDiagnosis) -> ModelDiagnosis:
-    note = "The diagnosis did not come to its end: what is missing was not measured."
-    return replace(diagnosis, notes=[*diagnosis.notes, note])
-
-
-def _find_sublayers(stack: BlockStack, batch: ModelBatch) -> SublayerFinder:
-    """Find the sublayers of all blocks, by what runs for one row.
+def _observed(config: DiagnosisConfig, num_layers: int) -> list[Observed]:
+    """The measures of a pass that are asked for, those of runs of layers among them.
 
     Raises:
-        InputError: the blocks do not feed each other, which is better known before hours of work.
+        InputError: a run is as long as the model of `num_layers`.
     """
-    finder = SublayerFinder()
-    with evaluation_mode(stack.model), torch.no_grad(), finder.watch(stack), recording(stack):
-        stack.model(**batch.rows(0, 1).arguments_on(model_device(stack.model)))
-    return finder
+    entries = [entry for entry in all_entries() if isinstance(entry, Observed) and config.asks_for(entry.name)]
+    if config.asks_for("removal"):
+        if too_long := [length for length in config.run_lengths if length >= num_layers]:
+            raise InputError(f"run_lengths has {too_long[0]}, and the model {num_layers} layers: leave one at least")
+        entries += [removal_of_runs(length) for length in config.run_lengths]
+    return entries
 
 
-def _possible(kinds: list[MeasureKind], given: Ingredients) -> tuple[list[MeasureKind], list[str]]:
+def _first_look(
+    stack: BlockStack, batch: ModelBatch, autocast_dtype: torch.dtype | None
+) -> tuple[SublayerFinder, Observation]:
+    """Find the sublayers of all blocks, by what runs for one row; and that row as the blocks saw it.
+
+    Raises:
+        InputError: the blocks do not feed each other, which is better known before hours of work; or they are stages,
+            each of another shape.
+    """
+    finder, model = SublayerFinder(), stack.model
+    with evaluation_mode(model), torch.no_grad(), autocast(model, autocast_dtype), finder.watch(stack):
+        seen = observed(stack, batch.rows(0, 1))
+    shapes = [tuple(state.shape) for state in seen.hidden_states]
+    if len(set(shapes)) > 1:
+        inner = ", ".join(f"{stack.name}.{name}" for name in lists_of_blocks(stack.layers) if name)
+        raise InputError(
+            f"the blocks of {stack.name} change the shape of what goes through them, {shapes[0]} to {shapes[-1]}: they "
+            "are stages of different widths, none of which can be taken out. "
+            + (f"Name the blocks of one stage with `layers`: {inner}" if inner else "Name other blocks with `layers`")
+        )
+    return finder, seen
+
+
+def _possible(entries: list[Observed], given: Given, first: Observation) -> tuple[list[Observed], list[str]]:
     """The measures that can be taken, and notes that say why the others cannot."""
     notes: list[str] = []
-    if given.performance is None and any(kind.needs_performance for kind in kinds):
-        kinds = [kind for kind in kinds if not kind.needs_performance]
+    with evaluation_mode(first.stack.model), torch.no_grad():
+        reasons = {entry.name: first.reason_against([entry.measure]) for entry in entries}
+    entries = [entry for entry in entries if not reasons[entry.name]]
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        left_out = ", ".join(name for name, own in reasons.items() if own == reason)
+        notes.append(f"{reason}, so these measures were left out: {left_out}.")
+    if given.performance is None and any(entry.needs_performance for entry in entries):
+        entries = [entry for entry in entries if not entry.needs_performance]
         notes.append("No performance was given, so what removing a layer costs was not measured.")
-    if not given.sublayers.is_complete() and any(kind.needs_sublayers for kind in kinds):
-        kinds = [kind for kind in kinds if not kind.needs_sublayers]
+    if not given.execution.sublayers.is_complete() and any(entry.needs_sublayers for entry in entries):
+        entries = [entry for entry in entries if not entry.needs_sublayers]
         notes.append(
             "Attention and feed-forward of the blocks could not be told apart by the names of their modules, so "
             "measures of sublayers and norms were left out."
         )
-    return kinds, notes
+    return entries, notes
 
 
 def _count(module: nn.Module) -> int:

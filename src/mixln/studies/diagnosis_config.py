@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated
 
+from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
-from mixln.studies.diagnosis_gradients import GRADIENT_SERIES
-from mixln.studies.diagnosis_measures import MEASURES, MeasureKind, removal_of_runs
 
-MEASURE_NAMES = (*(kind.name for kind in MEASURES), *GRADIENT_SERIES)
-"""What `DiagnosisConfig.measures` can name."""
+MEASURE_NAMES = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).with_name("measures"))])))
+"""What `DiagnosisConfig.measures` can name: the modules of `mixln.studies.measures`."""
 
 
 @dataclass(frozen=True)
-class DiagnosisConfig:
+class DiagnosisConfig(Checked):
     """How a model is measured.
 
     Attributes:
@@ -30,68 +32,34 @@ class DiagnosisConfig:
         interpretability_tokens: of these, for what norms do to the tools of interpretability (attribution, patching,
             entropy neurons), of a language model; 0: none.
         interpretability_prompts: pairs of prompts of the induction task that are patched for that.
-        layers: the name of the list of blocks, where it cannot be told.
+        layers: the name of the list of blocks, where it is ambiguous.
+
+    Raises:
+        InputError: a number is out of range, or a measure is not one.
     """
 
-    window: int = 512
-    batch_size: int = 8
-    max_tokens: int = 65_536
-    performance_tokens: int = 8_192
-    gradient_tokens: int = 4_096
-    max_documents: int = 256
+    window: Annotated[int, Range(low=2)] = 512
+    batch_size: Annotated[int, Range(low=1)] = 8
+    max_tokens: Annotated[int, Range(low=2)] = 65_536
+    performance_tokens: Annotated[int, Range(low=2)] = 8_192
+    gradient_tokens: NonNegativeInt = 4_096
+    max_documents: Annotated[int, Range(low=1)] = 256
     run_lengths: tuple[int, ...] = ()
     measures: tuple[str, ...] | None = None
     fresh_gradients: bool = False
-    interpretability_tokens: int = 0
-    interpretability_prompts: int = 4
+    interpretability_tokens: NonNegativeInt = 0
+    interpretability_prompts: Annotated[int, Range(low=1)] = 4
     layers: str | None = None
 
-    def check(self) -> DiagnosisConfig:
-        """Return this, if it makes sense.
-
-        Raises:
-            InputError: a number is out of range, or a measure is not one.
-        """
-        for name, least in (
-            ("window", 2),
-            ("batch_size", 1),
-            ("max_tokens", 2),
-            ("performance_tokens", 2),
-            ("max_documents", 1),
-            ("gradient_tokens", 0),
-            ("interpretability_tokens", 0),
-            ("interpretability_prompts", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if any(length < 2 for length in self.run_lengths):
             raise InputError("run_lengths must be 2 or more: single layers are removed anyway")
         for name in self.measures or ():
             if name not in MEASURE_NAMES:
                 raise InputError(f"there is no measure {name!r}. There are: {', '.join(MEASURE_NAMES)}")
         if self.measures and "gradient_norm_at_init" in self.measures and not self.fresh_gradients:
-            raise InputError("gradient_norm_at_init needs a freshly initialised model: add --fresh-gradients true")
-        return self
-
-    def measures_of(self, num_layers: int) -> list[MeasureKind]:
-        """The measures of a pass that are asked for, those of runs of layers among them.
-
-        Raises:
-            InputError: a run is as long as the model of `num_layers`.
-        """
-        kinds = [kind for kind in MEASURES if self.asks_for(kind.name)]
-        if self.asks_for("removal"):
-            if too_long := [length for length in self.run_lengths if length >= num_layers]:
-                raise InputError(
-                    f"run_lengths has {too_long[0]}, and the model {num_layers} layers: leave one at least"
-                )
-            kinds += [removal_of_runs(length) for length in self.run_lengths]
-        return kinds
-
-    def gradient_series(self) -> list[str]:
-        """The series of gradient norms that are asked for."""
-        asked = [name for name in GRADIENT_SERIES if self.asks_for(name)] if self.gradient_tokens else []
-        return [name for name in asked if self.fresh_gradients or name != "gradient_norm_at_init"]
+            raise InputError("gradient_norm_at_init needs a freshly initialised model: add `fresh_gradients=true`")
 
     def asks_for(self, measure: str) -> bool:
         """Whether a measure is among those to take."""

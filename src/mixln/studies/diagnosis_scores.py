@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from mixln.depth.estimates import ratio_estimates
-from mixln.depth.forward import evaluation_mode
-from mixln.depth.pruning import without_blocks
-from mixln.depth.stack import BlockStack
 from mixln.errors import InputError
+from mixln.measure.estimates import ratio_estimates
+from mixln.measure.forward import evaluation_mode
+from mixln.measure.pruning import without_blocks
+from mixln.measure.stack import BlockStack
 from mixln.report.diagnosis import ModelDiagnosis
-from mixln.studies.diagnosis_measures import with_series
+from mixln.report.series import ColumnSpec, FigureSpec, Presentation, Series
+from mixln.studies.measuring import Entry, Found, series_of
 from mixln.studies.stages import Reported, ReportStage
 
 Score = Callable[[nn.Module], float | Sequence[float]]
@@ -21,41 +22,88 @@ Score = Callable[[nn.Module], float | Sequence[float]]
 time. If it has a `unit`, the report shows that."""
 
 
-def with_scores(
-    diagnosis: ModelDiagnosis, stack: BlockStack, scores: Mapping[str, Score], report: ReportStage | None
-) -> ModelDiagnosis:
-    """The diagnosis with two series for each score.
+class Scores(Entry):
+    """Two series for each score; the user chooses its name.
 
-        score_<name>       S of the whole model
-        removal_<name>     S of the whole model - S without layer l; positive means harm
+        score:<name>       S of the whole model
+        removal:<name>     S of the whole model - S without layer l; positive means harm
 
     Of one number there are no intervals. Of numbers s_i for items i = 1 .. I, S is their mean, and both intervals are
-    over items; that of the drop is of the mean of the I differences, so what all models find hard or easy is no noise
-    in it.
+    over items; that of the drop is of the mean of the I differences, so items that are hard or easy for all add
+    no noise. Series of measures have no colon in their names, so no score takes the place of one.
 
     Args:
-        diagnosis: so far.
-        stack: of the model.
         scores: by name; each is called once for the whole model and once without each layer.
-        report: progress.
-
-    Raises:
-        InputError: the config of the model does not say how many layers there are, or a score does not give as many
-            numbers each time.
     """
-    for name, score in scores.items():
-        unit = getattr(score, "unit", name)
-        with evaluation_mode(stack.model), torch.no_grad():
-            whole = _items(score(stack.model))
-            drops = [
-                whole - _like(whole, _without(stack, index, score), name, index)
-                for index in Reported(range(len(stack.layers)), name, report)
-            ]
-        items = torch.ones(len(whole), dtype=torch.float64)
-        diagnosis = with_series(diagnosis, f"score_{name}", "model", unit, ratio_estimates(whole, items))
-        harm = ratio_estimates(torch.stack(drops, dim=1), items)
-        diagnosis = with_series(diagnosis, f"removal_{name}", "layer", unit, harm)
-    return diagnosis
+
+    name = "scores"
+    rank = 20
+
+    def __init__(self, scores: Mapping[str, Score]) -> None:
+        self._scores = scores
+
+    def compute(self, stack: BlockStack, report: ReportStage | None) -> Found:
+        """Take all scores.
+
+        Args:
+            stack: of the model.
+            report: progress.
+
+        Raises:
+            InputError: a score does not give as many numbers each time.
+        """
+        return Found(
+            [series for name, score in self._scores.items() for series in _two_series(stack, name, score, report)]
+        )
+
+    def shown(self, model: ModelDiagnosis) -> Presentation:
+        """One figure and one table of all scores."""
+        del model
+        figure = FigureSpec(
+            "score_removal",
+            "Harm done by removing a layer, by score",
+            "Score with all layers - score without layer l.",
+            "Tasks need layers that the loss can spare, and the other way round.",
+            "bars",
+            {_removal(name): name for name in self._scores},
+            x="removed layer",
+        )
+        return Presentation([figure], [ColumnSpec(name, _removal(name), "+.3f", "scores") for name in self._scores])
+
+    def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
+        """Which layer each score needs most, and which least."""
+        for name in self._scores:
+            whole, removal = model.series[_whole(name)], model.series[_removal(name)]
+            cheapest, costliest = removal.extreme(min), removal.extreme(max)
+            if cheapest is None or costliest is None:
+                yield f"{name} ({whole.unit}): without any one layer the model gives no finite number."
+                continue
+            most, least = (removal.estimates[index].format("+.4f") for index in (costliest, cheapest))
+            yield (
+                f"{name} ({whole.unit}): the whole model has {whole.estimates[0].format('.4f')}. Removing layer "
+                f"{costliest + 1} costs most, {most}; layer {cheapest + 1} least, {least}."
+            )
+
+
+def _whole(name: str) -> str:
+    return f"score:{name}"
+
+
+def _removal(name: str) -> str:
+    return f"removal:{name}"
+
+
+def _two_series(stack: BlockStack, name: str, score: Score, report: ReportStage | None) -> Iterator[Series]:
+    unit = getattr(score, "unit", name)
+    with evaluation_mode(stack.model), torch.no_grad():
+        whole = _items(score(stack.model))
+        drops = [
+            whole - _like(whole, _without(stack, index, score), name, index)
+            for index in Reported(range(len(stack.layers)), name, report)
+        ]
+    items = torch.ones(len(whole), dtype=torch.float64)
+    yield series_of(_whole(name), "model", unit, ratio_estimates(whole, items))
+    yield series_of(_removal(name), "layer", unit, ratio_estimates(torch.stack(drops, dim=1), items))
 
 
 def _without(stack: BlockStack, index: int, score: Score) -> torch.Tensor:

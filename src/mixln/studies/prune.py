@@ -1,134 +1,35 @@
-"""Removing layers from a checkpoint: which, by what measure, and the folder that comes of it."""
+"""Removing layers from a checkpoint: which layers, by which measure, and the resulting folder."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.data import open_corpus
-from mixln.depth.pruning import check_removable, remove_blocks
-from mixln.depth.stack import BlockStack, find_block_stack
+from mixln.data.cache import Report
 from mixln.errors import InputError
-from mixln.files import require_new_folder
+from mixln.measure.pruning import check_removable
+from mixln.measure.stack import BlockStack, find_block_stack
+from mixln.models.companions import Companions
+from mixln.models.load import load_tokenizer, measured_part
 from mixln.report.diagnosis import ModelDiagnosis
-from mixln.studies.diagnose import DiagnosisConfig, diagnose_model
+from mixln.studies.diagnose import diagnose_model
+from mixln.studies.pruned_folder import write_pruned_folder
+from mixln.studies.pruning_request import Criterion, PruningRecord, PruningRequest
 from mixln.studies.stages import ReportStage
-from mixln.training.run_folder import save_model
-from mixln.version import __version__
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Criterion = Literal["angular", "removal", "influence"]
-CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
-
 PRUNING_FILE = "pruning.json"
-
-_MOST_LAYERS = 10_000
-"""Of any model: a slip in a range is found before it fills the memory."""
-
-
-@dataclass(frozen=True)
-class PruningRequest:
-    """What is to be removed, and how it is chosen.
-
-    Attributes:
-        source: Hugging Face folder or hub name of the model.
-        layers: these, counted from 0; None: `drop` of them are chosen.
-        drop: how many.
-        by: the criterion.
-        consecutive: whether they must be a run.
-        text: corpus to measure on.
-        measurement: how much of it; its `measures` and `run_lengths` follow from the criterion.
-        stack: name of the list of blocks, where it cannot be told.
-    """
-
-    source: str
-    layers: tuple[int, ...] | None = None
-    drop: int = 0
-    by: Criterion = "angular"
-    consecutive: bool = True
-    text: str = "python"
-    measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
-    stack: str | None = None
-
-    @property
-    def num_removed(self) -> int:
-        """How many layers are removed."""
-        return self.drop if self.layers is None else len(self.layers)
-
-    def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
-        """Return what is written down when these layers of so many are removed."""
-        chosen = self.layers is None
-        return PruningRecord(
-            source=self.source,
-            removed_layers=[index + 1 for index in indices],
-            num_layers_before=num_layers,
-            criterion=self.by if chosen else None,
-            consecutive=chosen and self.consecutive,
-            text=self.text if chosen else None,
-            max_tokens=self.measurement.max_tokens if chosen else None,
-            window=self.measurement.window if chosen else None,
-        )
-
-
-@dataclass(frozen=True)
-class PruningRecord:
-    """What `pruning.json` in the folder of a pruned model says.
-
-    Attributes:
-        source: the model that it was made of.
-        removed_layers: counted from 1, in that model.
-        num_layers_before: of that model.
-        criterion: how the layers were chosen; None: they were named.
-        consecutive: whether they had to be a run.
-        text: what was measured on, if something was.
-        max_tokens: of it.
-        window: tokens of a piece of it.
-        version: of mixln.
-    """
-
-    source: str
-    removed_layers: list[int]
-    num_layers_before: int
-    criterion: Criterion | None
-    consecutive: bool
-    text: str | None = None
-    max_tokens: int | None = None
-    window: int | None = None
-    version: str = __version__
-
-
-def parse_layers(text: str) -> list[int]:
-    """Read layers such as `21-27` or `3,5,8-10`: counted from 1, both ends included.
-
-    Returns:
-        Their indices, counted from 0, in order.
-
-    Raises:
-        InputError: it is not of that form.
-    """
-    indices: list[int] = []
-    for part in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None:
-            raise InputError(f"--layers {text}: {part or text!r} is no layer. Write them as 21-27 or 3,5,8-10")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first < 1:
-            raise InputError(f"--layers {text}: layers are counted from 1")
-        if last > _MOST_LAYERS:
-            raise InputError(f"--layers {text}: there is no layer {last}")
-        if last < first:
-            raise InputError(f"--layers {text}: {part} ends before it begins")
-        indices.extend(range(first - 1, last))
-    return indices
 
 
 def measures_for(criterion: Criterion) -> tuple[str, ...]:
@@ -154,30 +55,40 @@ def choose_layers(diagnosis: ModelDiagnosis, count: int, criterion: Criterion, *
         Indices (from 0), in order.
 
     Raises:
-        InputError: there are not so many layers.
+        InputError: there are not so many layers, or not so many that the model runs without.
     """
     check_removable(range(count), diagnosis.num_layers)
+    try:
+        cost = _run_costs(diagnosis, count, criterion) if consecutive else _layer_costs(diagnosis, criterion)
+    except LookupError as error:
+        reasons = " ".join(diagnosis.notes) or "it was not measured."
+        raise InputError(f"layers cannot be chosen by {criterion}. {reasons} Choose another `by`") from error
+    # a model that does not run, or overflows, is no choice
+    possible = [index for index, value in enumerate(cost) if math.isfinite(value)]
+    if len(possible) < (1 if consecutive else count):
+        raise InputError(
+            f"layers cannot be chosen by {criterion}: without {len(possible)} of them alone the model gives finite "
+            "numbers. Name layers with `layers`"
+        )
     if consecutive:
-        return _cheapest_run(diagnosis, count, criterion)
-    series = {
-        "angular": lambda: diagnosis.angular_distance[0],
-        "influence": lambda: diagnosis.series["block_influence"].values,
-        "removal": lambda: diagnosis.series["removal"].values,
-    }[criterion]()
-    return sorted(sorted(range(diagnosis.num_layers), key=series.__getitem__)[:count])
+        first = min(possible, key=cost.__getitem__)
+        return list(range(first, first + count))
+    return sorted(sorted(possible, key=cost.__getitem__)[:count])
 
 
-def _cheapest_run(diagnosis: ModelDiagnosis, count: int, criterion: Criterion) -> list[int]:
-    starts = range(diagnosis.num_layers + 1 - count)
+def _layer_costs(diagnosis: ModelDiagnosis, criterion: Criterion) -> list[float]:
     if criterion == "angular":
-        cost = diagnosis.angular_distance[count - 1]
-    elif criterion == "influence":
+        return diagnosis.series["angular_distance"].triangle()[0]
+    return diagnosis.series["block_influence" if criterion == "influence" else "removal"].values
+
+
+def _run_costs(diagnosis: ModelDiagnosis, count: int, criterion: Criterion) -> list[float]:
+    if criterion == "angular":
+        return diagnosis.series["angular_distance"].triangle()[count - 1]
+    if criterion == "influence":
         influence = diagnosis.series["block_influence"].values
-        cost = [sum(influence[start : start + count]) for start in starts]
-    else:
-        cost = diagnosis.series["removal" if count == 1 else f"removal_of_{count}"].values
-    first = min(starts, key=cost.__getitem__)
-    return list(range(first, first + count))
+        return [sum(influence[start : start + count]) for start in range(diagnosis.num_layers + 1 - count)]
+    return diagnosis.series["removal" if count == 1 else f"removal_of_{count}"].values
 
 
 def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
@@ -190,14 +101,36 @@ def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
     )
 
 
+def find_prunable_stack(model: nn.Module, name: str | None = None) -> BlockStack:
+    """Find the blocks of a model as `find_block_stack` does, its errors in the words of `mixln prune`.
+
+    Raises:
+        InputError: as `find_block_stack`.
+    """
+    try:
+        return find_block_stack(model, name)
+    except InputError as error:  # `layers` are the layers to remove here
+        raise InputError(re.sub("`layers(?=[`=])", "`stack", str(error))) from error
+
+
 def select_layers(
     request: PruningRequest,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     stack: BlockStack,
     report_stage: ReportStage | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    say: Report | None = None,
 ) -> list[int]:
     """Return the indices (from 0) of the layers that a request means, measuring if it has to.
+
+    Args:
+        request: what is to go.
+        model: the whole model.
+        stack: of the model.
+        report_stage: progress.
+        tokenizer: of the model; None: that of `request.source`, opened if something is measured.
+        say: told what was left out of the text.
 
     Raises:
         InputError: they are not there, or the text cannot be measured on.
@@ -210,92 +143,71 @@ def select_layers(
         raise InputError(f"{request.drop} layers are to be removed, and the model has {num_layers}")
     check_removable(range(request.drop), num_layers)
     runs = (request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else ()
+    measured = measured_part(model)
     config = replace(
         request.measurement,
         performance_tokens=request.measurement.max_tokens,
         gradient_tokens=0,
         run_lengths=runs,
         measures=measures_for(request.by),
-        layers=request.stack,
+        layers=_name_in(measured, stack),
     )
-    texts = open_corpus(request.text).documents()
-    diagnosis = diagnose_model(model, tokenizer, texts, config, report_stage=report_stage)
+    corpus = open_corpus(request.text, text_field=request.text_field)
+    texts = corpus.first(config.max_documents)
+    if say is not None and (skipped := corpus.describe_skipped()):
+        say(f"left out of {corpus.name}: {skipped}")
+    tokenizer = tokenizer or load_tokenizer(request.source)
+    diagnosis = diagnose_model(measured, tokenizer, texts, config, report_stage=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 
-def prune_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    indices: Sequence[int],
-    out: Path,
-    record: PruningRecord,
-    *,
-    layers: str | None = None,
-) -> None:
-    """Remove layers from a model, in place, and write it as an ordinary Hugging Face folder of its architecture.
+def _name_in(part: nn.Module, stack: BlockStack) -> str:
+    """The name of a model's blocks in a part of it.
 
-    The folder holds the tokenizer, the generation config, and what was removed (`pruning.json`). Before it is written,
-    it is made sure that a model of its config has just the parameters that are left.
+    Raises:
+        InputError: they do not lie in it.
+    """
+    for name, module in part.named_modules():
+        if module is stack.layers:
+            return name
+    raise InputError(
+        f"the blocks {stack.name} do not lie in the {type(part).__name__} that would be measured on text. Name the "
+        "layers to remove with `layers`"
+    )
+
+
+def prune_model(
+    model: PreTrainedModel, indices: Sequence[int], out: Path, record: PruningRecord, *, layers: str | None = None
+) -> list[str]:
+    """Write a model without some layers as a Hugging Face folder of its class; the model itself stays as it is.
+
+    The folder holds what the source holds, and what was removed (`pruning.json`); see `mixln.studies.pruned_folder` for
+    how it is made and proved.
 
     Args:
-        model: it is changed.
-        tokenizer: saved beside it.
+        model: the whole model of `record.source`, as `open_for_pruning` gives it.
         indices: of the layers, from 0.
         out: the folder to write, whole or not at all; it must not exist, or be empty.
         record: to be written beside it.
-        layers: the name of the list of blocks, where it cannot be told.
+        layers: the name of the list of blocks, where it is ambiguous.
+
+    Returns:
+        What of the source was left out: see `mixln.models.companions`.
 
     Raises:
-        InputError: the layers are not there, the folder holds something or cannot be written, or the architecture keeps
-            a list of layers that this library does not know.
+        InputError: the layers are not there, the folder holds something or cannot be written, or no folder can be the
+            model that was measured.
     """
-    require_new_folder(out)
-    remove_blocks(find_block_stack(model, layers), indices)
-    _check_config(model)
-    save_model(model, tokenizer, out, files={PRUNING_FILE: to_text(record)}, mend="Make room, or choose another place")
+    left_out: list[str] = []
+
+    def describe(companions: Companions) -> dict[str, str]:
+        left_out.extend(companions.left_out)
+        return {PRUNING_FILE: to_text(replace(record, left_out=left_out))}
+
+    write_pruned_folder(find_prunable_stack(model, layers), indices, record.source, out, describe)
+    return left_out
 
 
 def to_text(record: DataclassInstance) -> str:
     """Return JSON for people to read."""
     return json.dumps(asdict(record), indent=1) + "\n"
-
-
-def _check_config(model: PreTrainedModel) -> None:
-    """Build the model that the config describes, without weights, and compare parameters, and modules' own numbers.
-
-    Such a number can depend on the place of a layer (GPT-2 can divide its attention by it), so that the reloaded model
-    would be another than the one that was measured.
-    """
-    try:
-        with torch.device("meta"):
-            described = type(model)._from_config(type(model.config)(**model.config.to_dict()))
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
-        raise InputError(
-            f"the config of a {type(model).__name__} with fewer layers is not valid ({error}): this architecture keeps "
-            "something for each layer that cannot be shortened"
-        ) from error
-    expected = {name: parameter.shape for name, parameter in described.named_parameters()}
-    found = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if expected != found:
-        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        raise InputError(
-            f"a {type(model).__name__} of the shortened config would have other parameters than are left "
-            f"({', '.join(differing[:3])} ...): its layers differ from each other by a rule of the config"
-        )
-    for (name, module), (_, other) in zip(model.named_modules(), described.named_modules(), strict=True):
-        for attribute, value in _numbers(module).items():
-            if attribute in (there := _numbers(other)) and there[attribute] != value:
-                raise InputError(
-                    f"in a {type(model).__name__} of the shortened config {name}.{attribute} would be "
-                    f"{there[attribute]}, and is {value} in what is left: it depends on the place of the layer, so the "
-                    "saved model would be another than the one that was measured"
-                )
-
-
-def _numbers(module: torch.nn.Module) -> dict[str, int | float]:
-    """A module's own numbers and switches, beside those that change with use."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, (int, float)) and not name.startswith("_") and name != "training"
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,29 +10,33 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mixln.data.cache import Report
-from mixln.depth.pruning import without_blocks
-from mixln.depth.stack import BlockStack, find_block_stack
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import put_on_disk, require_new_folder, whole_folder, write_file
+from mixln.measure import EvaluationLoss
+from mixln.measure.pruning import without_blocks
+from mixln.measure.stack import BlockStack
 from mixln.models.causal import is_causal_language_model
-from mixln.models.load import load_model
-from mixln.posttraining import HealingConfig, heal, validation_loss
-from mixln.posttraining.pretrained import model_fingerprint
-from mixln.report.serialize import decode
+from mixln.models.companions import companions_of
+from mixln.models.load import load_config
+from mixln.records import decode, read_json
+from mixln.storage import DiskErrors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import (
     PRUNING_FILE,
     PruningRecord,
     PruningRequest,
     describe_layers,
+    find_prunable_stack,
     prune_model,
     select_layers,
     to_text,
 )
+from mixln.studies.pruned_folder import open_for_pruning
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
-from mixln.training import MODEL_FOLDER, differences
-from mixln.training.run_log import ReportStep
+from mixln.tasks.fine_tuning import model_fingerprint
+from mixln.tasks.heal import heal, validation_loss
+from mixln.tasks.healing_config import HealingConfig
+from mixln.training import MODEL_FOLDER, ReportStep, differences
 
 HEALING_FILE = "healing.json"
 _LOCK_FILE = ".prune.lock"
@@ -55,6 +58,7 @@ class HealingReport:
         train_tokens: predicted in training.
         config: how it was trained.
         data_fingerprint: of the prepared text.
+        precision: of training and of the losses, and why; empty: written before it was on record.
     """
 
     text: str
@@ -66,6 +70,7 @@ class HealingReport:
     train_tokens: int
     config: HealingConfig
     data_fingerprint: str
+    precision: str = ""
 
     @property
     def recovered(self) -> float | None:
@@ -106,7 +111,8 @@ class PruneAndHeal(TrainingWork):
     def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
         recipe = config.recipe(corpus, request.source, row_length(request.source, config.sequence_length))
-        super().__init__(recipe, out, healing_folder(out), _LOCK_FILE)
+        recipe = replace(recipe, data=replace(recipe.data, text_field=request.text_field))
+        super().__init__(recipe, load_config(request.source), out, healing_folder(out), _LOCK_FILE)
         self._request = request
         self._config = config
         self._pruned = self._folder / PRUNED_FOLDER
@@ -117,24 +123,24 @@ class PruneAndHeal(TrainingWork):
         Args:
             say: told what will be removed, before anything is written.
             report_stage: progress of measuring.
-            device_map: see `mixln.models.load.load_model`.
+            device_map: see `open_for_pruning`.
 
         Raises:
             InputError: as `prune_model`; the model predicts no next token; or the folder of the run is of another one.
         """
         if not self._pruned.exists():
-            model, tokenizer = load_model(self._request.source, device=default_device(), device_map=device_map)
+            model = open_for_pruning(self._request.source, device=default_device(), device_map=device_map)
             if not is_causal_language_model(model):
                 raise InputError(
-                    f"{self._request.source} predicts no next token, so it cannot be healed: leave --heal out"
+                    f"{self._request.source} predicts no next token, so it cannot be healed: leave `heal` out"
                 )
-            stack = find_block_stack(model, self._request.stack)
-            indices = select_layers(self._request, model, tokenizer, stack, report_stage)
+            stack = find_prunable_stack(model, self._request.stack)
+            indices = select_layers(self._request, model, stack, report_stage, say=say)
             say(describe_layers(indices, stack))
             # first, so that there is a report wherever there is a pruned model
             write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
             record = self._request.record(indices, len(stack.layers))
-            prune_model(model, tokenizer, indices, self._pruned, record, layers=self._request.stack)
+            prune_model(model, indices, self._pruned, record, layers=self._request.stack)
         self._record, self._report = _read(self._folder)
         if changes := self._changes():
             raise InputError(
@@ -150,7 +156,7 @@ class PruneAndHeal(TrainingWork):
         """Train, and write the folder, with `pruning.json` and `healing.json`.
 
         Raises:
-            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.posttraining.heal`.
+            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.tasks.heal`.
         """
         trained = heal(
             self._pruned,
@@ -159,28 +165,29 @@ class PruneAndHeal(TrainingWork):
             self._folder,
             low_rank=self._config.low_rank,
             report_step=report_step,
+            precision=self.precision,
         )
-        healed = validation_loss(trained.model, self.recipe, self._data)
+        healed = self._loss(trained.model)
         report = replace(self._report, loss_healed=healed.mean, train_tokens=trained.train_tokens)
         model = self._folder / MODEL_FOLDER
-        try:
-            with whole_folder(self._out) as temporary:
-                shutil.copytree(model, temporary, dirs_exist_ok=True)
-                (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")
-                (temporary / HEALING_FILE).write_text(to_text(report), encoding="utf-8")
-                put_on_disk(temporary)  # what it was copied from is removed next
-        except OSError as error:
-            raise InputError(
-                f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
-                f"again: the healed model is in {model}"
-            ) from error
+        fix = f"Make room, and run the same command again: the healed model is in {model}"
+        with DiskErrors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
+            companions_of(self._pruned).copy_to(temporary)
+            shutil.copytree(model, temporary, dirs_exist_ok=True)
+            (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")
+            (temporary / HEALING_FILE).write_text(to_text(report), encoding="utf-8")
+            put_on_disk(temporary)  # the model it was copied from is removed next
         shutil.rmtree(model)
         return report
 
+    def _loss(self, model: PreTrainedModel) -> EvaluationLoss:
+        batch_size = self.recipe.evaluation_batch_size
+        return validation_loss(model, self._data, batch_size, self.precision.autocast_dtype)
+
     def _losses(self, model: PreTrainedModel, stack: BlockStack, indices: Sequence[int]) -> HealingReport:
-        before = validation_loss(model, self.recipe, self._data)
+        before = self._loss(model)
         with without_blocks(stack, indices):
-            after = validation_loss(model, self.recipe, self._data)
+            after = self._loss(model)
         return HealingReport(
             text=self.recipe.data.corpus,
             source_sha256=_source_fingerprint(self._request.source),
@@ -191,6 +198,7 @@ class PruneAndHeal(TrainingWork):
             train_tokens=0,
             config=self._config,
             data_fingerprint=self._data.fingerprint,
+            precision=str(self.precision),
         )
 
     def _changes(self) -> list[str]:
@@ -199,7 +207,8 @@ class PruneAndHeal(TrainingWork):
         if request.layers is None and request.drop != len(record.removed_layers):
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
         indices = request.layers or [number - 1 for number in record.removed_layers]
-        asked = replace(request.record(indices, record.num_layers_before), version=record.version)
+        asked = request.record(indices, record.num_layers_before)
+        asked = replace(asked, version=record.version, left_out=record.left_out)
         begun = {**asdict(record), "source's content": self._report.source_sha256, **asdict(self._report.config)}
         source = _source_fingerprint(request.source)
         changes = list(differences(begun, {**asdict(asked), "source's content": source, **asdict(self._config)}))
@@ -216,8 +225,11 @@ def _read(folder: Path) -> tuple[PruningRecord, HealingReport]:
         InputError: the files that say so are damaged.
     """
     try:
-        record = json.loads((folder / PRUNED_FOLDER / PRUNING_FILE).read_text(encoding="utf-8"))
-        report = json.loads((folder / HEALING_FILE).read_text(encoding="utf-8"))
-        return decode(PruningRecord, record), decode(HealingReport, report)
-    except (OSError, ValueError, InputError) as error:
+        record = read_json(folder / PRUNED_FOLDER / PRUNING_FILE)
+        report = read_json(folder / HEALING_FILE)
+        return (
+            decode(PruningRecord, record, PRUNING_FILE, null_is_nan=True),
+            decode(HealingReport, report, HEALING_FILE, null_is_nan=True),
+        )
+    except (OSError, InputError) as error:
         raise InputError(f"{folder} is damaged ({error}). Delete it to begin anew") from error

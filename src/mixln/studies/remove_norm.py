@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,28 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from mixln.depth import EvaluationLoss
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.files import require_new_folder, whole_folder, write_file
-from mixln.models.decoder import PlacedForCausalLM
-from mixln.models.load import load_causal_lm, load_config
+from mixln.exchange import save_self_contained
+from mixln.measure import EvaluationLoss
+from mixln.models.load import load_causal_lm, load_plausible_config
 from mixln.models.placed import PlacedPreTrainedModel
-from mixln.normfree.config import NormRemovalConfig
-from mixln.normfree.fold import fold_norms_in_place
-from mixln.normfree.install import FrozenNorms, check_removable
-from mixln.normfree.removal import RemovalIntervention
-from mixln.normfree.source import NormRemoval, removable_plan
-from mixln.posttraining import PretrainedModel, validation_loss
-from mixln.posttraining.pretrained import model_fingerprint
+from mixln.records import read_json
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
+from mixln.storage import DiskErrors, require_new_folder, whole_folder, write_file
 from mixln.studies.work_folder import TrainingWork, row_length
-from mixln.training import MODEL_FOLDER, train
-from mixln.training.metrics import read_metrics
+from mixln.tasks import FineTuning, validation_loss
+from mixln.tasks.fine_tuning import model_fingerprint
+from mixln.tasks.norm_removal.config import NormRemovalConfig
+from mixln.tasks.norm_removal.install import check_norms_removable
+from mixln.tasks.norm_removal.task import NormRemoval, removable_plan
+from mixln.training import MODEL_FOLDER, ReportStep, TrainedModel, read_metrics, train
+from mixln.training.loop import RESULT_FILE
 from mixln.training.run_folder import claimed_folder
-from mixln.training.run_log import ReportStep
 from mixln.version import __version__
 
 REPORT_FILE = "norm_removal.json"
 FIGURE_FILE = "norm_removal.png"
-_FOLDING_FILE = "folding.json"
 _ORIGINAL_FILE = "original.json"
 _LOCK_FILE = ".norm_removal.lock"
 _PRECISION = "float32"
@@ -69,17 +66,16 @@ class RemoveNorm(TrainingWork):
 
     def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
-        model_config = load_config(source)
+        model_config = load_plausible_config(source)
         plan, placement = removable_plan(model_config)
-        check_removable(plan, placement)
+        check_norms_removable(plan, placement)
         recipe = config.recipe(corpus, source, row_length(source, config.sequence_length))
-        schedule = config.removal_schedule(len(plan.blocks))
-        self._removals = schedule.removals(len(plan.blocks))
-        self._schedule = asdict(schedule)
-        super().__init__(recipe, out, removal_folder(out), _LOCK_FILE)
+        self._num_layers = len(plan.blocks)
+        self._schedule = config.removal_schedule(self._num_layers)
+        super().__init__(recipe, model_config, out, removal_folder(out), _LOCK_FILE)
         self._source, self._name, self._config = model_folder(source), source, config
         self._has_control = False
-        self._intervention = RemovalIntervention(self._removals, schedule.first_step, config.spike_policy)
+        self._trained: TrainedModel | None = None
 
     def check_runs(self, *, with_control: bool) -> None:
         """Make sure, before hours of training, that runs of an earlier start are of the same settings.
@@ -87,12 +83,12 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError: one is not.
         """
-        sources: dict[str, PretrainedModel] = {_REMOVAL: self._removal_source()}
+        tasks: dict[str, FineTuning] = {_REMOVAL: self._removal()}
         if with_control:
-            sources[_CONTROL] = self._control_source()
-        for name, source in sources.items():
+            tasks[_CONTROL] = self._control()
+        for name, task in tasks.items():
             if (folder := self._folder / name).exists():
-                with claimed_folder(folder, self.recipe, self._data.fingerprint, source.describe()):
+                with claimed_folder(folder, task.identity(), task.config.to_dict()):
                     pass
 
     def measure_original(self) -> EvaluationLoss:
@@ -115,10 +111,8 @@ class RemoveNorm(TrainingWork):
             InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`; or the steps are over
                 before all norms are gone.
         """
-        self._intervention.restore({})  # whatever an earlier call of this has come to
-        source = self._removal_source()
-        trained = train(self.recipe, self._data, self._folder / _REMOVAL, report_step, source=source)
-        self._train_tokens = trained.train_tokens
+        folder = self._folder / _REMOVAL
+        self._trained = train(self._removal(), folder, report_step, precision=self.precision)
 
     def train_control(self, report_step: ReportStep | None = None) -> None:
         """Train the model equally long on the same batches, with its norms.
@@ -126,7 +120,7 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
         """
-        train(self.recipe, self._data, self._folder / _CONTROL, report_step, source=self._control_source())
+        train(self._control(), self._folder / _CONTROL, report_step, precision=self.precision)
         self._has_control = True
 
     def report(self) -> NormRemovalReport:
@@ -135,13 +129,14 @@ class RemoveNorm(TrainingWork):
         Raises:
             InputError: what went when is not known any more.
         """
-        path, run = self._folder / _FOLDING_FILE, self._folder / _REMOVAL
+        trained, run = self._trained, self._folder / _REMOVAL
+        assert trained is not None, "nothing has been removed yet"
         norm_free = run / MODEL_FOLDER
-        folding = _read_record(path, {"difference", "largest_logit", "made", "waited_steps", "num_roll_backs"})
-        if folding is None:
+        result, removals = trained.result or {}, self._schedule.removals(self._num_layers)
+        if not {"difference", "largest_logit", "made", "waited_steps", "num_roll_backs"} <= result.keys():
             raise InputError(
-                f"{path} is missing or damaged, without which it is not known what went when. The model without norms "
-                f"is whole: {norm_free}. To make it anew, with its report, delete {run}"
+                f"{run / RESULT_FILE} is missing or damaged, without which it is not known what went when. "
+                f"The model without norms is whole: {norm_free}. To make it anew, with its report, delete {run}"
             )
         return NormRemovalReport(
             source=self._name,
@@ -151,15 +146,16 @@ class RemoveNorm(TrainingWork):
             loss_original=self._original.mean,
             loss_control=self._loss_of(self._folder / _CONTROL / MODEL_FOLDER).mean if self._has_control else None,
             loss_norm_free=self._loss_of(norm_free).mean,
-            train_tokens=self._train_tokens,
+            train_tokens=trained.train_tokens,
+            precision=str(self.precision),
             removals=tuple(
                 RemovalRecord(removal.target, None if removal.layer is None else removal.layer + 1, step)
-                for removal, step in zip(self._removals, folding["made"], strict=True)
+                for removal, step in zip(removals, result["made"], strict=True)
             ),
-            waited_steps=int(folding["waited_steps"]),
-            num_roll_backs=int(folding["num_roll_backs"]),
-            folding_difference=float(folding["difference"]),
-            largest_logit=float(folding["largest_logit"]),
+            waited_steps=int(result["waited_steps"]),
+            num_roll_backs=int(result["num_roll_backs"]),
+            folding_difference=float(result["difference"]),
+            largest_logit=float(result["largest_logit"]),
             config=asdict(self._config),
             data_fingerprint=self._data.fingerprint,
             version=__version__,
@@ -173,16 +169,11 @@ class RemoveNorm(TrainingWork):
         """
         model, tokenizer = load_causal_lm(str(self._folder / _REMOVAL / MODEL_FOLDER))
         assert isinstance(model, PlacedPreTrainedModel)
-        try:
-            with whole_folder(self._out) as temporary:
-                model.save_pretrained(temporary, self_contained=True)
-                tokenizer.save_pretrained(temporary)
-                (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{self._out} could not be written ({error.strerror or error}). Make room, and run the same command "
-                "again: the trained model is kept"
-            ) from error
+        fix = "Make room, and run the same command again: the trained model is kept"
+        with DiskErrors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
+            save_self_contained(model, temporary)
+            tokenizer.save_pretrained(temporary)
+            (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
     def draw(self, report: NormRemovalReport) -> Path:
         """Draw the losses with every removal marked, beside the runs, and return the file."""
@@ -193,36 +184,25 @@ class RemoveNorm(TrainingWork):
         removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
         return path
 
-    def _removal_source(self) -> NormRemoval:
+    def _removal(self) -> NormRemoval:
+        config = self._config
         return NormRemoval(
             self._source,
             self.recipe,
-            self._data.tokenizer,
-            self._intervention,
+            self._data,
             self._schedule,
-            auxiliary_weight=self._config.auxiliary_weight,
-            finish=self._fold,
+            self._num_layers,
+            config.spike_policy,
+            auxiliary_weight=config.auxiliary_weight,
         )
 
-    def _control_source(self) -> PretrainedModel:
-        return PretrainedModel(self._source, self.recipe, self._data.tokenizer)
+    def _control(self) -> FineTuning:
+        return FineTuning(self._source, self.recipe, self._data)
 
     def _loss_of(self, folder: Path) -> EvaluationLoss:
         model, _ = load_causal_lm(str(folder))
         nn.Module.to(model, default_device(), torch.float32)
-        return validation_loss(model, replace(self.recipe, precision=_PRECISION), self._data)
-
-    def _fold(self, model: PlacedForCausalLM, norms: FrozenNorms) -> None:
-        report = fold_norms_in_place(model, norms)
-        intervention = self._intervention
-        found = {
-            **asdict(report),
-            "made": intervention.made,
-            "waited_steps": intervention.waited_steps,
-            "num_roll_backs": intervention.num_roll_backs,
-        }
-        # before the model is saved, so that wherever there is one, there is this
-        write_file(self._folder / _FOLDING_FILE, json.dumps(found) + "\n")
+        return validation_loss(model, self._data, self.recipe.evaluation_batch_size)
 
 
 def model_folder(source: str) -> Path:
@@ -242,7 +222,7 @@ def model_folder(source: str) -> Path:
 def _read_record(path: Path, names: set[str]) -> dict[str, Any] | None:
     """Return what a JSON file holds, or None if it is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path)
+    except (OSError, InputError):
         return None
     return found if isinstance(found, dict) and names <= found.keys() else None

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -21,9 +20,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.data.hub_errors import HUB_ERRORS
-from mixln.depth.forward import model_device
 from mixln.errors import InputError
+from mixln.measure.forward import model_device
 from mixln.models.causal import is_causal_language_model
+from mixln.placement.words import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -64,7 +64,7 @@ def load_task(name: str, *, include_path: str | Path | None = None, metric: str 
         metric: such as `acc_norm`, or with a filter `exact_match,flexible-extract`; None: the task's first.
 
     Raises:
-        InputError: lm-evaluation-harness is not installed, there is no such task or metric, or its data cannot be had.
+        InputError: lm-evaluation-harness is not installed, there is no such task or metric, or no data.
     """
     parts = _load(name, include_path)
     wanted, _, filter_name = (metric or "").partition(",")
@@ -87,7 +87,7 @@ def load_task(name: str, *, include_path: str | Path | None = None, metric: str 
 class TaskScore:
     """A task's score of a model, higher is better: one number for each item, if the metric is a mean over items.
 
-    Of a metric of which lower is better, it is the negative. Any other metric (an F1 over all items, say) gives one
+    If lower is better, it is the negative of the metric. Any other metric (an F1 over all items, say) gives one
     number. The items of a group are those of all of its tasks.
 
     Attributes:
@@ -224,10 +224,9 @@ def _all_tasks(include_path: str | Path | None) -> TaskManager:
 
 
 def _no_such_task(name: str, there: Sequence[str]) -> str:
-    near = get_close_matches(name, there, n=3)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    meant = did_you_mean(name, there, most=3)
     return (
-        f"there is no task {name!r} among the {len(there)} of lm-evaluation-harness and of --task-path.{meant} "
+        f"there is no task {name!r} among the {len(there)} of lm-evaluation-harness and of the given folder.{meant} "
         "`lm-eval ls tasks` lists them"
     )
 

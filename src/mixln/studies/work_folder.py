@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from filelock import FileLock, Timeout
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig
 
 from mixln.data import PreparedData, prepare_data
 from mixln.data.cache import Report
-from mixln.depth.texts import longest_window
-from mixln.device import num_processes
+from mixln.device import default_device, num_processes
 from mixln.errors import InputError
-from mixln.files import claim_folder
-from mixln.models.load import load_config, load_tokenizer
-from mixln.posttraining.heal import LONGEST_ROW
-from mixln.training import Recipe
+from mixln.measure.row_limit import longest_row
+from mixln.measure.texts import longest_window
+from mixln.models.foreign import ModelCallError, naming_failures
+from mixln.models.load import load_model, load_plausible_config, load_tokenizer
+from mixln.storage import claim_folder, held_lock
+from mixln.tasks.healing_config import LONGEST_ROW
+from mixln.tasks.language_model import feed_forward_widths
+from mixln.tasks.recipe import TextTrainingConfig
+from mixln.training import Precision
+from mixln.training.decisions import agree_on_precision
+from mixln.training.distributed import Processes
 
 
 def row_length(source: str, wanted: int | None) -> int:
@@ -28,10 +36,25 @@ def row_length(source: str, wanted: int | None) -> int:
     Raises:
         InputError: the model takes no rows so long, or it cannot be opened.
     """
-    longest = longest_window(load_tokenizer(source), load_config(source), wanted or LONGEST_ROW)
+    config = load_plausible_config(source)
+    longest = longest_window(load_tokenizer(source), config, wanted or LONGEST_ROW)
+    if _has_position_table(config):
+        model, _ = load_model(source)
+        longest = longest_row(model, longest)
     if wanted is not None and longest < wanted:
         raise InputError(f"{source} takes no rows of {wanted} tokens: sequence_length may be at most {longest}")
     return longest
+
+
+def _has_position_table(config: PreTrainedConfig) -> bool:
+    """Whether a model may have a table of positions, which can end before its config says; the weights are not read."""
+    try:
+        with torch.device("meta"), naming_failures("no such model can be built"):
+            skeleton = AutoModel.from_config(config)
+    except ModelCallError:
+        return False  # what is wrong with it is said where it is opened
+    tables = [module for module in skeleton.modules() if isinstance(module, nn.Embedding)]
+    return any(table is not skeleton.get_input_embeddings() for table in tables)
 
 
 class TrainingWork:
@@ -40,21 +63,28 @@ class TrainingWork:
     Its methods are to be called inside a `with` block, in which no other process can work on the same.
 
     Args:
-        recipe: of the training.
+        recipe: of the training, without a model.
+        model_config: of the model.
         out: the folder to write.
         folder: where runs, checkpoints and metrics lie.
         lock_name: of the file there that says that a process is at it.
 
     Attributes:
         recipe: see above.
+        precision: of all that is trained and measured; known once `prepare` is done.
     """
 
+    precision: Precision
     _data: PreparedData
 
-    def __init__(self, recipe: Recipe, out: Path, folder: Path, lock_name: str) -> None:
+    def __init__(
+        self, recipe: TextTrainingConfig, model_config: PreTrainedConfig, out: Path, folder: Path, lock_name: str
+    ) -> None:
         self.recipe = recipe
+        self._model_config = model_config
         self._out, self._folder = out, folder
-        self._lock = FileLock(folder / lock_name)
+        busy = f"another process works in {folder}. Wait for it, or choose another place than {out}"
+        self._lock = held_lock(folder / lock_name, busy)
 
     def __enter__(self) -> Self:
         """Raise InputError if another process works there, or the place cannot be written, or torchrun started this."""
@@ -64,17 +94,16 @@ class TrainingWork:
                 "itself (mixln.training.train)"
             )
         claim_folder(self._folder)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"another process works in {self._folder}. Wait for it, or choose another place than {self._out}"
-            ) from error
+        self._lock.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __exit__(self, *details: Any) -> None:
+        self._lock.__exit__(*details)
 
     def prepare(self, cache: Path | None, say: Report) -> None:
-        """Tokenise the text, or find it done already; see `prepare_data`."""
+        """Tokenise the text, or find it done already (see `prepare_data`), and settle the precision of all training."""
         self._data = prepare_data(self.recipe.data, cache, say)
+        recipe, alone = self.recipe, Processes(default_device())
+        sizes = *feed_forward_widths(self._model_config), recipe.rows_of_a_forward(1) * recipe.data.sequence_length
+        self.precision = agree_on_precision(recipe.precision, sizes, self._folder, alone)
+        say(f"precision: {self.precision}")

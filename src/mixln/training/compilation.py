@@ -6,35 +6,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 
 from mixln.errors import InputError
-from mixln.training.config import Recipe
-from mixln.training.linear_cross_entropy import HeadKernels
-from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.objective import Objective
 
-_TOKENS_WORTH_COMPILING = {"cpu": 200_000, "cuda": 50_000_000}
-"""Token slots of a run from which the time to compile (some 20 s, however many layers there are) is earned back."""
+_SLOTS_WORTH_COMPILING = {"cpu": 200_000, "cuda": 50_000_000}
+"""Vectors (of a language model: token slots) of a run from which the time to compile is earned back: some 20 s, however
+many layers there are."""
 
 _MOST_GRAPHS = 64
 """Graphs of one function, before PyTorch refuses another: placements differ in their blocks, batches in their size."""
 
 
-def decide_compilation(recipe: Recipe, device: torch.device) -> bool:
-    """Return whether to compile: as the recipe says, or by the length of the run.
+def decide_compilation(wanted: str, slots: int, device: torch.device) -> bool:
+    """Return whether to compile: as the configuration says, or by the length of the run.
+
+    Args:
+        wanted: auto, always or never.
+        slots: vectors that go through each matrix in the whole run: steps times rows times tokens.
+        device: that computes.
 
     Raises:
-        InputError: the recipe wants it, and this machine has no compiler.
+        InputError: it is wanted, and this machine has no compiler.
     """
-    wanted = recipe.execution.compile
     if wanted == "never":
         return False
     if wanted == "auto":
-        slots = recipe.last_step * recipe.tokens_per_step
-        return slots >= _TOKENS_WORTH_COMPILING.get(device.type, 0) and can_compile(device)
+        return slots >= _SLOTS_WORTH_COMPILING.get(device.type, 0) and can_compile(device)
     require_compiler(device, "execution.compile is always")
     return True
 
@@ -56,33 +57,24 @@ def can_compile(device: torch.device) -> bool:
         return False
 
 
-def compile_objective(objective: CausalLanguageModelObjective) -> None:
-    """Compile each block, the final norm and the kernels of the head, in place.
+def compile_objective(objective: Objective) -> None:
+    """Compile what an objective says is to be compiled, in place.
 
     By block and not as a whole: blocks of one kind share one graph, so the time does not grow with depth, and what FSDP
     and hooks do around a block stays outside. Parameter names stay as they are.
     """
     torch._dynamo.reset()  # the graphs of an earlier run of this process count against the limit
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
-    for module in compiled_modules(objective.model):
+    for module in objective.compiled_modules():
         module.forward = torch.compile(module.forward, dynamic=False, fullgraph=True)
-    objective.kernels = HeadKernels.compiled()
+    objective.use_compiled_kernels(wanted=True)
 
 
-def undo_compilation(objective: CausalLanguageModelObjective) -> None:
+def undo_compilation(objective: Objective) -> None:
     """Take back `compile_objective`."""
-    for module in compiled_modules(objective.model):
+    for module in objective.compiled_modules():
         module.__dict__.pop("forward", None)
-    objective.kernels = HeadKernels()
-
-
-def compiled_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a model (those that transformers says not to split), and its final norm."""
-    block_names: set[str] = set(getattr(model, "_no_split_modules", None) or ())
-    modules = [module for module in model.modules() if type(module).__name__ in block_names]
-    stack = model.get_submodule(str(getattr(model, "base_model_prefix", "")))
-    final_norm = getattr(stack, "norm", getattr(stack, "ln_f", None))
-    return [*modules, final_norm] if isinstance(final_norm, nn.Module) else modules
+    objective.use_compiled_kernels(wanted=False)
 
 
 @contextmanager

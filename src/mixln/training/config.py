@@ -1,59 +1,21 @@
-"""The recipe of a training run: one typed configuration, written in YAML, overridden from the command line."""
+"""The configuration of a training run: what the engine computes, and how; not what is trained (see `mixln.tasks`)."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from huggingface_hub.errors import StrictDataclassError
-
-from mixln.data import DataConfig
+from mixln.checked import Checked, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from mixln.errors import InputError
-from mixln.models import ARCHITECTURES, PlacedConfig
-from mixln.placement import PlacementError
-from mixln.placement.registry import unknown
+
+WantedPrecision = Literal["auto", "float32", "bfloat16"]
 
 _LEAST_LAYER_METRICS_EVERY = 50
 """A measurement takes up to half as long as a step of a small model: so it stays at a hundredth of the time."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The model of a recipe; the vocabulary comes from the tokenizer.
-
-    Attributes:
-        architecture: llama, or another of the library's architectures.
-        placement: text form of the norm placement, for example mix(alpha=0.25).
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward's inner layer.
-        num_hidden_layers: number of blocks.
-        num_attention_heads: number of attention heads; must divide hidden_size.
-        num_key_value_heads: number of key-value heads (grouped-query attention); null: as many as heads.
-        rms_norm_eps: epsilon of the norms.
-        rope_theta: base of the rotary position embedding.
-        tie_word_embeddings: whether the head shares the embedding's weights.
-        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
-        embedding_std: standard deviation of the initial embedding; null: by the placement's rule for all matrices.
-    """
-
-    architecture: str = "llama"
-    placement: str = "pre"
-    hidden_size: int = 128
-    intermediate_size: int = 344
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 4
-    num_key_value_heads: int | None = None
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    embedding_std: float | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """Optimiser and learning-rate schedule.
 
     The learning rate rises linearly over the warmup, then falls along a cosine to `final_learning_rate_fraction` of
@@ -71,19 +33,25 @@ class OptimizerConfig:
         max_grad_norm: gradients are clipped to this L2 norm over all parameters; 0: not clipped.
     """
 
+    checked_path: ClassVar[str] = "optimizer."
+
     name: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 2e-3
-    warmup_steps: int | None = None
-    final_learning_rate_fraction: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    learning_rate: PositiveFloat = 2e-3
+    warmup_steps: NonNegativeInt | None = None
+    final_learning_rate_fraction: NonNegativeFloat = 0.1
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+
+    def warmup(self, steps: int) -> int:
+        """Return the steps of warmup in a schedule of so many steps, the default resolved."""
+        return max(1, steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
-class FaultConfig:
+class FaultConfig(Checked):
     """What to do when a step goes wrong: stop the run, skip the step, or roll back to the last checkpoint and skip it.
 
     Attributes:
@@ -96,15 +64,17 @@ class FaultConfig:
         max_faults: stop the run after so many faults whatever the policy.
     """
 
+    checked_path: ClassVar[str] = "faults."
+
     on_non_finite: Literal["stop", "skip", "roll_back"] = "stop"
     on_gradient_spike: Literal["ignore", "stop", "skip", "roll_back"] = "ignore"
-    gradient_spike_factor: float = 10.0
-    gradient_spike_window: int = 50
-    max_faults: int = 20
+    gradient_spike_factor: PositiveFloat = 10.0
+    gradient_spike_window: PositiveInt = 50
+    max_faults: NonNegativeInt = 20
 
 
 @dataclass(frozen=True)
-class ExecutionConfig:
+class ExecutionConfig(Checked):
     """How a run is carried out. None of it changes what is computed, beyond rounding; so it may change on resuming.
 
     Attributes:
@@ -123,52 +93,64 @@ class ExecutionConfig:
         trackers: where metrics go beside metrics.jsonl.
     """
 
+    checked_path: ClassVar[str] = "execution."
+
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: PositiveInt = 1
     activation_checkpointing: bool = False
     compile: Literal["auto", "always", "never"] = "auto"
-    checkpoint_every: int | None = None
-    keep_last: int = 2
-    keep_every: int | None = None
+    checkpoint_every: PositiveInt | None = None
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
     asynchronous_checkpoints: bool = True
-    layer_metrics_every: int | None = None
+    layer_metrics_every: NonNegativeInt | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a value is out of range, or values do not go together."""
+        super().__post_init__()
+        if self.tensor_parallel_size > 1 and self.strategy != "fsdp":
+            raise InputError("execution.tensor_parallel_size goes with execution.strategy fsdp, not with ddp")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what a training run computes, and how. The defaults are the recipe `nano`.
+class TrainingConfig(Checked):
+    """What decides what any training run computes, whatever it trains, and how.
 
     Attributes:
-        model: the model.
-        data: corpus, tokenizer and packing.
         optimizer: optimiser and schedule.
         steps: length of the schedule, in optimiser steps.
         stop_step: stop after so many steps of the schedule; null: at its end.
-        batch_size: sequences per optimiser step.
-        micro_batch_size: sequences per forward and backward; the gradients of a batch are accumulated exactly.
+        batch_size: rows (sequences, images) per optimiser step.
+        micro_batch_size: rows per forward and backward; the gradients of a batch are accumulated exactly.
             null: the whole batch at once.
         seed: of the initial weights and of the order of the data.
-        precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where the hardware has it.
+        precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where it is clearly faster here.
         evaluate_every: steps between validations; the last step is always validated. null: 4 times a run.
-        evaluation_batch_size: sequences per batch of validation; has no influence on the result.
+        evaluation_batch_size: rows per batch of validation; has no influence on the result.
         faults: what to do when a step goes wrong.
         execution: how the run is carried out. Faults and execution may change when an interrupted run is taken up.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int = 500
-    stop_step: int | None = None
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    evaluate_every: int | None = None
-    evaluation_batch_size: int = 16
+    steps: PositiveInt = 500
+    stop_step: PositiveInt | None = None
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    precision: WantedPrecision = "auto"
+    evaluate_every: PositiveInt | None = None
+    evaluation_batch_size: PositiveInt = 16
     faults: FaultConfig = field(default_factory=FaultConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a number is out of range, or numbers make no sense together."""
+        super().__post_init__()
+        if self.last_step > self.steps:
+            raise InputError(f"stop_step ({self.stop_step}) is after the last of the {self.steps} steps")
+        if self.warmup_steps > self.steps:
+            raise InputError(f"optimizer.warmup_steps ({self.warmup_steps}) is more than the {self.steps} steps")
 
     @property
     def last_step(self) -> int:
@@ -176,15 +158,14 @@ class Recipe:
         return self.steps if self.stop_step is None else self.stop_step
 
     @property
-    def tokens_per_step(self) -> int:
-        """Token slots of a batch: batch_size * sequence_length."""
-        return self.batch_size * self.data.sequence_length
-
-    @property
     def warmup_steps(self) -> int:
         """Steps of warmup, the default resolved."""
-        given = self.optimizer.warmup_steps
-        return max(1, self.steps // 10) if given is None else given
+        return self.optimizer.warmup(self.steps)
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between validations, the default resolved."""
+        return self.evaluate_every or max(1, self.last_step // 4)
 
     @property
     def checkpoint_every(self) -> int:
@@ -197,114 +178,12 @@ class Recipe:
         given = self.execution.layer_metrics_every
         return max(_LEAST_LAYER_METRICS_EVERY, self.last_step // 20) if given is None else given
 
+    def rows_of_a_forward(self, shares: int) -> int:
+        """Return the rows that one process takes at once, if so many share each batch."""
+        return max(1, min(self.micro_batch_size or self.batch_size, self.batch_size // shares))
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dictionaries, with the types that JSON has."""
+        """Return all fields as nested dictionaries, with the types that JSON has."""
         values = asdict(self)
         values["execution"]["trackers"] = list(self.execution.trackers)
         return values
-
-    def identity(self) -> dict[str, Any]:
-        """Return what may not change when an interrupted run is taken up: `to_dict` without execution and faults."""
-        return {name: value for name, value in self.to_dict().items() if name not in ("execution", "faults")}
-
-    def check(self) -> Recipe:
-        """Return the recipe if its numbers make sense together.
-
-        Raises:
-            InputError: one does not; the message names the field.
-        """
-        positive = {
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "evaluation_batch_size": self.evaluation_batch_size,
-            "micro_batch_size": _one_if_none(self.micro_batch_size),
-            "evaluate_every": _one_if_none(self.evaluate_every),
-            "faults.gradient_spike_factor": self.faults.gradient_spike_factor,
-            "faults.gradient_spike_window": self.faults.gradient_spike_window,
-            "execution.checkpoint_every": _one_if_none(self.execution.checkpoint_every),
-            "execution.keep_last": self.execution.keep_last,
-            "execution.keep_every": _one_if_none(self.execution.keep_every),
-            "execution.tensor_parallel_size": self.execution.tensor_parallel_size,
-            "stop_step": _one_if_none(self.stop_step),
-            "model.hidden_size": self.model.hidden_size,
-            "model.intermediate_size": self.model.intermediate_size,
-            "model.num_hidden_layers": self.model.num_hidden_layers,
-            "model.num_attention_heads": self.model.num_attention_heads,
-            "model.num_key_value_heads": _one_if_none(self.model.num_key_value_heads),
-            "model.initializer_range": self.model.initializer_range,
-            "model.rms_norm_eps": self.model.rms_norm_eps,
-            "model.rope_theta": self.model.rope_theta,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "optimizer.epsilon": self.optimizer.epsilon,
-        }
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise InputError(f"{name} must be more than 0, not {value}")
-        fractions = {"optimizer.beta1": self.optimizer.beta1, "optimizer.beta2": self.optimizer.beta2}
-        for name, value in fractions.items():
-            if not 0 <= value < 1:
-                raise InputError(f"{name} must be in [0, 1), not {value}")
-        not_negative = {
-            "optimizer.weight_decay": self.optimizer.weight_decay,
-            "optimizer.max_grad_norm": self.optimizer.max_grad_norm,
-            "optimizer.final_learning_rate_fraction": self.optimizer.final_learning_rate_fraction,
-            "optimizer.warmup_steps": self.warmup_steps,
-            "seed": self.seed,
-            "faults.max_faults": self.faults.max_faults,
-            "execution.layer_metrics_every": self.execution.layer_metrics_every or 0,
-        }
-        for name, value in not_negative.items():
-            if not value >= 0:
-                raise InputError(f"{name} must not be negative, but is {value}")
-        if self.last_step > self.steps:
-            raise InputError(f"stop_step ({self.stop_step}) is after the last of the {self.steps} steps")
-        if self.warmup_steps > self.steps:
-            raise InputError(f"optimizer.warmup_steps ({self.warmup_steps}) is more than the {self.steps} steps")
-        # the vocabulary is not known yet; everything else about the model is checked before any work is done
-        model_config(self, vocab_size=257)
-        return self
-
-
-def _one_if_none(value: int | None) -> int:
-    return 1 if value is None else value
-
-
-def model_config(
-    recipe: Recipe, vocab_size: int, bos_token_id: int | None = None, eos_token_id: int | None = None
-) -> PlacedConfig:
-    """Return the model configuration of a recipe for a tokenizer with so many tokens.
-
-    Raises:
-        PlacementError: the placement is not one.
-        InputError: the sizes do not fit together, or the placement does not fit the number of layers.
-    """
-    model = recipe.model
-    if model.architecture not in ARCHITECTURES:
-        raise InputError(f"model.architecture: {unknown('architecture', model.architecture, ARCHITECTURES)}")
-    config_class, defaults = ARCHITECTURES[model.architecture].config_class, ModelConfig()
-    fields: dict[str, Any] = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        # what the architecture does not have, and nobody has set
-        if not (
-            config_class.recipe_names.get(field.name, field.name) is None
-            and getattr(model, field.name) == getattr(defaults, field.name)
-        )
-    }
-    del fields["architecture"]
-    if "rope_theta" in fields and config_class.recipe_names.get("rope_theta", "") is not None:
-        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    try:
-        return config_class.from_recipe(
-            **fields,
-            vocab_size=vocab_size,
-            max_position_embeddings=recipe.data.sequence_length,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=None,
-        )
-    except PlacementError:
-        raise
-    except (StrictDataclassError, ValueError) as error:
-        # the reason stands behind a line about the validator
-        raise InputError(f"model: {error.__cause__ or error}") from error

@@ -8,22 +8,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from mixln.device import default_device, num_processes
 from mixln.errors import InputError
-from mixln.training.compilation import compiled_modules
-from mixln.training.config import ExecutionConfig, Recipe
-from mixln.training.objective import CausalLanguageModelObjective
+from mixln.training.config import ExecutionConfig
+from mixln.training.objective import Objective, Share
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,10 @@ class Processes:
         """Number of shares that each batch's rows are divided into."""
         return 1 if self.mesh is None else self.mesh["data"].size()
 
-    def own_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return this process's share of some rows: every `data_count`-th, beginning with number `data_rank`."""
-        return rows[self.data_rank :: self.data_count]
+    @property
+    def share(self) -> Share:
+        """This process's share of each batch's rows."""
+        return Share(self.data_rank, self.data_count)
 
     def sum_over_data(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over the shares of the data; in place; on the CPU or on the device."""
@@ -111,8 +108,6 @@ def started_processes(execution: ExecutionConfig) -> Iterator[Processes]:
             f"execution.tensor_parallel_size ({tensor_parallel_size}) does not divide the {count} processes. Start "
             "another number with torchrun --nproc-per-node, or change it"
         )
-    if tensor_parallel_size > 1 and execution.strategy != "fsdp":
-        raise InputError("execution.tensor_parallel_size goes with execution.strategy fsdp, not with ddp")
     if "RANK" not in os.environ:
         yield Processes(device)
         return
@@ -143,57 +138,29 @@ def _join(backend: str) -> None:
 
 
 def share_out(
-    objective: CausalLanguageModelObjective,
-    processes: Processes,
-    execution: ExecutionConfig,
-    autocast_dtype: torch.dtype | None,
-) -> nn.Module:
-    """Distribute a model that is still on the meta device, and return the module to call.
+    objective: Objective, processes: Processes, execution: ExecutionConfig, autocast_dtype: torch.dtype | None
+) -> None:
+    """Distribute a model that has not been placed on its device.
 
     With fsdp each block is a unit of its own and the rest another. Weights, gradients and optimiser state are float32
     shards; blocks are gathered in the autocast dtype, and gradients reduced in float32.
+
+    Raises:
+        InputError: the model cannot do what is asked for.
     """
-    model, mesh = objective.model, processes.mesh
+    mesh = processes.mesh
     if execution.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        objective.checkpoint_activations()
     if mesh is None:
-        return objective
+        return
     if execution.tensor_parallel_size > 1:
-        check_tensor_parallel_size(model, execution.tensor_parallel_size)
-        parallelize_module(model.base_model, mesh["tensor"], tensor_parallel_plan(model))
+        objective.split_matrices(mesh["tensor"])
     if execution.strategy == "fsdp":
         # inputs keep their dtype: the residual stream stays float32, as under autocast on one process
         policy = MixedPrecisionPolicy(param_dtype=autocast_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in compiled_modules(model):
-            if block.__class__.__name__ in (model._no_split_modules or ()):
-                fully_shard(block, mesh=mesh["data"], mp_policy=policy)
+        for block in objective.blocks():
+            fully_shard(block, mesh=mesh["data"], mp_policy=policy)
         fully_shard(objective, mesh=mesh["data"])
-    return objective
-
-
-def check_tensor_parallel_size(model: PreTrainedModel, tensor_parallel_size: int) -> None:
-    """Raise InputError if the processes that split a model's matrices cannot have equal parts."""
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        number = getattr(model.config, name, tensor_parallel_size)
-        if number % tensor_parallel_size != 0:
-            raise InputError(
-                f"execution.tensor_parallel_size ({tensor_parallel_size}) does not divide {name} ({number})"
-            )
-
-
-def tensor_parallel_plan(model: PreTrainedModel) -> dict[str, ParallelStyle]:
-    """Return transformers' own plan of an architecture in PyTorch's terms.
-
-    Raises:
-        InputError: there is none, or it asks for something that is not translated here.
-    """
-    styles: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
-    plan: dict[str, str] = getattr(model.config, "base_model_tp_plan", None) or {}
-    if not plan or not set(plan.values()) <= set(styles):
-        raise InputError(
-            f"{type(model).__name__} has no plan for tensor parallelism: set execution.tensor_parallel_size to 1"
-        )
-    return {name: styles[style]() for name, style in plan.items()}
 
 
 def replicate(objective: nn.Module, processes: Processes, execution: ExecutionConfig) -> nn.Module:
@@ -205,7 +172,7 @@ def replicate(objective: nn.Module, processes: Processes, execution: ExecutionCo
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         process_group=processes.mesh["data"].get_group(),
         gradient_as_bucket_view=True,
-        # those that change in training are added up over the processes by who has them (see Intervention.after_step)
+        # those that change in training are added up over the processes by who has them (see Callback.after_step)
         broadcast_buffers=False,
     )
 
@@ -263,9 +230,9 @@ def mesh_of(tensor: Tensor) -> DeviceMesh | None:
     return tensor.device_mesh if isinstance(tensor, DTensor) else None
 
 
-def check_batch(recipe: Recipe, processes: Processes) -> None:
+def check_batch(batch_size: int, processes: Processes) -> None:
     """Raise InputError if the rows of a batch cannot be divided evenly."""
-    if recipe.batch_size % processes.data_count != 0:
+    if batch_size % processes.data_count != 0:
         raise InputError(
-            f"batch_size ({recipe.batch_size}) is not a multiple of the {processes.data_count} processes that share it"
+            f"batch_size ({batch_size}) is not a multiple of the {processes.data_count} processes that share it"
         )

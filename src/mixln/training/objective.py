@@ -1,128 +1,90 @@
-"""What training minimises, as one module: tokens in, summed loss out."""
+"""What training minimises, and on what: the part of the interface to tasks that needs no run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import PreTrainedModel
+from torch.distributed.device_mesh import DeviceMesh
 
-from mixln.data import Batch
-from mixln.training.linear_cross_entropy import HeadKernels, linear_cross_entropy
+from mixln.errors import InputError
 
-AttentionKind = Literal["sdpa", "eager", "flex_attention"]
-"""Names of transformers' attention implementations."""
+Batch = dict[str, Any]
+"""The arguments of an objective by name: trees of tensors, whose first dimension is the rows of the batch."""
 
-_LONGEST_EXPLICIT_SEQUENCE = 512
-"""Up to here a compiled explicit softmax is faster on a CPU than the fused kernel, whose backward is slow."""
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over the processes that have shares of the data."""
 
 
-class CausalLanguageModelObjective(nn.Module):
-    """Next-token loss of packed documents.
+class Share(NamedTuple):
+    """Which rows of each batch a process takes: those with the numbers first, first + of_how_many, and so on."""
 
-    The loss stands inside a module because sharded weights (FSDP2) are whole only while the root module's forward
-    runs, and the loss reads the head's weight and bias without calling the head.
+    first: int = 0
+    of_how_many: int = 1
+
+    def of(self, rows: Any) -> Any:
+        """Return this share of some rows: of a tensor, an array or a sequence."""
+        return rows[self.first :: self.of_how_many]
+
+
+class Evaluation(Protocol):
+    """What a task says of a model on held-out data."""
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Return what goes into the metrics, by name; a run whose numbers are not finite has diverged."""
+        ...
+
+
+WHOLE = Share()
+"""All rows."""
+
+
+class Objective(nn.Module):
+    """What training minimises, as one module: it maps a batch to its loss, summed over the rows.
+
+    The loss stands inside the module since sharded weights (FSDP2) are whole only while the forward of the root module
+    runs; DDP likewise sees one module with one output. What the engine has to know of a model is asked here; by
+    default a model has no blocks, and is compiled, sharded and replicated as a whole or not at all.
 
     Args:
-        model: a causal language model of transformers' form.
-        attention: how attention is computed; all kinds compute the same.
+        model: what is trained.
 
     Attributes:
         model: the same model.
-        kernels: of the head; to be replaced by compiled ones.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: AttentionKind = "sdpa") -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        self.attention: AttentionKind = "sdpa"
-        self.kernels = HeadKernels()
-        self.use_attention(attention)
+        self.model: Any = model
 
-    def use_attention(self, attention: AttentionKind) -> None:
-        """Change how attention is computed: as wanted, or eagerly in an architecture that has it no other way."""
-        # transformers' own marks of what a class supports
-        supports = {"sdpa": self.model._supports_sdpa, "flex_attention": self.model._supports_flex_attn, "eager": True}
-        self.attention = attention if supports[attention] else "eager"
-        self.model.set_attn_implementation(self.attention)
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the repeated parts of the model: each is compiled for itself, and a unit of FSDP."""
+        return ()
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss summed over predicted tokens, in nats, a scalar; all arguments (batch, sequence), int64.
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        """Return the modules whose forward is compiled."""
+        return self.blocks()
 
-        Attention stays within documents: those begin where `position_ids` are 0.
+    def use_compiled_kernels(self, *, wanted: bool) -> None:
+        """Use compiled functions of its own or not."""
+
+    def checkpoint_activations(self) -> None:
+        """Compute the blocks' activations again in the backward pass instead of keeping them.
+
+        Raises:
+            InputError: the model cannot do that.
         """
-        mask = self.mask(position_ids)
-        decoder = self.model.get_decoder()
-        hidden_states = decoder(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        head = self.model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        return linear_cross_entropy(
-            hidden_states.flatten(0, 1), head.weight, targets.flatten(), bias=head.bias, kernels=self.kernels
+        raise InputError(f"a {type(self.model).__name__} keeps its activations: no execution.activation_checkpointing")
+
+    def split_matrices(self, mesh: DeviceMesh) -> None:
+        """Split every matrix among the processes of a mesh.
+
+        Raises:
+            InputError: the model cannot be split, or not among so many.
+        """
+        del mesh
+        raise InputError(
+            f"a {type(self.model).__name__} has no plan for tensor parallelism: set execution.tensor_parallel_size to 1"
         )
-
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """Return the summed loss of a batch."""
-        return self(batch.input_ids, batch.position_ids, batch.targets)
-
-    def mask(self, position_ids: Tensor) -> Tensor | BlockMask:
-        """Return the mask that keeps attention within documents.
-
-        Made here once: transformers would look into the position ids, which on a GPU waits for the device.
-        """
-        kind = position_ids.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        return document_mask(position_ids, self.attention, dtype)
-
-
-@contextmanager
-def attention_of(objective: CausalLanguageModelObjective, attention: AttentionKind) -> Iterator[None]:
-    """Within the block attention is computed in another way."""
-    before = objective.attention
-    objective.use_attention(attention)
-    try:
-        yield
-    finally:
-        objective.use_attention(before)
-
-
-def choose_attention(device: torch.device, sequence_length: int, *, compiled: bool) -> AttentionKind:
-    """Return the fastest attention for packed documents: measured on a CPU, by PyTorch's documentation on a GPU."""
-    if compiled and device.type == "cuda":
-        return "flex_attention"
-    if compiled and device.type == "cpu" and sequence_length <= _LONGEST_EXPLICIT_SEQUENCE:
-        return "eager"
-    return "sdpa"
-
-
-def document_mask(position_ids: Tensor, attention: AttentionKind, dtype: torch.dtype) -> Tensor | BlockMask:
-    """Return the mask that lets each token see itself and what comes before it in its own document.
-
-    Args:
-        position_ids: (batch, sequence), from 0 at each document's start.
-        attention: for which implementation.
-        dtype: of an additive mask.
-
-    Returns:
-        sdpa: bool (batch, 1, sequence, sequence), true where attention is allowed; eager: the same shape, to be added
-        to the scores; flex_attention: a block mask.
-    """
-    batch, length = position_ids.shape
-    document = (position_ids == 0).cumsum(-1)
-    if attention == "flex_attention":
-
-        def allowed_pair(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (query >= key) & (document[row, query] == document[row, key])
-
-        return create_block_mask(allowed_pair, batch, None, length, length, device=position_ids.device)
-    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
-    allowed = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-    if attention == "sdpa":
-        return allowed
-    zeros = torch.zeros(allowed.shape, dtype=dtype, device=position_ids.device)
-    return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)

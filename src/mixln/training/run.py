@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mixln.data import Batch, PreparedData, training_rows
-from mixln.depth import EvaluationLoss
 from mixln.errors import InputError
-from mixln.training.build import build_optimizer
-from mixln.training.checkpoint import Checkpoints, SavedCheckpoint
+from mixln.modes import autocast, evaluation_mode
+from mixln.training.callback import Callback, StepRecord
+from mixln.training.callbacks.faults import FaultWatch
+from mixln.training.callbacks.layer_measurements import LayerMeasurements
+from mixln.training.callbacks.layer_metrics import blame_activations, layer_gradient_norms
+from mixln.training.callbacks.metrics import Metrics, ReportStep
+from mixln.training.callbacks.validation import Validation
+from mixln.training.checkpoint import Checkpoints
 from mixln.training.compilation import compile_objective, uncompiled
-from mixln.training.config import Recipe
+from mixln.training.decisions import Settings
 from mixln.training.distributed import (
     Processes,
     clip_gradients,
@@ -28,97 +32,75 @@ from mixln.training.distributed import (
     replicate,
     share_out,
 )
-from mixln.training.faults import Fault, FaultWatch
-from mixln.training.layer_metrics import (
-    blame_activations,
-    layer_activations,
-    layer_gradient_norms,
-    layer_update_ratios,
-)
-from mixln.training.model_source import FreshModel, ModelSource
-from mixln.training.objective import CausalLanguageModelObjective, attention_of, choose_attention
-from mixln.training.precision import autocast, resolve_precision
+from mixln.training.objective import Batch, Evaluation, Objective
+from mixln.training.optimizer import build_optimizer
+from mixln.training.saved_checkpoint import SavedCheckpoint
 from mixln.training.schedule import learning_rate
-from mixln.training.validation import validate
-
-FAULTS_FILE = "faults.jsonl"
-
-_ROWS_NAMED = 4
+from mixln.training.task import Task
 
 _PROCESS_STRIDE = 1_000_003
 """Between the seeds of two processes: each draws dropout of its own, and no seed of another run."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is decided once, when a run begins, since rounding depends on it.
-
-    Attributes:
-        compiled: whether the model is compiled.
-        threads: the number of PyTorch's threads.
-    """
-
-    compiled: bool
-    threads: int
-
-
-@dataclass
-class StepRecord:
-    """The numbers of one step. On a GPU they are still being computed when the step returns.
-
-    Attributes:
-        step: from 1.
-        loss: nats per predicted token, over the batches of all processes; a scalar.
-        gradient_norm: before clipping; a scalar.
-        largest_norm: the norm from which on the step counted as a spike.
-        values: what else goes into the metrics.
-        layers: measurements by layer, scalars.
-    """
-
-    step: int
-    loss: Tensor
-    gradient_norm: Tensor
-    largest_norm: float
-    values: dict[str, float]
-    layers: dict[str, Tensor] = field(default_factory=dict)
-
-
 class TrainingRun:
-    """Model, optimiser and position of a run.
+    """Model, optimiser, callbacks and position of a run.
 
     Args:
-        recipe: of the run.
-        data: to train and validate on.
+        task: what is trained.
         folder: of the run.
         processes: that share the work; all of them call every method.
         settings: see there.
-        source: of the model; None: drawn by the recipe.
+        callbacks: beside those of the task and of the engine.
+        report_step: progress.
+
+    Attributes:
+        objective: what is minimised.
+        module: the module to call: the objective, or DDP's wrapper around it.
+        step: steps made.
+        weight: of all batches, as far as they count.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        data: PreparedData,
+        task: Task,
         folder: Path,
         processes: Processes,
         settings: Settings,
-        source: ModelSource | None = None,
+        callbacks: Sequence[Callback] = (),
+        report_step: ReportStep | None = None,
     ) -> None:
-        self.recipe = recipe
-        self.data = data
+        config = task.config
+        self.task, self.config = task, config
         self.folder = folder
         self.processes = processes
         self.settings = settings
-        self.source = source or FreshModel(recipe, data.tokenizer)
-        self.objective, self.module = build_objective(self.source, recipe, processes, compiled=settings.compiled)
-        self.optimizer = build_optimizer(recipe, self.model)
-        self.watch = FaultWatch(recipe.faults)
-        self.autocast_dtype = resolve_precision(recipe, processes.device)
+        self.autocast_dtype = settings.precision.autocast_dtype
+        self.objective, self.module = build_objective(task, processes, settings)
+        self.optimizer = build_optimizer(config.optimizer, self.model)
         self.step = 0
-        self.tokens = 0
+        self.weight = 0
+        self._last_batch: Batch = {}
+        lenient = config.faults.on_non_finite == "skip"
+        self.validation = Validation(config.evaluation_interval, config.last_step, lenient=lenient)
+        # the first verdict counts: a task may know why a step went wrong, and what to do
+        self.callbacks: list[Callback] = [
+            *task.callbacks(),
+            *callbacks,
+            FaultWatch(config.faults),
+            self.validation,
+            LayerMeasurements(config.layer_metrics_every),
+            Metrics(config.execution.trackers, task.unit, report_step),
+        ]
+        names = [callback.name for callback in self.callbacks]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two callbacks have the same name, so that checkpoints could not tell them apart: {names}"
+            )
+        for callback in self.callbacks:
+            callback.begin(self)
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The model, without what is wrapped around it for training."""
         return self.objective.model
 
@@ -127,142 +109,107 @@ class TrainingRun:
 
         Checkpoints hold the random state, so that a run draws the same numbers however often it is interrupted.
         """
-        torch.manual_seed(self.recipe.seed + _PROCESS_STRIDE * self.processes.data_rank)
+        torch.manual_seed(self.config.seed + _PROCESS_STRIDE * self.processes.data_rank)
 
         def forward() -> None:
-            batch = cut(self.batch(0).to(self.processes.device), self.recipe.micro_batch_size)[0]
-            with (
-                uncompiled(),
-                attention_of(self.objective, "sdpa"),
-                autocast(self.processes.device, self.autocast_dtype),
-            ):
-                self.module(batch.input_ids, batch.position_ids, batch.targets)
+            with uncompiled(), autocast(self.processes.device, self.autocast_dtype):
+                self.module(**self.parts(self.to_device(self.batch(0)))[0])
             release_gathered_weights(self.module)
 
-        self.source.profile(self.model, forward, self.processes.sum_over_data)
+        self.task.adapt(self.objective, forward, self.processes.sum_over_data)
 
     def batch(self, step: int) -> Batch:
-        """Return this process's rows of the batch of a step, from 0."""
-        return self.data.train.batch(self.processes.own_rows(self._rows(step)))
+        """Return this process's share of the batch of a step, from 0."""
+        return self.task.batch(step, self.processes.share)
 
-    def make_step(self, batch: Batch) -> StepRecord:
+    def to_device(self, batch: Batch) -> Batch:
+        """Return a batch on the run's device."""
+        return tree_map_only(Tensor, lambda tensor: tensor.to(self.processes.device), batch)
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return a batch in micro-batches."""
+        return cut(batch, self.config.micro_batch_size)
+
+    def make_step(self, batch: Batch, weight: int | None = None) -> StepRecord:
         """Make the next step: gradients of the whole batch, clipping, update.
 
-        The device itself leaves the update out if loss or gradient norm is not finite or the norm is a spike, so that
-        nobody has to wait for the numbers, and the weights are those of the last good step whatever is decided later.
+        The device itself leaves the update out if loss or gradient norm is not finite, or a callback does not accept
+        it, so that nobody has to wait for the numbers, and the weights are those of the last good step whatever is
+        decided later.
+
+        Args:
+            batch: this process's share, on the device.
+            weight: of that share, if it is known.
         """
-        recipe, step = self.recipe, self.step + 1
-        self.source.intervention.before_step(step)
-        measured = recipe.layer_metrics_every > 0 and step % recipe.layer_metrics_every == 0
-        loss, num_tokens = self._accumulate(batch)
+        step, config = self.step + 1, self.config
+        for callback in self.callbacks:
+            callback.before_step(step)
+        loss, total = self._accumulate(batch, self.task.weight(batch) if weight is None else weight)
         loss = self.processes.sum_over_data(loss)
-        layers = layer_gradient_norms(self.model) if measured else {}
-        norm = clip_gradients(self.model.parameters(), recipe.optimizer.max_grad_norm)
-        largest_norm = self.watch.largest_norm
-        rate = learning_rate(recipe, step)
+        for callback in self.callbacks:
+            callback.after_backward(self, step)
+        norm = clip_gradients(self.model.parameters(), config.optimizer.max_grad_norm)
+        rate = learning_rate(config.optimizer, config.steps, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        good = torch.isfinite(loss) & torch.isfinite(norm) & (norm <= largest_norm)
-        self.source.intervention.after_step(good, self.processes.sum_over_data)
+        good = torch.isfinite(loss) & torch.isfinite(norm)
+        for callback in self.callbacks:
+            if (accepted := callback.accepts(step, norm)) is not None:
+                good = good & accepted
         # the fused optimisers' own way to be told on the device that a step is not to be made
         self.optimizer.found_inf = (~good).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if measured:
-            layers |= layer_update_ratios(self.model, self.optimizer)
-            with gathered_weights(self.module):
-                layers |= layer_activations(self.model, batch, self.autocast_dtype)
-        self.step, self.tokens = step, self.tokens + num_tokens
-        values = {"learning_rate": rate, "tokens": self.tokens, "step_tokens": num_tokens}
-        values |= self.source.intervention.values()
-        return StepRecord(step, loss, norm, largest_norm, values, layers)
+        self.step, self.weight, self._last_batch = step, self.weight + total, batch
+        record = StepRecord(step, loss, norm, total, {"learning_rate": rate, self.task.unit: self.weight})
+        for callback in self.callbacks:
+            callback.after_step(self, record, good)
+        return record
 
-    def validate(self) -> EvaluationLoss:
-        """Return the validation loss."""
-        return validate(self.module, self.objective, self.recipe, self.data.validation, self.processes)
+    def _accumulate(self, batch: Batch, weight: int) -> tuple[Tensor, int]:
+        """Return this process's part of the loss, and the weight of all parts, having added to the gradients."""
+        total = int(self.processes.sum_over_data(torch.tensor(weight)))
+        parts, data_count = self.parts(batch), self.processes.data_count
+        return accumulate_gradients(self.module, parts, self.autocast_dtype, total, data_count), total
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside weights, optimiser and random state, as JSON."""
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "watch": self.watch.state(),
-            "intervention": self.source.intervention.state(),
-            "settings": {"compiled": self.settings.compiled, "threads": self.settings.threads},
-            "processes": self.processes.count,
-        }
-
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Begin to write a checkpoint.
-
-        Raises:
-            InputError: it, or the one before, cannot be written.
-        """
-        needed = self.source.intervention.needed_checkpoints()
-        checkpoints.save(self.step, self.model, self.optimizer, self.state(), needed=needed)
-
-    def restore(self, checkpoints: Checkpoints, saved: SavedCheckpoint | None, *, rolled_back: bool = False) -> None:
-        """Go to a checkpoint, or to the beginning if there is none.
-
-        Raises:
-            InputError: it is of another model.
-        """
-        if saved is None:
-            self.source.restart(self.model)
-            self.begin()
-            self.optimizer.state.clear()
-            progress = {"step": 0, "tokens": 0, "watch": FaultWatch(self.recipe.faults).state()}
-        else:
-            checkpoints.restore(saved, self.model, self.optimizer)
-            progress = saved.progress
-        self.step, self.tokens = int(progress["step"]), int(progress["tokens"])
-        self.watch.restore(progress["watch"], rolled_back=rolled_back)
-        # a checkpoint of an older version has none
-        self.source.intervention.restore(progress.get("intervention", {}), rolled_back=rolled_back)
-
-    def take_back(self, record: StepRecord, fault: Fault) -> None:
-        """Go back to before the last step, which went wrong: its update was left out, so only the counters change."""
-        self.step = fault.step - 1
-        self.tokens -= int(record.values["step_tokens"])
-        self.watch.forget()
-
-    def explain(self, fault: Fault) -> str:
-        """Return a sentence on a fault, with step, rows and the layer where it began, and note it in `faults.jsonl`.
-
-        The step is computed again to find the layer, its forward without compilation.
-
-        Raises:
-            InputError: the disk is full.
-        """
-        rows = self._rows(fault.step - 1)
-        where = self._find_layer(self.batch(fault.step - 1).to(self.processes.device))
-        named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if len(rows) > _ROWS_NAMED else "")
-        if self.processes.is_main:
-            line = {"step": fault.step, "what": fault.what, "action": fault.action, "where": where}
-            self._note({**line, "rows": rows.tolist()})
-        return f"{fault.what} in step {fault.step} (training rows {named}), first {where}"
-
-    def _note(self, line: dict[str, Any]) -> None:
-        path = self.folder / FAULTS_FILE
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}. Make room, and run the same command again: it goes "
-                "on from the last checkpoint"
-            ) from error
-
-    def _find_layer(self, batch: Batch) -> str:
-        parts = cut(batch, self.recipe.micro_batch_size)
+    def validate(self) -> Evaluation:
+        """Return the task's evaluation of the model."""
         with gathered_weights(self.module):
-            found = [blame_activations(self.model, part, self.autocast_dtype) for part in parts]
+            return evaluate(self.task, self.objective, self.processes, self.autocast_dtype)
+
+    def description(self) -> dict[str, Any]:
+        """Return what is trained, and how, as JSON."""
+        return {**self.config.to_dict(), **self.task.identity(), "settings": self.settings.to_dict()}
+
+    def rows(self, step: int) -> Sequence[int]:
+        """Return the numbers of the rows in the whole batch of a step, from 1; empty: the task has none."""
+        return self.task.rows(step - 1)
+
+    def layers(self) -> list[tuple[str, nn.Parameter]]:
+        """Return every parameter with the name of the layer that it is measured in."""
+        return self.task.layers(self.model)
+
+    def activations(self) -> dict[str, Tensor]:
+        """Measure what goes through the layers on the batch of the last step."""
+        with gathered_weights(self.module):
+            return self.task.activations(self.objective, self._last_batch, self.autocast_dtype)
+
+    def find_fault(self, step: int) -> str:
+        """Compute a step, from 1, again, its forward without compilation, and return in words where it goes wrong."""
+        batch = self.to_device(self.batch(step - 1))
+        with gathered_weights(self.module):
+            found = [
+                blame_activations(
+                    self.model, lambda part=part: self.task.forward(self.objective, part), self.autocast_dtype
+                )
+                for part in self.parts(batch)
+            ]
         activation = next((name for name in found if name is not None), None)
         # what one process has seen, all must know: they go on together
         if self.processes.largest(int(activation is not None)):
             return f"seen in the output of {activation or 'a layer, on the rows of another process'}"
-        self._accumulate(batch)
-        norms = {name.split("/")[1]: float(norm) for name, norm in layer_gradient_norms(self.model).items()}
+        self._accumulate(batch, self.task.weight(batch))
+        norms = {name.split("/")[1]: float(norm) for name, norm in layer_gradient_norms(self.layers()).items()}
         self.optimizer.zero_grad()
         # the backward pass comes from the head, and spoils all that is below
         if bad := [name for name, norm in norms.items() if not math.isfinite(norm)]:
@@ -270,66 +217,119 @@ class TrainingRun:
         largest = max(norms, key=lambda name: norms[name])
         return f"seen as a gradient of norm {norms[largest]:.4g} in {largest}, the largest"
 
-    def _accumulate(self, batch: Batch) -> tuple[Tensor, int]:
-        """Return this process's part of the loss, and the predicted tokens of all, having added to the gradients."""
-        num_tokens = int(self.processes.sum_over_data(torch.tensor(batch.num_predicted_tokens)))
-        micro_batch_size, data_count = self.recipe.micro_batch_size, self.processes.data_count
-        loss = accumulate_gradients(self.module, batch, micro_batch_size, self.autocast_dtype, num_tokens, data_count)
-        return loss, num_tokens
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Begin to write a checkpoint.
 
-    def _rows(self, step: int) -> Any:
-        return training_rows(len(self.data.train), step, self.recipe.batch_size, self.recipe.seed)
+        Raises:
+            InputError: it, or the one before, cannot be written.
+        """
+        progress = {
+            "step": self.step,
+            "weight": self.weight,
+            "callbacks": {callback.name: callback.state() for callback in self.callbacks},
+            "settings": self.settings.to_dict(),
+            "processes": self.processes.count,
+        }
+        needed = [step for callback in self.callbacks for step in callback.needed_checkpoints()]
+        for callback in self.callbacks:
+            callback.flush()
+        checkpoints.save(self.step, self.model, self.optimizer, progress, self._own_tensors(), needed=needed)
+
+    def restore(self, checkpoints: Checkpoints, saved: SavedCheckpoint | None, *, rolled_back: bool = False) -> None:
+        """Go to a checkpoint, or to the beginning if there is none.
+
+        Raises:
+            InputError: it is of another model.
+        """
+        states: dict[str, Any] = {}
+        if saved is None:
+            self.task.restart(self.objective)
+            self.begin()
+            self.optimizer.state.clear()
+            self.step = self.weight = 0
+            for callback in self.callbacks:
+                callback.begin(self)
+        else:
+            checkpoints.restore(saved, self.model, self.optimizer, self._own_tensors())
+            states = saved.progress["callbacks"]
+            if states.keys() != {callback.name for callback in self.callbacks}:
+                raise InputError(
+                    f"the checkpoint {saved.path} is of a run with the callbacks {', '.join(sorted(states))}, and this "
+                    f"one has {', '.join(sorted(callback.name for callback in self.callbacks))}: use the same"
+                )
+            self.step, self.weight = int(saved.progress["step"]), int(saved.progress["weight"])
+        for callback in self.callbacks:
+            callback.restore(states.get(callback.name, {}), rolled_back=rolled_back)
+            if rolled_back:
+                callback.rewind(self)
+
+    def take_back(self, record: StepRecord) -> None:
+        """Go back to before the last step: its update was left out, so only the counters change."""
+        self.step, self.weight = record.step - 1, self.weight - record.weight
+
+    @contextmanager
+    def running_callbacks(self) -> Iterator[None]:
+        """Within the block, callbacks are started; they are closed behind it, whatever happens."""
+        try:
+            for callback in self.callbacks:
+                callback.start(self)
+            yield
+        finally:
+            for callback in self.callbacks:
+                callback.close()
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{callback.name}.{name}": one for callback in self.callbacks for name, one in callback.tensors().items()
+        }
 
 
-def build_objective(
-    source: ModelSource, recipe: Recipe, processes: Processes, *, compiled: bool
-) -> tuple[CausalLanguageModelObjective, nn.Module]:
-    """Return the training objective of a source's model, and the module to call: the same, or DDP's wrapper around it.
+def build_objective(task: Task, processes: Processes, settings: Settings) -> tuple[Objective, nn.Module]:
+    """Return the objective of a task's model, and the module to call: the same, or DDP's wrapper around it.
 
     Raises:
-        InputError: the model cannot be built, or cannot be shared out as the recipe wants.
+        InputError: the model cannot be built, or cannot be shared out as the configuration wants.
     """
-    device = processes.device
-    attention = choose_attention(device, recipe.data.sequence_length, compiled=compiled)
-    objective = source.wrap(source.build(), attention)
-    share_out(objective, processes, recipe.execution, resolve_precision(recipe, device))
-    source.place(objective.model, device)
-    if compiled:
+    device, execution = processes.device, task.config.execution
+    objective = task.objective(task.build(), device, compiled=settings.compiled)
+    share_out(objective, processes, execution, settings.precision.autocast_dtype)
+    task.place(objective, device)
+    if settings.compiled:
         compile_objective(objective)
-    return objective, replicate(objective, processes, recipe.execution)
+    return objective, replicate(objective, processes, execution)
+
+
+def evaluate(task: Task, objective: Objective, processes: Processes, autocast_dtype: torch.dtype | None) -> Evaluation:
+    """Return a task's evaluation of a model: dropout off, uncompiled, so that anyone who opens it gets the same."""
+    device = processes.device
+    with evaluation_mode(objective), torch.no_grad(), autocast(device, autocast_dtype), uncompiled():
+        return task.evaluate(objective, device, processes.share, processes.sum_over_data)
 
 
 def accumulate_gradients(
-    module: nn.Module,
-    batch: Batch,
-    micro_batch_size: int | None,
-    autocast_dtype: torch.dtype | None,
-    num_tokens: int,
-    data_count: int = 1,
+    module: nn.Module, parts: Sequence[Batch], autocast_dtype: torch.dtype | None, weight: int, data_count: int = 1
 ) -> Tensor:
     """Add to the gradients those of a batch's mean loss, and return this process's part of that loss.
 
-    The mean is over `num_tokens`, the predicted tokens of the whole batch, however it is cut into micro-batches and
-    among processes.
+    The mean is over the weight of the whole batch, however it is cut into micro-batches and among processes.
 
     Args:
-        module: maps (input_ids, position_ids, targets) to a summed loss; DDP and FSDP average gradients over processes.
-        batch: this process's rows, on its device.
-        micro_batch_size: rows for one forward and backward; None: all.
-        autocast_dtype: see `resolve_precision`.
-        num_tokens: predicted tokens of all processes' rows.
+        module: maps a batch to a summed loss; DDP and FSDP average gradients over processes.
+        parts: this process's share in micro-batches, on its device.
+        autocast_dtype: autocast to this; None: float32 throughout.
+        weight: of all processes' shares.
         data_count: the number of those processes.
 
     Returns:
-        A scalar; its sum over the processes is the loss in nats per predicted token.
+        A scalar; its sum over the processes is the mean loss.
     """
-    parts = cut(batch, micro_batch_size)
-    scale = 1 / max(1, num_tokens)
+    scale = 1 / max(1, weight)
+    device = tree_leaves(parts[0])[0].device
     losses: list[Tensor] = []
     for number, part in enumerate(parts):
         with gradient_exchange(module, wanted=number == len(parts) - 1):
-            with autocast(batch.input_ids.device, autocast_dtype):
-                loss = module(part.input_ids, part.position_ids, part.targets) * scale
+            with autocast(device, autocast_dtype):
+                loss = module(**part) * scale
             (loss * data_count).backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
@@ -337,7 +337,8 @@ def accumulate_gradients(
 
 def cut(batch: Batch, size: int | None) -> list[Batch]:
     """Return a batch in parts of so many rows; the last may have fewer."""
-    rows = batch.input_ids.shape[0]
-    size = size or rows
+    rows = len(next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
+    if size is None or size >= rows:
+        return [batch]
     parts = [slice(start, start + size) for start in range(0, rows, size)]
-    return [Batch(batch.input_ids[part], batch.targets[part], batch.position_ids[part]) for part in parts]
+    return [tree_map_only(Tensor, lambda tensor, part=part: tensor[part], batch) for part in parts]

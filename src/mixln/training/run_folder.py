@@ -4,68 +4,57 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-
 from mixln.errors import InputError
-from mixln.files import put_on_disk, whole_folder, write_file
-from mixln.training.checkpoint import CHECKPOINTS_FOLDER, disk_reason
-from mixln.training.config import Recipe
-from mixln.training.metrics import METRICS_FILE
+from mixln.records import read_json
+from mixln.storage import DiskErrors, held_lock, put_on_disk, whole_folder, write_file
+from mixln.training.callbacks.metrics import METRICS_FILE
+from mixln.training.saved_checkpoint import CHECKPOINTS_FOLDER
 
 RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
 
+_MAY_CHANGE = ("execution", "faults")
+"""Fields of a configuration that may change when a run is resumed."""
+
 
 @contextmanager
-def claimed_folder(
-    folder: Path, recipe: Recipe, data_fingerprint: str, model: Mapping[str, Any] | None = None
-) -> Iterator[None]:
+def claimed_folder(folder: Path, task: dict[str, Any], config: dict[str, Any]) -> Iterator[None]:
     """Hold a run's folder for this process alone, created if need be, after making sure that its run is this one.
 
     Args:
         folder: of the run.
-        recipe: of the run.
-        data_fingerprint: of its data.
-        model: fields that stand in the recipe's place, if its model is not the recipe's.
+        task: what identifies it, as JSON.
+        config: of the run, as JSON.
 
     Raises:
-        InputError: the run in it is of another recipe or other data, another process is at it, or it cannot be written.
+        InputError: the run in it is another one, another process is at it, or it cannot be written.
     """
     path = folder / RECIPE_FILE
-    given = {**(model or {}), "data_fingerprint": data_fingerprint}
-    wanted = {**recipe.identity(), **given}
+    wanted = json.loads(json.dumps({**config, **task}))
     if not path.exists():
         if foreign := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE) if (folder / name).exists()]:
             raise InputError(
                 f"{folder} holds {foreign[0]}, but no {RECIPE_FILE} that says of which run. Choose another"
             )
-        write_file(path, json.dumps({**recipe.to_dict(), **given}, indent=2) + "\n")
+        write_file(path, json.dumps(wanted, indent=2) + "\n")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: value for name, value in found.items() if name in wanted or name not in recipe.to_dict()}
+        found, wanted = (
+            {name: value for name, value in one.items() if name not in _MAY_CHANGE} for one in (read_json(path), wanted)
+        )
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a valid recipe. Delete {folder} to start this run over") from error
-    if changes := list(differences(found, json.loads(json.dumps(wanted)))):
+    if changes := list(differences(found, wanted)):
         raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changes)}). Choose another folder")
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"another process is training in {folder}. Wait for it, or choose another folder") from error
-    try:
+    busy = f"another process is training in {folder}. Wait for it, or choose another folder"
+    with held_lock(folder / ".lock", busy):
         for leftover in folder.glob(f".{MODEL_FOLDER}.*.tmp"):  # of a kill; whoever wrote it does not hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 def differences(before: object, after: object, name: str = "") -> Iterator[str]:
@@ -77,51 +66,17 @@ def differences(before: object, after: object, name: str = "") -> Iterator[str]:
         yield f"{name} was {before}, is {after}"
 
 
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    weights: dict[str, Any] | None = None,
-    files: Mapping[str, str] | None = None,
-    mend: str,
-) -> None:
-    """Write a model and its tokenizer as a Hugging Face folder, whole or not at all.
+def fill_folder(folder: Path, fill: Callable[[Path], object], remedy: str) -> None:
+    """Write a folder, whole or not at all.
 
     Args:
-        model: it may be sharded, if `weights` are given.
-        tokenizer: saved beside it.
         folder: to write.
-        weights: all of them, unsharded; None: the model's own.
-        files: name and text of what else goes into the folder.
-        mend: what to do about a disk that does not take it, a sentence for the user.
+        fill: writes all that belongs into it, into the folder that it is given.
+        remedy: what to do about a disk that does not take it, a sentence for the user.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    try:
-        with whole_folder(folder) as temporary:
-            model.save_pretrained(temporary, state_dict=weights)
-            tokenizer.save_pretrained(temporary)
-            for name, text in (files or {}).items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            put_on_disk(temporary)  # what it was made from may be removed next
-    except Exception as error:
-        reason = disk_reason(error)
-        if reason is None:
-            raise
-        raise InputError(f"the model could not be saved in {folder} ({reason}). {mend}") from error
-
-
-def load_model(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Open a finished model, in evaluation mode.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder)  # an architecture may have no sdpa
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
-    torch.nn.Module.to(model, device)
-    return model.eval()
+    with DiskErrors(f"the model could not be saved in {folder}", remedy), whole_folder(folder) as temporary:
+        fill(temporary)
+        put_on_disk(temporary)  # the checkpoints it was made from may be removed next

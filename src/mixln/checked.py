@@ -1,0 +1,197 @@
+"""Types and ranges of fields, checked by their annotations: in configurations, and in what was read from JSON.
+
+A configuration is valid when it exists, since its constructor checks it:
+
+    @dataclass(frozen=True)
+    class OptimizerConfig(Checked):
+        checked_path: ClassVar[str] = "optimizer."
+        learning_rate: PositiveFloat = 1e-3
+
+A range is part of the field's annotation. Rules between fields stand in the own `__post_init__` of a class, which calls
+this one first. This module imports nothing heavy, so that the modules of configurations do not either.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import types
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from mixln.errors import InputError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The range of a number.
+
+    Attributes:
+        low: the least value, which is in the range.
+        high: the greatest value, in the range too.
+        above: the number must be more than this.
+        below: the number must be less than this.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        """Whether a number lies in the range; NaN lies in none, and infinity in none that is open below."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or (value > self.above and value != math.inf))
+            and (self.below is None or value < self.below)
+        )
+
+    def refuse(self, value: float) -> str:
+        """Return what to say of a number outside of the range."""
+        least = self.low if self.above is None else self.above
+        most = self.high if self.below is None else self.below
+        if most is not None:
+            brackets = "[" if self.above is None else "(", "]" if self.below is None else ")"
+            return f"must be in {brackets[0]}{least:g}, {most:g}{brackets[1]}, not {value}"
+        if self.above is not None:
+            return f"must be more than {self.above:g}, not {value}"
+        return f"must not be negative, but is {value}" if least == 0 else f"must be at least {least:g}, not {value}"
+
+
+PositiveInt = Annotated[int, Range(above=0)]
+NonNegativeInt = Annotated[int, Range(low=0)]
+PositiveFloat = Annotated[float, Range(above=0)]
+NonNegativeFloat = Annotated[float, Range(low=0)]
+Fraction = Annotated[float, Range(low=0, below=1)]
+
+_IN_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "an object",
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base class of dataclasses whose fields are checked by their annotations. It is one too: so jsonargparse gives an
+    option to each field of a nested one, and takes no subclass in its place.
+
+    Annotations are those that `Conversion` knows.
+
+    Attributes:
+        checked_path: what stands before a field's name in messages: where users find it, as `optimizer.`.
+    """
+
+    checked_path: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a field has a value of another type or out of its range; the message names the field."""
+        for name, hint in _fields(type(self))[0].items():
+            Conversion().convert(hint, getattr(self, name), f"{self.checked_path}{name}")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Values checked against annotations, and objects of JSON made into the dataclasses that they stand for.
+
+    Known are `Any`, classes, `Literal`, lists, tuples, string-keyed dicts, dataclasses, TypedDicts, unions of one of
+    these with None, and `Range` in `Annotated`. A bool is no number; an int is a float too.
+
+    Attributes:
+        where: what the whole is called in messages; empty: its parts alone are named.
+        is_json: whether objects stand for dataclasses, and ints for floats; else nothing is converted.
+        null_is_nan: whether a null is NaN where a plain `float` is wanted.
+    """
+
+    where: str = ""
+    is_json: bool = False
+    null_is_nan: bool = False
+
+    def convert(self, kind: Any, value: Any, path: str) -> Any:
+        """Return the value as one of `kind`; `path` is its place.
+
+        Raises:
+            InputError: it is of another type, or out of its range; names the place, as in `runs[3].seed`.
+        """
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Annotated, Required, NotRequired):
+            found = self.convert(arguments[0], value, path)
+            for limit in arguments[1:]:
+                if isinstance(limit, Range) and found not in limit:
+                    raise self._refusal(path, limit.refuse(found))
+            return found
+        if origin in (Union, types.UnionType):
+            if value is None and types.NoneType in arguments:
+                return None
+            (inner,) = [argument for argument in arguments if argument is not types.NoneType]
+            return self.convert(inner, value, path)
+        if origin is Literal:
+            if value not in arguments:
+                raise self._wrong(path, f"one of {', '.join(map(str, arguments))}", value)
+            return value
+        if origin in (list, tuple):
+            return self._convert_items(origin, arguments, value, path)
+        if origin is dict and isinstance(value, dict):
+            return {key: self.convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+        if self.is_json and (is_dataclass(kind) or is_typeddict(kind)):
+            return self._convert_fields(kind, value, path)
+        if kind is float and value is None and self.null_is_nan:
+            return math.nan
+        wanted = (int, float) if kind is float else object if kind is Any else origin or kind
+        if not isinstance(value, wanted) or (kind in (int, float) and isinstance(value, bool)):
+            raise self._wrong(path, _IN_WORDS.get(origin or kind) or kind.__name__, value)
+        return float(value) if isinstance(value, int) and kind is float and self.is_json else value
+
+    def _convert_items(self, origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
+        if not isinstance(value, list | tuple):
+            raise self._wrong(path, "a list", value)
+        is_fixed = origin is tuple and arguments[-1] is not Ellipsis
+        kinds = arguments if is_fixed else arguments[:1] * len(value)
+        if len(kinds) != len(value):
+            raise self._wrong(path, f"a list of {len(kinds)}", value)
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return origin(self.convert(kind, item, f"{path}[{index}]") for index, (kind, item) in pairs)
+
+    def _convert_fields(self, kind: Any, value: Any, path: str) -> Any:
+        if not isinstance(value, dict):
+            raise self._wrong(path, "an object", value)
+        hints, required = _fields(kind)
+        if missing := required - value.keys():
+            raise self._refusal(path, f"lacks {', '.join(sorted(missing))}")
+        if unknown := value.keys() - hints.keys():
+            raise self._refusal(path, f"has the unknown {', '.join(sorted(unknown))}")
+        prefix = f"{path}." if path else ""
+        return kind(**{key: self.convert(hints[key], item, prefix + key) for key, item in value.items()})
+
+    def _wrong(self, path: str, wanted: str, value: object) -> InputError:
+        return self._refusal(path, f"must be {wanted}, not {reprlib.repr(value)}")
+
+    def _refusal(self, path: str, problem: str) -> InputError:
+        return InputError(f"{': '.join(filter(None, (self.where, path)))} {problem}")
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the types of the fields of a dataclass or TypedDict by their names, and those that have no default."""
+    hints = get_type_hints(kind, include_extras=True)
+    if is_typeddict(kind):
+        return hints, kind.__required_keys__
+    found = [field for field in fields(kind) if field.init]
+    required = (field.name for field in found if field.default is MISSING and field.default_factory is MISSING)
+    return {field.name: hints[field.name] for field in found}, frozenset(required)

@@ -1,0 +1,104 @@
+"""The result of an estimate, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixln.estimate.devices import Device
+from mixln.estimate.memory import MemoryUse, ShardingPlan
+from mixln.estimate.operations import Operations
+from mixln.estimate.parameters import ParameterCount
+
+
+@dataclass(frozen=True)
+class PlanEstimate:
+    """One way of sharing the model.
+
+    Attributes:
+        label: its name.
+        plan: the devices and what is sharded among them.
+        rows: sequences in a micro-batch on one device.
+        micro_batches: of one device in a step.
+        memory: bytes on each device.
+        fits: whether they fit.
+        chosen: whether it is the recipe's.
+    """
+
+    label: str
+    plan: ShardingPlan
+    rows: int
+    micro_batches: int
+    memory: MemoryUse
+    fits: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """Time of the run under the recipe's own plan.
+
+    Attributes:
+        step_seconds: of one optimiser step.
+        matrix_seconds: matrix multiplications in it, at the device's peak.
+        traffic_seconds: memory traffic in it, at the device's bandwidth.
+        communication_seconds: communication in it, at the interconnect's; hidden behind the rest, as far as it can be.
+        tokens_per_second: token slots, of all devices together.
+        model_flops_utilization: operations that the model needs, per second, as a share of the peak of all devices.
+        hours: wall-clock of all steps; without validation, checkpoints and interruptions.
+        device_hours: times the number of devices.
+        cost: device_hours * price; None: no price.
+    """
+
+    step_seconds: float
+    matrix_seconds: float
+    traffic_seconds: float
+    communication_seconds: float
+    tokens_per_second: float
+    model_flops_utilization: float
+    hours: float
+    device_hours: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        parameters: of the model.
+        operations: for each token.
+        tokens_per_step: token slots of an optimiser step.
+        steps: optimiser steps.
+        device: it runs on, with the utilisation and the price that were used.
+        count: number of devices.
+        usable_bytes: memory of one device that tensors can have.
+        plans: memory, for each way of sharing the model.
+        time: of the recipe's own plan.
+        advice: if that does not fit: what to change; else empty.
+        assumptions: of the estimate, a sentence each.
+    """
+
+    parameters: ParameterCount
+    operations: Operations
+    tokens_per_step: int
+    steps: int
+    device: Device
+    count: int
+    usable_bytes: float
+    plans: tuple[PlanEstimate, ...]
+    time: TimeEstimate
+    advice: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def chosen(self) -> PlanEstimate:
+        """The recipe's own plan."""
+        return next(plan for plan in self.plans if plan.chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as nested plain values, with the totals."""
+        values = asdict(self)
+        for shown, plan in zip(values["plans"], self.plans, strict=True):
+            shown["memory"]["total"] = plan.memory.total
+        return values

@@ -1,0 +1,205 @@
+"""From the end of the residual stream to the logits: the final norm as a matrix times a scale, and the head.
+
+    logits = W y + b,    y = gamma * P x / sigma(x) + beta
+
+P takes the mean away (LayerNorm) or is the identity (RMSNorm); without a final norm y = x. With sigma held at the value
+that it has for a token, logits are linear in x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixln.errors import InputError
+from mixln.interpret.stream import Stream, StreamRecord, described, precise, rounding
+from mixln.measure.calls import watched
+from mixln.measure.forward import call_model, evaluation_mode
+from mixln.measure.sums import at_least_float32
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What comes after the last block, for the tokens of one forward pass.
+
+    Attributes:
+        norm: the final norm; None if there is none.
+        gain: gamma, (hidden,).
+        offset: beta, (hidden,).
+        centered: whether P takes the mean away.
+        inverse_scale: 1 / sigma of each token, (rows, tokens, 1).
+        head: W, (vocabulary, hidden).
+        head_bias: b, (vocabulary,); None without.
+    """
+
+    norm: nn.Module | None
+    gain: Tensor
+    offset: Tensor
+    centered: bool
+    inverse_scale: Tensor
+    head: Tensor
+    head_bias: Tensor | None
+
+    def normalised(self, final: Tensor) -> Tensor:
+        """y of other final states (rows, tokens, hidden) of the same tokens, sigma computed anew."""
+        return final if self.norm is None else self.norm(final)
+
+    def held(self, part: Tensor) -> Tensor:
+        """gamma * P v / sigma of a part v of the final states (rows, tokens, hidden), sigma held; without beta."""
+        return self.project(part) * self.inverse_scale
+
+    def project(self, part: Tensor) -> Tensor:
+        """gamma * P v, of any (..., hidden), in float64 where the device has it."""
+        part = precise(part)
+        return self.gain * (part - part.mean(-1, keepdim=True) if self.centered else part)
+
+    def direction(self, answers: Tensor, distractors: Tensor) -> Tensor:
+        """W[answer] - W[distractor], (..., hidden), in float64 where the device has it."""
+        return _rows(self.head, answers) - _rows(self.head, distractors)
+
+    def bias_difference(self, answers: Tensor, distractors: Tensor) -> Tensor:
+        """b[answer] - b[distractor], of the tokens' shape."""
+        if self.head_bias is None:
+            return torch.zeros(answers.shape, dtype=self.gain.dtype, device=self.gain.device)
+        return _rows(self.head_bias, answers) - _rows(self.head_bias, distractors)
+
+    def logits(self, normalised: Tensor) -> Tensor:
+        """W y + b, of (..., hidden), in float32 at least."""
+        head = at_least_float32(self.head)
+        logits = normalised.to(head) @ head.T
+        return logits if self.head_bias is None else logits + self.head_bias
+
+
+class Reading(NamedTuple):
+    """A forward pass from the embedding to the logits.
+
+    Attributes:
+        record: what was written to the stream.
+        readout: what comes after it.
+        logits: that the model returned.
+    """
+
+    record: StreamRecord
+    readout: Readout
+    logits: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """x_(L+1), (rows, tokens, hidden)."""
+        return self.record.blocks.hidden_states[-1]
+
+
+def read(stream: Stream, arguments: Mapping[str, Any]) -> Reading:
+    """Run a language model once, dropout off and without gradients, and see what it is made of.
+
+    Args:
+        stream: of a causal language model.
+        arguments: of the model, on its device.
+
+    Raises:
+        InputError: the stream is no plain sum, the final norm is not one scale for each token, or the logits are not a
+            matrix times the normalised state.
+    """
+    model = stream.model
+    head = _head(model)
+    with evaluation_mode(model), torch.no_grad():
+        with _watching(stream, head) as tail, stream.recording() as record:
+            logits: Tensor = call_model(model, arguments).logits
+        stream.check_sum(record)
+        final = record.blocks.hidden_states[-1]
+        readout = _fit(stream, final, tail, head)
+        shown = readout.logits(tail.head_input[:1, -1])
+        off = (shown - at_least_float32(logits[:1, -1])).norm() / shown.norm()
+        if not off <= rounding(logits.dtype):
+            raise InputError(
+                f"the logits of {described(model)} are not its head's matrix times the normalised state (off by "
+                f"{off:.2g}): a cap or a scale follows the head, so they are no sum over components"
+            )
+    return Reading(record, readout, logits)
+
+
+@dataclass
+class _Tail:
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
+    head_inputs: list[Tensor] = field(default_factory=list)
+
+    @property
+    def head_input(self) -> Tensor:
+        return self.head_inputs[-1]
+
+
+@contextmanager
+def _watching(stream: Stream, head: nn.Module) -> Iterator[_Tail]:
+    """Note what goes through the modules outside of the blocks that map states to states, and into the head."""
+    tail, inside = _Tail(), {head, *stream.stack.layers.modules()}
+    around = [(one, one) for one in stream.model.modules() if one not in inside and next(one.children(), None) is None]
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape:
+            tail.calls.append((module, args[0], output))
+
+    with watched(around, note), watched([(None, head)], lambda _, args, _output: tail.head_inputs.append(args[0])):
+        yield tail
+
+
+def _rows(table: Tensor, tokens: Tensor) -> Tensor:
+    return precise(table[tokens.to(table.device)])
+
+
+def _head(model: nn.Module) -> nn.Module:
+    get: Any = getattr(model, "get_output_embeddings", None)
+    head = None if get is None else get()
+    if head is None:
+        raise InputError(f"a {type(model).__name__} has no language-model head: give one of a class ...ForCausalLM")
+    return head
+
+
+def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout:
+    bias = getattr(head, "bias", None)
+    weight, state = head.get_parameter("weight"), precise(final)
+    ones = torch.ones_like(state[0, 0])
+    if torch.equal(final, tail.head_input):
+        return Readout(None, ones, ones * 0, False, torch.ones_like(state[..., :1]), weight, bias)
+    norm = next(
+        (
+            module
+            for module, given, output in tail.calls
+            if torch.equal(given, final) and torch.equal(output, tail.head_input)
+        ),
+        None,
+    )
+    if norm is None:
+        raise InputError(
+            f"between the last block and the head of {described(stream.model)} stands more than one norm, so its "
+            "logits are no sum over components"
+        )
+    gain, offset = (
+        default if (own := getattr(norm, name, None)) is None else precise(own)
+        for name, default in (("weight", ones), ("bias", ones * 0))
+    )
+    fits = [_fit_scale(state, precise(tail.head_input) - offset, gain, centered=centered) for centered in (False, True)]
+    centered = fits[1][1] < fits[0][1]
+    inverse_scale, off = fits[centered]
+    if not off <= rounding(final.dtype):
+        raise InputError(
+            f"the final norm of {described(stream.model)} ({type(norm).__name__}) is not weight * x / scale with one "
+            f"scale for each token (off by {off:.2g}): it cannot be held fixed. LayerNorm and RMSNorm can"
+        )
+    return Readout(norm, gain, offset, centered, inverse_scale, weight, bias)
+
+
+def _fit_scale(state: Tensor, scaled: Tensor, gain: Tensor, *, centered: bool) -> tuple[Tensor, float]:
+    """1 / sigma of each token by least squares, (rows, tokens, 1), and the largest relative error that it leaves.
+
+    So eps and frozen scales need no knowledge of the norm's class.
+    """
+    unscaled = gain * (state - state.mean(-1, keepdim=True) if centered else state)
+    squares = unscaled.square().sum(-1, keepdim=True).clamp_min(1e-300)
+    inverse_scale = (unscaled * scaled).sum(-1, keepdim=True) / squares
+    rest = (scaled - inverse_scale * unscaled).norm(dim=-1) / scaled.norm(dim=-1).clamp_min(1e-300)
+    return inverse_scale, rest.max().item()

@@ -1,0 +1,110 @@
+"""Gradient norm of each layer (Mix-LN: Li, Yin, Liu 2024, arXiv 2412.13795)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from mixln.errors import InputError
+from mixln.measure.batches import ModelBatch, model_batches
+from mixln.measure.estimates import Estimates, with_interval, without_interval
+from mixln.measure.forward import IGNORED_TARGET, TokenBatch, autocast, call_model, evaluation_mode, model_device
+from mixln.measure.performance import row_cross_entropies
+from mixln.measure.stack import BlockStack, block_stack_of
+from mixln.measure.sums import no_tokens_error, where_float64_is
+from mixln.modes import all_requiring_grad
+
+
+def gradient_norms(
+    model: nn.Module | BlockStack,
+    batches: Iterable[TokenBatch | ModelBatch],
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    intervals: bool = True,
+) -> Estimates:
+    """|| d loss / d theta_l ||_2 over all parameters theta_l of block l, loss = total loss / total predicted tokens.
+
+    The gradient is that of the loss over all batches together (not a mean of per-batch norms), at the model's current
+    weights, dropout off (Mix-LN: Li, Yin, Liu 2024, arXiv 2412.13795). Existing `.grad`s, `requires_grad` flags and the
+    mode are left as they were; frozen parameters count too.
+
+    Intervals are over documents. With g_i the gradient of document i's summed loss, n_i its predicted tokens,
+    G = sum g_i / sum n_i: the interval is that of || G ||, linearised: document i weighs
+    G . (g_i - n_i G) / (|| G || sum n_i).
+
+    Memory: the blocks' gradients summed so far (float32, float64 for float64 models), those of the current batch, and
+    its activations (gradient checkpointing works in training mode only, so it does not help here: use small batches).
+
+    Args:
+        model: a causal language model that `find_block_stack` knows, or the blocks that it has found.
+        batches: (batch, sequence) tokens with targets. For intervals they are gone through twice, once for G, then
+            document by document for the products: no iterator, which could be gone through only once.
+        autocast_dtype: autocast to this; None: the model's own precision.
+        intervals: False: one pass, and no intervals.
+
+    Returns:
+        (L,), nats per predicted token and unit of weight.
+
+    Raises:
+        InputError: no position with a target, or a model whose blocks are not found.
+    """
+    stack = block_stack_of(model)
+    sums, num_tokens = _summed_gradients(stack, model_batches(batches), autocast_dtype)
+    norms = torch.stack([_dot(layer, layer).sqrt() for layer in sums])
+    if not intervals:
+        return without_interval(norms / num_tokens)
+    products: dict[int, torch.Tensor] = {}
+    counts: dict[int, int] = {}
+    for batch in model_batches(batches):
+        for document in dict.fromkeys(batch.documents.tolist()):
+            part = batch.select(batch.documents == document)
+            tokens = int((_targets(part) != IGNORED_TARGET).sum())
+            if tokens == 0:
+                continue
+            gradients, _ = _summed_gradients(stack, [part], autocast_dtype)
+            dots = torch.stack([_dot(one, other) for one, other in zip(sums, gradients, strict=True)])
+            products[document] = products.get(document, 0) + dots
+            counts[document] = counts.get(document, 0) + tokens
+    order = sorted(products)
+    projected = torch.stack([products[document] for document in order]) / norms
+    shares = torch.tensor([counts[document] for document in order], dtype=torch.float64)[:, None] / num_tokens
+    return with_interval(norms / num_tokens, (projected - shares * norms) / num_tokens)
+
+
+def _summed_gradients(
+    stack: BlockStack, batches: Iterable[ModelBatch], autocast_dtype: torch.dtype | None
+) -> tuple[list[list[torch.Tensor]], int]:
+    """For each layer the gradients of the summed loss, one for each parameter; and the predicted tokens."""
+    own = [[parameter for parameter in block.parameters() if parameter.is_floating_point()] for block in stack.layers]
+    parameters = list(dict.fromkeys(parameter for layer in own for parameter in layer))
+    totals = {p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters}
+    num_tokens = 0
+    model = stack.model
+    with evaluation_mode(model), all_requiring_grad(parameters), torch.enable_grad():
+        for batch in batches:
+            targets = _targets(batch)
+            with autocast(model, autocast_dtype):
+                logits = call_model(model, batch.arguments_on(model_device(model))).logits
+                loss = row_cross_entropies(logits, targets).sum()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                totals[parameter] += gradient
+            num_tokens += int((targets != IGNORED_TARGET).sum())
+    if num_tokens == 0:
+        raise no_tokens_error()
+    return [[totals[parameter] for parameter in layer] for layer in own], num_tokens
+
+
+def _targets(batch: ModelBatch) -> torch.Tensor:
+    if batch.targets is None:
+        raise InputError("gradient norms are of the loss of a language model: the batches have no targets")
+    return batch.targets
+
+
+def _dot(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
+    pairs = zip(one, other, strict=True)
+    return torch.stack(
+        [(where_float64_is(a).double() * where_float64_is(b).double()).sum().cpu() for a, b in pairs]
+    ).sum()

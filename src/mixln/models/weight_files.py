@@ -1,0 +1,187 @@
+"""The weight files of a checkpoint: which there are, and what they hold, before any is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mixln.errors import InputError
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_FORMS = ((WEIGHTS, WEIGHTS_INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+
+_MOST_MODULES_PER_TENSOR = 50
+_ALWAYS_ALLOWED = 20_000
+"""Modules of a small model with few tensors (dropout, activations ...)."""
+_MOST_PACKED = 32
+"""Parameters that one number of a quantised checkpoint can stand for."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a weight file.
+
+    Attributes:
+        file: where it is stored.
+        shape: its shape.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files that transformers reads in a folder: one, those of the index, or none.
+
+    Safetensors come before pickles.
+
+    Raises:
+        InputError: the index is damaged, or names a file that is not there or not in the folder.
+    """
+    for whole, index in _FORMS:
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return _indexed(folder, folder / index)
+    return []
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        files = [folder / name for name in names]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is damaged ({type(error).__name__}: {error}). Fetch the model anew") from error
+    for name, file in zip(names, files, strict=True):
+        if file.parent != folder or not file.is_file():
+            raise InputError(f"{index} names {name}, which is not in the folder. Fetch the model anew")
+    return files
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return name, file and shape of every tensor in the weight files of a folder.
+
+    Raises:
+        InputError: a file is damaged, or holds anything but tensors.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        try:
+            if file.suffix == ".bin":
+                tensors = _unpickled(file)
+                found.update({name: StoredTensor(file, tuple(tensor.shape)) for name, tensor in tensors.items()})
+                continue
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                found.update({name: StoredTensor(file, tuple(opened.get_slice(name).get_shape())) for name in names})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file} is damaged or cut off ({error}). Fetch the model anew") from error
+    return found
+
+
+@contextmanager
+def open_weights(file: Path) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Yield a function that reads a tensor of a weight file by its name.
+
+    Raises:
+        InputError: a pickle holds anything but tensors.
+        OSError, SafetensorError: the file cannot be read.
+    """
+    if file.suffix == ".bin":
+        yield _unpickled(file).__getitem__
+        return
+    with safe_open(file, framework="pt") as opened:
+        yield opened.get_tensor
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a pickle, mapped and not loaded; nothing in it is run."""
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    except Exception as error:
+        # the reason that PyTorch gives comes with the advice to run what is in the file
+        raise InputError(
+            f"{file} is no file of weights alone, is damaged, or is of a format before PyTorch 1.6 "
+            f"({type(error).__name__}). Nothing in it is run; give a model in safetensors"
+        ) from error
+
+
+def require_plausible_size(
+    build: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig, folder: Path
+) -> None:
+    """Build the model of a config without memory, and stop as soon as it is far larger than the weights in the folder.
+
+    A config is a few bytes: a slip or an attack in it (a million layers) would otherwise cost minutes and gigabytes
+    before the weights are looked at.
+
+    Args:
+        build: makes the model.
+        config: of the folder.
+        folder: with weights; without them nothing is known, and nothing is built.
+
+    Raises:
+        InputError: it is far larger.
+    """
+    tensors = stored_tensors(folder)
+    if not tensors:
+        return
+    numbers = sum(tensor.numel for tensor in tensors.values())
+    with torch.device("meta"), _bounded(len(tensors), numbers, folder):
+        build(config)
+
+
+@contextmanager
+def _bounded(num_tensors: int, numbers: int, folder: Path) -> Iterator[None]:
+    most_modules = max(_ALWAYS_ALLOWED, num_tensors * _MOST_MODULES_PER_TENSOR)
+    most_numbers = numbers * _MOST_PACKED + _ALWAYS_ALLOWED
+    modules = parameters = 0
+
+    def too_large(what: str) -> InputError:
+        return InputError(
+            f"{folder}: config.json describes a model of more than {what}, and the weight files hold {num_tensors:,} "
+            f"tensors with {numbers:,} numbers. One of its sizes (num_hidden_layers, say) is wrong, or the weights are "
+            "of another model"
+        )
+
+    def count_module(*_: Any) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > most_modules:
+            raise too_large(f"{most_modules:,} modules")
+
+    def count_parameter(_module: Any, _name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal parameters
+        parameters += 0 if parameter is None else parameter.numel()
+        if parameters > most_numbers:
+            raise too_large(f"{most_numbers:,} parameters")
+
+    hooks = (
+        register_module_module_registration_hook(count_module),
+        register_module_parameter_registration_hook(count_parameter),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

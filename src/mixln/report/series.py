@@ -1,0 +1,162 @@
+"""Measured numbers with their intervals, and how they are shown. Plain data, the same for diagnoses and comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import Literal
+
+Interval = tuple[float, float]
+"""The lower and the upper end of a 95 % confidence interval."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its interval; None where there is none (one document alone)."""
+
+    value: float
+    interval: Interval | None = None
+
+    def format(self, form: str) -> str:
+        """The number and, if there is one, its interval in this format: `+0.3 [+0.1, +0.5]`."""
+        value = f"{self.value:{form}}"
+        return value if self.interval is None else f"{value} [{self.interval[0]:{form}}, {self.interval[1]:{form}}]"
+
+
+Axis = Literal[
+    "layer", "state", "first_of_pair", "first_of_run", "run", "model", "norm", "prompt", "component", "neuron"
+]
+"""What a series has an entry for: each layer 1 .. L; each state x_1 .. x_(L+1); each pair of neighbours by its first
+layer; each run of n layers by its first layer; each run of any length (all of length 1, then all of length 2 ...); the
+whole model (one entry); each norm; each pair of prompts; each prompt, sublayer and position; each chosen neuron."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measure: a number for each layer or the like.
+
+    Attributes:
+        name: of the measure, as in the list of measures in the documentation.
+        axis: what each entry stands for; entries begin at 1.
+        unit: of the numbers.
+        estimates: the numbers.
+        labels: what each entry is of, where its place does not say so.
+    """
+
+    name: str
+    axis: Axis
+    unit: str
+    estimates: list[Estimate]
+    labels: list[str] | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The numbers without their intervals."""
+        return [estimate.value for estimate in self.estimates]
+
+    def triangle(self) -> list[list[float]]:
+        """The values of a series over runs: row n-1, entry l-1 is that of the n layers from l on."""
+        return triangle(self.values)
+
+    def extreme(self, choose: Callable[..., int]) -> int | None:
+        """The index of the least (`min`) or largest (`max`) number; None if none is finite."""
+        values = self.values
+        finite = [index for index, value in enumerate(values) if math.isfinite(value)]
+        return choose(finite, key=values.__getitem__) if finite else None
+
+
+def triangle(values: Sequence[float]) -> list[list[float]]:
+    """The L (L + 1) / 2 values of all runs of L layers in rows: row n-1 has those of the runs of n layers."""
+    layers = (math.isqrt(8 * len(values) + 1) - 1) // 2
+    ends = accumulate(range(layers, 0, -1), initial=0)
+    return [list(values[start:end]) for start, end in pairwise(ends)]
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure: what it is drawn of, in which form, and what is said beside it.
+
+    Attributes:
+        name: its file name without suffix.
+        title: heading on the page.
+        shows: what it shows, with the formula.
+        reading: how to read it.
+        form: bars or lines over layers, a triangle of runs, or points of the second series over the first.
+        series: the series that it is drawn of, and what each is called beside the others.
+        x: name of the horizontal axis.
+        y: name of the vertical axis; empty: the unit of the series.
+        log: whether the vertical axis is always logarithmic.
+    """
+
+    name: str
+    title: str
+    shows: str
+    reading: str
+    form: Literal["bars", "lines", "triangles", "points"]
+    series: dict[str, str]
+    x: str = "layer"
+    y: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """A column of the table of layers.
+
+    Attributes:
+        head: of the column.
+        series: what it shows.
+        form: how its numbers read: a format, or as perplexities.
+        table: where a terminal shows it, which is narrower than a page: with the layers, in a table of scores, nowhere.
+    """
+
+    head: str
+    series: str
+    form: str = ".3f"
+    table: Literal["layers", "scores", "page alone"] = "page alone"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table with a row for each labelled entry of some series.
+
+    Attributes:
+        title: heading on the page.
+        reading: how to read it.
+        head: of its three columns: label, kind, number.
+        series: the series, and the kind that is written beside their entries.
+    """
+
+    title: str
+    reading: str
+    head: list[str]
+    series: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """How the series of a model are shown.
+
+    Attributes:
+        figures: in their order.
+        columns: of the table of layers.
+        tables: of what is not a layer.
+        sentences: what the numbers come to, the most important first.
+    """
+
+    figures: list[FigureSpec] = field(default_factory=list)
+    columns: list[ColumnSpec] = field(default_factory=list)
+    tables: list[TableSpec] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+
+def merged_figures(several: Iterable[Sequence[FigureSpec]]) -> list[FigureSpec]:
+    """The figures of several models as one list: those of one name are one figure, of the series of all."""
+    merged: dict[str, FigureSpec] = {}
+    for figures in several:
+        for figure in figures:
+            known = merged.get(figure.name)
+            merged[figure.name] = replace(figure, series=(known.series if known else {}) | figure.series)
+    return list(merged.values())

@@ -1,0 +1,1 @@
+"""What norms do to the tools of interpretability: measures on request, a module for each with an `ENTRY`."""

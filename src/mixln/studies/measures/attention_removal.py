@@ -1,0 +1,23 @@
+"""What removing the attention of each layer costs."""
+
+from mixln.measure.interventions import silences
+from mixln.report.series import ColumnSpec, FigureSpec
+from mixln.studies.performance_drops import Drops
+
+FIGURE = FigureSpec(
+    "sublayer_removal",
+    "Harm done by removing attention or feed-forward alone",
+    "The output of one sublayer of one layer is replaced by zeros; all else stays.",
+    "A layer whose attention bar is near zero and whose feed-forward bar is not works on single tokens alone.",
+    "bars",
+    {"attention_removal": "attention", "feed_forward_removal": "feed-forward"},
+)
+
+ENTRY = Drops(
+    "attention_removal",
+    30,
+    silences("attention"),
+    of_sublayers=True,
+    figures=(FIGURE,),
+    columns=(ColumnSpec("attention removed", "attention_removal", "+.3f", "layers"),),
+)

@@ -1,0 +1,50 @@
+"""How the residual stream grows with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mixln.measure.growth import StreamGrowth
+from mixln.report.diagnosis import ModelDiagnosis
+from mixln.report.series import FigureSpec
+from mixln.studies.measuring import Found, Observed, series_of
+
+
+class _Growth(Observed):
+    name = "growth"
+    rank = 70
+    measure = StreamGrowth
+    figures = (
+        FigureSpec(
+            "variance",
+            "Variance of the residual stream",
+            "Variance over channels after each layer (0: the embeddings), averaged over tokens; logarithmic.",
+            "A steep rise means that later layers add ever less to an ever larger stream (the curse of depth).",
+            "lines",
+            {"variance": ""},
+            x="after layer (0: the embeddings)",
+            y="Variance over channels (log scale)",
+            log=True,
+        ),
+    )
+
+    def read(self, measure: StreamGrowth) -> Found:
+        """Variance, root mean square and norm of each state."""
+        return Found(
+            [
+                series_of("variance", "state", "squared units of the stream", measure.variance()),
+                series_of("rms", "state", "units of the stream", measure.rms()),
+                series_of("norm", "state", "units of the stream", measure.norm()),
+            ]
+        )
+
+    def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
+        """How many times the variance grows."""
+        if "variance" in model.series and (variance := model.series["variance"].values)[0] > 0:
+            yield (
+                f"The variance of the stream grows {variance[-1] / variance[0]:,.3g}-fold from the input of layer 1 to "
+                f"the output of layer {model.num_layers}."
+            )
+
+
+ENTRY = _Growth()

@@ -1,0 +1,8 @@
+"""What it costs when a layer runs twice."""
+
+from mixln.measure.interventions import repeats
+from mixln.report.series import ColumnSpec
+from mixln.studies.measures.swap import FIGURE
+from mixln.studies.performance_drops import Drops
+
+ENTRY = Drops("repeat", 41, repeats, figures=(FIGURE,), columns=(ColumnSpec("repeat", "repeat", "+.3f"),))

@@ -1,0 +1,113 @@
+"""Which layers to remove: as they are asked for, and as they are written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mixln.errors import InputError
+from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.version import __version__
+
+Criterion = Literal["angular", "removal", "influence"]
+CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
+
+_MOST_LAYERS = 10_000
+"""Of any model: a slip in a range is found before it fills the memory."""
+
+
+@dataclass(frozen=True)
+class PruningRequest:
+    """What to remove, and how it is chosen.
+
+    Attributes:
+        source: Hugging Face folder or hub name of the model.
+        layers: these, counted from 0; None: `drop` of them are chosen.
+        drop: how many.
+        by: the criterion.
+        consecutive: whether they must be a run.
+        text: corpus to measure on.
+        text_field: field or column of it, and of a text to heal on, that holds a document.
+        measurement: how much of it; its `measures` and `run_lengths` follow from the criterion.
+        stack: name of the list of blocks, where it is ambiguous.
+    """
+
+    source: str
+    layers: tuple[int, ...] | None = None
+    drop: int = 0
+    by: Criterion = "angular"
+    consecutive: bool = True
+    text: str = "python"
+    text_field: str = "text"
+    measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
+    stack: str | None = None
+
+    def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
+        """Return what is written down when these layers of so many are removed."""
+        chosen = self.layers is None
+        return PruningRecord(
+            source=self.source,
+            removed_layers=[index + 1 for index in indices],
+            num_layers_before=num_layers,
+            criterion=self.by if chosen else None,
+            consecutive=chosen and self.consecutive,
+            text=self.text if chosen else None,
+            max_tokens=self.measurement.max_tokens if chosen else None,
+            window=self.measurement.window if chosen else None,
+        )
+
+
+@dataclass(frozen=True)
+class PruningRecord:
+    """What `pruning.json` in the folder of a pruned model says.
+
+    Attributes:
+        source: the model that it was made of.
+        removed_layers: counted from 1, in that model.
+        num_layers_before: of that model.
+        criterion: how the layers were chosen; None: they were named.
+        consecutive: whether they had to be a run.
+        text: what was measured on, if something was.
+        max_tokens: of it.
+        window: tokens of a piece of it.
+        version: of mixln.
+        left_out: what of the source's folder did not go with it, such as weights in other formats.
+    """
+
+    source: str
+    removed_layers: list[int]
+    num_layers_before: int
+    criterion: Criterion | None
+    consecutive: bool
+    text: str | None = None
+    max_tokens: int | None = None
+    window: int | None = None
+    version: str = __version__
+    left_out: list[str] = field(default_factory=list)
+
+
+def parse_layers(text: str) -> list[int]:
+    """Read layers such as `21-27` or `3,5,8-10`: counted from 1, both ends included.
+
+    Returns:
+        Their indices, counted from 0, in order.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    indices: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            raise InputError(f"`layers={text}`: {part or text!r} is no layer. Write them as 21-27 or 3,5,8-10")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first < 1:
+            raise InputError(f"`layers={text}`: layers are counted from 1")
+        if last > _MOST_LAYERS:
+            raise InputError(f"`layers={text}`: there is no layer {last}")
+        if last < first:
+            raise InputError(f"`layers={text}`: {part} ends before it begins")
+        indices.extend(range(first - 1, last))
+    return indices

@@ -1,0 +1,126 @@
+"""The settings of training a trained model further: healing, and low-rank updates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from mixln.data.config import DataConfig
+from mixln.tasks.recipe import TextTrainingConfig
+from mixln.training.config import ExecutionConfig, OptimizerConfig, WantedPrecision
+
+LONGEST_ROW = 512
+"""Tokens, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class LowRankConfig(Checked):
+    """LoRA (Hu et al. 2021): W x becomes W x + (alpha / rank) B A x; only A (rank, in) and B (out, rank) are trained.
+
+    Attributes:
+        rank: of every update.
+        alpha: its scale; null: twice the rank.
+        targets: endings of the names of the linear layers that get one; empty: all but the head.
+    """
+
+    checked_path: ClassVar[str] = "low_rank."
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HealingConfig(Checked):
+    """How a pruned model is trained on: AdamW without decay, warmup over 10 % of the steps, cosine to 10 %.
+
+    Attributes:
+        tokens: to train on; a text that has fewer is gone through again.
+        method: full trains all weights; lora trains low-rank updates (Hu et al. 2021), merged in the end, as Gromov et
+            al. 2024 did: less memory, and less can be forgotten.
+        learning_rate: the peak; null: 1e-4 for full, 1e-3 for lora.
+        rank: of the updates of lora.
+        sequence_length: tokens in a row; null: 512, or as many as the model takes.
+        batch_size: rows of a step.
+        micro_batch_size: rows of a forward and backward; null: all of the step's.
+        validation_corpus: what the losses are measured on; null: documents split off the text.
+        max_validation_tokens: of it.
+        seed: of the order of the data, and of lora's first weights.
+        precision: as in a recipe.
+        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
+    """
+
+    checked_path: ClassVar[str] = "healing."
+
+    tokens: PositiveInt = 1_000_000
+    method: Literal["full", "lora"] = "full"
+    learning_rate: PositiveFloat | None = None
+    rank: PositiveInt = 16
+    sequence_length: PositiveInt | None = None
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt | None = None
+    validation_corpus: str | None = None
+    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
+    seed: NonNegativeInt = 0
+    precision: WantedPrecision = "auto"
+    compile: Literal["always", "never"] = "never"
+
+    @property
+    def low_rank(self) -> LowRankConfig | None:
+        """The low-rank updates to train, if any."""
+        return LowRankConfig(self.rank) if self.method == "lora" else None
+
+    def recipe(self, corpus: str, tokenizer: str, longest: int = LONGEST_ROW) -> TextTrainingConfig:
+        """Return the configuration of the run.
+
+        Args:
+            corpus: to train on, as in `mixln train`.
+            tokenizer: folder or hub name of the model's.
+            longest: tokens of a row that the model takes.
+        """
+        length = self.sequence_length or longest
+        steps = math.ceil(self.tokens / (self.batch_size * length))
+        rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
+        return TextTrainingConfig(
+            data=fine_tuning_data(
+                corpus,
+                tokenizer,
+                rows=steps * self.batch_size,
+                sequence_length=length,
+                validation_corpus=self.validation_corpus,
+                max_validation_tokens=self.max_validation_tokens,
+            ),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95),
+            steps=steps,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            precision=self.precision,
+            evaluation_batch_size=self.micro_batch_size or self.batch_size,
+            execution=ExecutionConfig(compile=self.compile),
+        )
+
+
+def fine_tuning_data(
+    corpus: str,
+    tokenizer: str,
+    *,
+    rows: int,
+    sequence_length: int,
+    validation_corpus: str | None,
+    max_validation_tokens: int,
+    text_field: str = "text",
+) -> DataConfig:
+    """Return the data of a trained model's training on: in its own tokens, and as many as so many rows take."""
+    return DataConfig(
+        corpus=corpus,
+        text_field=text_field,
+        validation_corpus=validation_corpus,
+        tokenizer=tokenizer,
+        # a row's targets reach one token further, and the last partial row is dropped
+        max_tokens=rows * sequence_length + 1,
+        max_validation_tokens=max_validation_tokens,
+        sequence_length=sequence_length,
+    )

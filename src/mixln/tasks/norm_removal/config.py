@@ -1,0 +1,183 @@
+"""The settings of a norm removal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+from mixln.checked import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from mixln.errors import InputError
+from mixln.tasks.healing_config import fine_tuning_data
+from mixln.tasks.norm_removal.schedule import PUBLISHED, RemovalSchedule, derived_schedule
+from mixln.tasks.recipe import TextTrainingConfig
+from mixln.training.config import ExecutionConfig, FaultConfig, OptimizerConfig, WantedPrecision
+
+DERIVED = "derived"
+_STEPS = 300
+_LEARNING_RATE = 3e-4
+_WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class SpikePolicy(Checked):
+    """What to do when a removal makes the training loss spike. It may change when an interrupted run is taken up.
+
+    Attributes:
+        action: wait: remove nothing more until the spike is over; roll_back: go back to before the removal, and remove
+            from there on at half the pace; stop: end the run.
+        threshold: a spike is a loss that many nats above the median of the steps before the last removal, or one that
+            is not finite.
+        window: so many steps.
+        max_roll_backs: stop after so many.
+    """
+
+    checked_path: ClassVar[str] = "spike_"
+
+    action: Literal["wait", "roll_back", "stop"] = "wait"
+    threshold: PositiveFloat = 0.5
+    window: PositiveInt = 20
+    max_roll_backs: PositiveInt = 5
+
+
+@dataclass(frozen=True)
+class NormRemovalConfig(Checked):
+    """How norms are removed: AdamW, weight decay 0.01, clipping at 1, and a cosine to 0.
+
+    Attributes:
+        schedule: gpt2-small, gpt2-medium, gpt2-large or gpt2-xl, as published; or derived, from the number of layers
+            and of steps: that of GPT-2 small, stretched so that the removals take about 60 % of the steps.
+        steps: of training; null: the schedule's, or 300.
+        first_step: the step before which the first norm goes; null, as all gaps: the schedule's.
+        feed_forward_gap: steps from the removal of one feed-forward norm to the next removal.
+        query_key_gap: the same for the attention norms as query and key see them.
+        value_gap: and as value sees them.
+        final_gap: from the final norm to the exception of the end-of-text token.
+        end_of_text_gap: from that to the exception of the first position.
+        first_layer: the layer, from 1, to begin with; those before it come after the final norm. null: the first.
+        learning_rate: the peak; null: the schedule's, or 3e-4.
+        warmup_steps: before the peak; null: the schedule's, or 10 % of the steps.
+        auxiliary_weight: of the loss that keeps the standard deviation before the final norm equal over tokens.
+        on_spike: when a removal makes the loss spike: wait until it is over; roll_back to before the removal and go on
+            at half the pace; or stop.
+        spike_threshold: a spike is a training loss so many nats above the median before the last removal.
+        batch_size: rows of a step.
+        micro_batch_size: rows of a forward and backward; null: all of the step's.
+        sequence_length: tokens in a row; null: 512, or as many as the model takes.
+        text_field: field or column of the text that holds a document.
+        validation_corpus: what the losses are measured on; null: documents split off the text.
+        max_validation_tokens: of it.
+        evaluate_every: steps between validations; null: 20 times a run, or less often if more tokens would be
+            validated than trained on.
+        seed: of the order of the data.
+        precision: as in a recipe.
+        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
+    """
+
+    schedule: str = DERIVED
+    steps: PositiveInt | None = None
+    first_step: Annotated[int, Range(low=2)] | None = None
+    feed_forward_gap: PositiveInt | None = None
+    query_key_gap: PositiveInt | None = None
+    value_gap: PositiveInt | None = None
+    final_gap: PositiveInt | None = None
+    end_of_text_gap: PositiveInt | None = None
+    first_layer: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    warmup_steps: NonNegativeInt | None = None
+    auxiliary_weight: NonNegativeFloat = 0.0
+    on_spike: Literal["wait", "roll_back", "stop"] = "wait"
+    spike_threshold: PositiveFloat = 0.5
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt | None = None
+    sequence_length: PositiveInt | None = None
+    text_field: str = "text"
+    validation_corpus: str | None = None
+    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
+    evaluate_every: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    precision: WantedPrecision = "auto"
+    compile: Literal["always", "never"] = "never"
+
+    @property
+    def spike_policy(self) -> SpikePolicy:
+        """What to do about spikes."""
+        return SpikePolicy(self.on_spike, self.spike_threshold)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of training, the default resolved."""
+        if self.steps is not None:
+            return self.steps
+        return PUBLISHED[self.schedule].steps if self.schedule in PUBLISHED else _STEPS
+
+    def removal_schedule(self, num_layers: int) -> RemovalSchedule:
+        """Return the schedule for a model with so many layers.
+
+        Raises:
+            InputError: there is no such schedule, it is another number of layers', or it is impossible.
+        """
+        if self.schedule == DERIVED:
+            found = derived_schedule(num_layers, self.num_steps)
+        elif self.schedule not in PUBLISHED:
+            from mixln.placement.words import unknown
+
+            raise InputError(f"`schedule`: {unknown('schedule', self.schedule, [*PUBLISHED, DERIVED])}")
+        elif (published := PUBLISHED[self.schedule]).num_layers != num_layers:
+            raise InputError(
+                f"`schedule={self.schedule}` is for {published.num_layers} layers, and the model has {num_layers}: use "
+                f"`schedule={DERIVED}`"
+            )
+        else:
+            found = published.schedule
+        given = {name: getattr(self, name) for name in vars(found)}
+        found = replace(found, **{name: value for name, value in given.items() if value is not None})
+        found.require_room(num_layers, self.num_steps)
+        return found
+
+    def recipe(self, corpus: str, tokenizer: str, longest: int) -> TextTrainingConfig:
+        """Return the configuration of the run, and of its control.
+
+        Args:
+            corpus: to train on, as in `mixln train`.
+            tokenizer: folder of the model's.
+            longest: tokens of a row, where nothing else is said.
+        """
+        published, steps = PUBLISHED.get(self.schedule), self.num_steps
+        length = self.sequence_length or longest
+        rate, warmup = self.learning_rate, self.warmup_steps
+        if published is not None:
+            rate = published.learning_rate if rate is None else rate
+            warmup = published.warmup_steps if warmup is None else warmup
+        step_tokens = self.batch_size * length
+        # some published runs end before their cosine does
+        is_cut_short = published is not None and published.cosine_steps > published.steps
+        cosine_steps = max(steps, published.cosine_steps) if published is not None and is_cut_short else steps
+        return TextTrainingConfig(
+            data=fine_tuning_data(
+                corpus,
+                tokenizer,
+                rows=steps * self.batch_size,
+                sequence_length=length,
+                text_field=self.text_field,
+                validation_corpus=self.validation_corpus,
+                max_validation_tokens=self.max_validation_tokens,
+            ),
+            optimizer=OptimizerConfig(
+                name="adamw",
+                learning_rate=_LEARNING_RATE if rate is None else rate,
+                warmup_steps=warmup,
+                final_learning_rate_fraction=0.0,
+                weight_decay=_WEIGHT_DECAY,
+            ),
+            steps=cosine_steps,
+            stop_step=steps,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            precision=self.precision,
+            evaluate_every=self.evaluate_every or max(1, steps // 20, self.max_validation_tokens // step_tokens),
+            evaluation_batch_size=self.micro_batch_size or self.batch_size,
+            # a loss that is not finite is a spike; that of a run that waits is left out
+            faults=FaultConfig(on_non_finite="skip" if self.on_spike == "wait" else "stop"),
+            execution=ExecutionConfig(compile=self.compile),
+        )

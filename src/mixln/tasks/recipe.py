@@ -1,0 +1,72 @@
+"""The recipe of a pretraining run: one typed configuration, written in YAML, overridden from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mixln.checked import Checked, PositiveFloat, PositiveInt
+from mixln.data.config import DataConfig
+from mixln.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    """The model of a recipe; the vocabulary comes from the tokenizer.
+
+    Attributes:
+        architecture: llama, or another of the library's architectures.
+        placement: text form of the norm placement, for example mix(alpha=0.25).
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the feed-forward's inner layer.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of attention heads; must divide hidden_size.
+        num_key_value_heads: number of key-value heads (grouped-query attention); null: as many as heads.
+        rms_norm_eps: epsilon of the norms.
+        rope_theta: base of the rotary position embedding.
+        tie_word_embeddings: whether the head shares the embedding's weights.
+        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
+        embedding_std: standard deviation of the initial embedding; null: by the placement's rule for all matrices.
+    """
+
+    checked_path: ClassVar[str] = "model."
+
+    architecture: str = "llama"
+    placement: str = "pre"
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 344
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt | None = None
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 10000.0
+    tie_word_embeddings: bool = False
+    initializer_range: PositiveFloat = 0.02
+    embedding_std: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class TextTrainingConfig(TrainingConfig):
+    """What decides what a run on text computes; see `TrainingConfig`.
+
+    Attributes:
+        data: corpus, tokenizer and packing.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Token slots of a batch: batch_size * sequence_length."""
+        return self.batch_size * self.data.sequence_length
+
+
+@dataclass(frozen=True)
+class Recipe(TextTrainingConfig):
+    """Everything that decides what a pretraining run computes, and how. The defaults are the recipe `nano`.
+
+    Attributes:
+        model: the model.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,0 +1,66 @@
+"""How the command line starts: what it does not import, and Ctrl-C before it works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mixln.commands import COMMANDS
+
+HEAVY = ("torch", "transformers", "pydantic", "huggingface_hub", "matplotlib", "datasets")
+
+
+def heavy_imports(code: str) -> list[str]:
+    """Run Python in a process of its own, and return which heavy packages it has imported."""
+    code = f"import atexit, json, sys\natexit.register(lambda: print(json.dumps([*sys.modules])))\n{code}"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    modules = set(json.loads(finished.stdout.splitlines()[-1]))
+    assert "mixln" in modules
+    return sorted(modules.intersection(HEAVY))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "--version",
+        "schemes",
+        "schemes mix(alpha=0.5)+gpas",
+        "schemes sandwhich",
+        "trian",
+        "train --stepps 5",
+        "train --steps many",
+        "generate",
+        *(f"{name} --help" for name in COMMANDS),
+    ],
+)
+def test_no_heavy_package_is_imported(arguments: str) -> None:
+    assert heavy_imports(f"from mixln.cli import main\nmain({arguments.split()!r})") == []
+
+
+@pytest.mark.parametrize("module", ["mixln", "mixln.training.config", "mixln.data.config", "mixln.commands.train"])
+def test_the_configs_need_no_heavy_package(module: str) -> None:
+    assert heavy_imports(f"import {module}") == []
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "torch", "transformers.models.auto"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
+    code = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of a shell's background jobs it is ignored
+class Press:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+sys.argv = ["mixln", "generate", "nowhere", "text"]
+from mixln.__main__ import main
+sys.exit(main())
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 130
+    assert finished.stderr.startswith("mixln: interrupted")
+    assert finished.stderr.count("\n") == 1
