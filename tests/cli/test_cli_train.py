@@ -123,6 +123,19 @@ def test_a_second_ctrl_c_interrupts_in_the_middle_of_a_step(command: list[str], 
     assert_one_message(error, "interrupted by SIGINT")
 
 
+def test_ctrl_c_while_python_leaves_changes_nothing(command: list[str], tmp_path: Path) -> None:
+    """Of many in a row, most come after the message; without the fix, Python dies of one of them."""
+    process = start([*command, *LONG], tmp_path, lines=1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    message = process.stderr.readline()
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.005)
+    assert process.returncode == 130
+    assert_one_message(message + process.stderr.read(), "interrupted by SIGINT")
+
+
 def test_a_changed_recipe_is_refused_with_the_difference_and_a_changed_execution_is_not(
     command: list[str], whole_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
