@@ -26,10 +26,10 @@ def run(code: str, folder: Path | None = None) -> str:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_there_and_no_module_hides_it(package: str) -> None:
     found = importlib.import_module(package)
-    names = getattr(found, "__all__", [])
-    assert set(names) <= set(dir(found))
+    listed = getattr(found, "__all__", [])
+    assert set(listed) <= set(dir(found))
     modules = {module.name for module in pkgutil.iter_modules(found.__path__)}
-    for name in names:
+    for name in {*listed, *(name for name in dir(found) if not name.startswith("_"))}:
         assert hasattr(found, name)
         assert name not in modules or getattr(found, name) is importlib.import_module(f"{package}.{name}")
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'no_such_name'"):

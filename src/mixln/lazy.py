@@ -16,12 +16,13 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     """Return `__getattr__` and `__dir__` of a package that lists its names as imports for type checkers alone.
 
         if TYPE_CHECKING:
-            from mixln.training.loop import train
+            from mixln.training.loop import train as train
         else:
             __getattr__, __dir__ = lazy_names(__name__)
 
     Importing the package then imports nothing. A name is imported at its first use, by the line that type checkers
-    read; so each is listed once. A module of the package is an attribute too, as if the package had imported it.
+    read; `__all__` is the list of these names, unless the package has its own. A module of the package is an attribute
+    too, as if the package had imported it.
     """
 
     @functools.cache
@@ -48,6 +49,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         if name in origins():
             module, original = origins()[name]
             value = getattr(importlib.import_module(module), original)
+        elif name == "__all__":
+            value = sorted(origins())
         elif not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
             value = importlib.import_module(f"{package}.{name}")
         else:

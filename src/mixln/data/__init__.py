@@ -8,37 +8,22 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.data.build import DataStatistics
-    from mixln.data.config import DataConfig
-    from mixln.data.corpora import open_corpus
-    from mixln.data.corpus import Corpus
-    from mixln.data.packing import Batch, PackedDataset, evaluation_batches, training_batch, training_rows
-    from mixln.data.prepare import PreparedData, prepare_data
-    from mixln.data.split_writer import SplitStatistics
-    from mixln.data.store import TokenStore, TokenStoreWriter
-    from mixln.data.tokenizer import load_training_tokenizer, train_tokenizer
-    from mixln.models.encoding import DocumentEncoder
+    from mixln.data.config import DataConfig as DataConfig
+    from mixln.data.corpora import open_corpus as open_corpus
+    from mixln.data.corpus import Corpus as Corpus
+    from mixln.data.packing import Batch as Batch
+    from mixln.data.packing import PackedDataset as PackedDataset
+    from mixln.data.packing import evaluation_batches as evaluation_batches
+    from mixln.data.packing import training_batch as training_batch
+    from mixln.data.packing import training_rows as training_rows
+    from mixln.data.prepare import PreparedData as PreparedData
+    from mixln.data.prepare import prepare_data as prepare_data
+    from mixln.data.store import TokenStore as TokenStore
+    from mixln.data.store import TokenStoreWriter as TokenStoreWriter
+    from mixln.data.tokenizer import load_training_tokenizer as load_training_tokenizer
+    from mixln.data.tokenizer import train_tokenizer as train_tokenizer
+    from mixln.models.encoding import DocumentEncoder as DocumentEncoder
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "Batch",
-    "Corpus",
-    "DataConfig",
-    "DataStatistics",
-    "DocumentEncoder",
-    "PackedDataset",
-    "PreparedData",
-    "SplitStatistics",
-    "TokenStore",
-    "TokenStoreWriter",
-    "evaluation_batches",
-    "load_training_tokenizer",
-    "open_corpus",
-    "prepare_data",
-    "train_tokenizer",
-    "training_batch",
-    "training_rows",
-]

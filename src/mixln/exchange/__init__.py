@@ -3,18 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.exchange.convert import save_converted
-    from mixln.exchange.export import StockExport, save_stock, stock_model
-    from mixln.exchange.self_contained import save_self_contained
+    from mixln.exchange.convert import save_converted as save_converted
+    from mixln.exchange.export import save_stock as save_stock
+    from mixln.exchange.export import stock_model as stock_model
+    from mixln.exchange.self_contained import save_self_contained as save_self_contained
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "StockExport",
-    "save_converted",
-    "save_self_contained",
-    "save_stock",
-    "stock_model",
-]

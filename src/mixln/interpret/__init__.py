@@ -3,33 +3,15 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.interpret.attribution import LogitAttribution, direct_logit_attribution
-    from mixln.interpret.entropy_neurons import EntropyNeurons
-    from mixln.interpret.patching import (
-        PatchingAgreement,
-        PatchingEffects,
-        activation_patching,
-        attribution_patching,
-        patching_agreement,
-    )
-    from mixln.interpret.prompts import PromptPair, indirect_object_prompts, induction_prompts
-    from mixln.interpret.stream import Component
+    from mixln.interpret.attribution import LogitAttribution as LogitAttribution
+    from mixln.interpret.attribution import direct_logit_attribution as direct_logit_attribution
+    from mixln.interpret.patching import activation_patching as activation_patching
+    from mixln.interpret.patching import attribution_patching as attribution_patching
+    from mixln.interpret.patching import patching_agreement as patching_agreement
+    from mixln.interpret.prompts import PromptPair as PromptPair
+    from mixln.interpret.prompts import indirect_object_prompts as indirect_object_prompts
+    from mixln.interpret.prompts import induction_prompts as induction_prompts
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "Component",
-    "EntropyNeurons",
-    "LogitAttribution",
-    "PatchingAgreement",
-    "PatchingEffects",
-    "PromptPair",
-    "activation_patching",
-    "attribution_patching",
-    "direct_logit_attribution",
-    "indirect_object_prompts",
-    "induction_prompts",
-    "patching_agreement",
-]

@@ -7,45 +7,22 @@ was, and does not depend on how the rows are cut into batches.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.measure.batches import ModelBatch, model_batches
-    from mixln.measure.calls import BlockCall
-    from mixln.measure.estimates import Estimates
-    from mixln.measure.forward import TokenBatch, evaluation_mode
-    from mixln.measure.gradients import gradient_norms
-    from mixln.measure.growth import StreamGrowth
-    from mixln.measure.interventions import removals
-    from mixln.measure.loss import EvaluationLoss
-    from mixln.measure.observation import Measure, observe
-    from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss
-    from mixln.measure.performance_drop import PerformanceDrop
-    from mixln.measure.recording import BlockRecord, record_block_inputs, run_blocks
-    from mixln.measure.similarity import Similarity
-    from mixln.measure.stack import BlockStack, find_block_stack
+    from mixln.measure.batches import ModelBatch as ModelBatch
+    from mixln.measure.batches import model_batches as model_batches
+    from mixln.measure.forward import evaluation_mode as evaluation_mode
+    from mixln.measure.gradients import gradient_norms as gradient_norms
+    from mixln.measure.growth import StreamGrowth as StreamGrowth
+    from mixln.measure.interventions import removals as removals
+    from mixln.measure.loss import EvaluationLoss as EvaluationLoss
+    from mixln.measure.observation import Measure as Measure
+    from mixln.measure.observation import observe as observe
+    from mixln.measure.performance import LanguageModelLoss as LanguageModelLoss
+    from mixln.measure.performance_drop import PerformanceDrop as PerformanceDrop
+    from mixln.measure.recording import record_block_inputs as record_block_inputs
+    from mixln.measure.recording import run_blocks as run_blocks
+    from mixln.measure.similarity import Similarity as Similarity
+    from mixln.measure.stack import find_block_stack as find_block_stack
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "BlockCall",
-    "BlockRecord",
-    "BlockStack",
-    "EmbeddingTurn",
-    "Estimates",
-    "EvaluationLoss",
-    "LanguageModelLoss",
-    "Measure",
-    "ModelBatch",
-    "PerformanceDrop",
-    "Similarity",
-    "StreamGrowth",
-    "TokenBatch",
-    "evaluation_mode",
-    "find_block_stack",
-    "gradient_norms",
-    "model_batches",
-    "observe",
-    "record_block_inputs",
-    "removals",
-    "run_blocks",
-]

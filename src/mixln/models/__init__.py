@@ -11,22 +11,16 @@ except ImportError as error:
         f"mixln does not work with transformers {transformers.__version__}: {error}. Install a version that the README "
         "lists as supported, or a newer mixln"
     ) from error
-from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
-from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.registry import ARCHITECTURES, Architecture, register_architecture
+from mixln.models.architectures.llama import MixLNLlamaConfig as MixLNLlamaConfig
+from mixln.models.architectures.llama import MixLNLlamaForCausalLM as MixLNLlamaForCausalLM
+from mixln.models.architectures.llama import MixLNLlamaModel as MixLNLlamaModel
+from mixln.models.placed import PlacedConfig as PlacedConfig
+from mixln.models.placed import PlacedPreTrainedModel as PlacedPreTrainedModel
+from mixln.models.registry import ARCHITECTURES as ARCHITECTURES
+from mixln.models.registry import Architecture as Architecture
+from mixln.models.registry import register_architecture as register_architecture
 
 check_internals()
-
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "MixLNLlamaConfig",
-    "MixLNLlamaForCausalLM",
-    "MixLNLlamaModel",
-    "PlacedConfig",
-    "PlacedPreTrainedModel",
-    "register_architecture",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,6 @@ from mixln.placement.registry import list_schemes as list_schemes
 from mixln.placement.registry import register_modifier as register_modifier
 from mixln.placement.registry import register_scheme as register_scheme
 from mixln.placement.text import Placement as Placement
-from mixln.placement.text import Term as Term
 
 if TYPE_CHECKING:
     from mixln.placement.initialization import FusedRoles as FusedRoles

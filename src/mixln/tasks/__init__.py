@@ -3,28 +3,19 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.tasks.build import build_model, check_model, model_config
-    from mixln.tasks.fine_tuning import FineTuning
-    from mixln.tasks.heal import validation_loss
-    from mixln.tasks.healing_config import HealingConfig, LowRankConfig
-    from mixln.tasks.pretraining import Pretraining, pretrain
-    from mixln.tasks.recipe import ModelConfig, Recipe, TextTrainingConfig
+    from mixln.tasks.build import build_model as build_model
+    from mixln.tasks.build import check_model as check_model
+    from mixln.tasks.build import model_config as model_config
+    from mixln.tasks.fine_tuning import FineTuning as FineTuning
+    from mixln.tasks.heal import validation_loss as validation_loss
+    from mixln.tasks.healing_config import HealingConfig as HealingConfig
+    from mixln.tasks.healing_config import LowRankConfig as LowRankConfig
+    from mixln.tasks.pretraining import Pretraining as Pretraining
+    from mixln.tasks.pretraining import pretrain as pretrain
+    from mixln.tasks.recipe import ModelConfig as ModelConfig
+    from mixln.tasks.recipe import Recipe as Recipe
+    from mixln.tasks.recipe import TextTrainingConfig as TextTrainingConfig
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "FineTuning",
-    "HealingConfig",
-    "LowRankConfig",
-    "ModelConfig",
-    "Pretraining",
-    "Recipe",
-    "TextTrainingConfig",
-    "build_model",
-    "check_model",
-    "model_config",
-    "pretrain",
-    "validation_loss",
-]

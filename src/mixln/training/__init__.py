@@ -3,45 +3,32 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixln.training.callback import Callback, StepRecord, Verdict
-    from mixln.training.callbacks.metrics import ReportStep, read_metrics
-    from mixln.training.config import ExecutionConfig, FaultConfig, OptimizerConfig, TrainingConfig
-    from mixln.training.interrupt import TrainingInterrupted
-    from mixln.training.loop import TrainedModel, TrainingDivergedError, TrainingWarning, train
-    from mixln.training.objective import Batch, Evaluation, Objective, Reduce, Share
-    from mixln.training.precision import Precision, decide_precision
-    from mixln.training.run_folder import MODEL_FOLDER, differences
-    from mixln.training.schedule import learning_rate
-    from mixln.training.task import Task
+    from mixln.training.callback import Callback as Callback
+    from mixln.training.callback import StepRecord as StepRecord
+    from mixln.training.callback import Verdict as Verdict
+    from mixln.training.callbacks.metrics import ReportStep as ReportStep
+    from mixln.training.callbacks.metrics import read_metrics as read_metrics
+    from mixln.training.config import ExecutionConfig as ExecutionConfig
+    from mixln.training.config import FaultConfig as FaultConfig
+    from mixln.training.config import OptimizerConfig as OptimizerConfig
+    from mixln.training.config import TrainingConfig as TrainingConfig
+    from mixln.training.interrupt import TrainingInterrupted as TrainingInterrupted
+    from mixln.training.loop import TrainedModel as TrainedModel
+    from mixln.training.loop import TrainingDivergedError as TrainingDivergedError
+    from mixln.training.loop import TrainingWarning as TrainingWarning
+    from mixln.training.loop import train as train
+    from mixln.training.objective import Batch as Batch
+    from mixln.training.objective import Evaluation as Evaluation
+    from mixln.training.objective import Objective as Objective
+    from mixln.training.objective import Reduce as Reduce
+    from mixln.training.objective import Share as Share
+    from mixln.training.precision import Precision as Precision
+    from mixln.training.precision import decide_precision as decide_precision
+    from mixln.training.run_folder import MODEL_FOLDER as MODEL_FOLDER
+    from mixln.training.run_folder import differences as differences
+    from mixln.training.schedule import learning_rate as learning_rate
+    from mixln.training.task import Task as Task
 else:
     from mixln.lazy import lazy_names
 
     __getattr__, __dir__ = lazy_names(__name__)
-
-__all__ = [
-    "MODEL_FOLDER",
-    "Batch",
-    "Callback",
-    "Evaluation",
-    "ExecutionConfig",
-    "FaultConfig",
-    "Objective",
-    "OptimizerConfig",
-    "Precision",
-    "Reduce",
-    "ReportStep",
-    "Share",
-    "StepRecord",
-    "Task",
-    "TrainedModel",
-    "TrainingConfig",
-    "TrainingDivergedError",
-    "TrainingInterrupted",
-    "TrainingWarning",
-    "Verdict",
-    "decide_precision",
-    "differences",
-    "learning_rate",
-    "read_metrics",
-    "train",
-]
