@@ -9,20 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixln.report.results import ComparisonResult, CurvePoint, RunResult
-from mixln.report.series import Series, triangle
+from mixln.report.series import Series, run_layers
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean, minimum and maximum over seeds of a quantity along `x`; NaN where no seed has a finite value."""
+    """Mean, minimum and maximum over seeds of a quantity along `x`; NaN where no seed has a finite value.
+
+    Of one model, `low` and `high` are the ends of intervals, and `seeds` is above 1 if there are any.
+    """
 
     x: Array
     mean: Array
     low: Array
     high: Array
     seeds: int
+    unit: str = ""
 
 
 def best_runs(result: ComparisonResult) -> dict[str, list[RunResult]]:
@@ -60,7 +64,7 @@ def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> 
     if not grid.size:
         return None
     if smooth:
-        pairs = [(tokens, _moving_average(losses, max(1, len(losses) // 20))) for tokens, losses in pairs]
+        pairs = [(tokens, moving_average(losses, max(1, len(losses) // 20))) for tokens, losses in pairs]
         # A screen shows no more, and an SVG grows with every point.
         grid = grid[np.unique(np.linspace(0, grid.size - 1, 300).astype(int))]
     return _band(grid, np.stack([np.interp(grid, tokens, losses) for tokens, losses in pairs]))
@@ -68,17 +72,14 @@ def mean_curve(curves: Sequence[Sequence[CurvePoint]], smooth: bool = False) -> 
 
 def over_seeds(runs: Sequence[Series]) -> Band:
     """A series of several seeds as one band, over layers from 1 on, or states from 0 on."""
-    first = 0 if runs[0].axis == "state" else 1
-    values = np.array([run.values for run in runs], dtype=float)
-    return _band(np.arange(first, first + values.shape[1], dtype=float), values)
+    return _band(runs[0].places, np.array([run.values for run in runs], dtype=float), runs[0].unit)
 
 
 def triangle_matrix(values: Array) -> Array:
     """A series over runs as (L, L): row n-1, column l-1 holds the value of the n layers from l on, else NaN."""
-    rows = triangle(values.tolist())
-    matrix = np.full((len(rows), len(rows)), np.nan)
-    for index, row in enumerate(rows):
-        matrix[index, : len(row)] = row
+    size = run_layers(len(values))
+    matrix = np.full((size, size), np.nan)
+    matrix[np.tri(size, dtype=bool)[::-1]] = values
     return matrix
 
 
@@ -99,22 +100,17 @@ def without_depth(result: ComparisonResult) -> list[str]:
     return [summary.placement for summary in result.summaries if summary.placement not in measured]
 
 
-def _band(x: Array, values: Array) -> Band:
-    masked = np.ma.masked_invalid(values)
-    low, high = masked.min(axis=0), masked.max(axis=0)
-    return Band(x, _mean(values), _filled(low), _filled(high), len(values))
-
-
-def _mean(values: Array) -> Array:
+def _band(x: Array | Sequence[float], values: Array, unit: str = "") -> Band:
     # A masked mean rather than nanmean, which warns where every seed is NaN.
-    return _filled(np.ma.masked_invalid(values).mean(axis=0))
+    masked = np.ma.masked_invalid(values)
+    mean, low, high = (
+        np.ma.filled(part.astype(float), np.nan)
+        for part in (masked.mean(axis=0), masked.min(axis=0), masked.max(axis=0))
+    )
+    return Band(np.asarray(x, dtype=float), mean, low, high, len(values), unit)
 
 
-def _filled(values: np.ma.MaskedArray) -> Array:
-    return np.asarray(np.ma.filled(values.astype(float), np.nan), dtype=float)
-
-
-def _moving_average(values: Array, window: int) -> Array:
+def moving_average(values: Array, window: int) -> Array:
     """Centred mean over `window` values, over fewer at both ends."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixln.report import cells
+from mixln.report.aggregate import Band
 from mixln.report.style import SchemeStyle
 
 WIDTH = 9.0
@@ -21,29 +23,58 @@ FAINT = "#8A9199"
 GRID = "#E3E6E9"
 
 
-def panels(rows: int, columns: int, height: float, width: float = WIDTH, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `rows` x `columns` styled axes in reading order, `height` inches tall and `width` wide."""
+def panels(
+    rows: int,
+    columns: int,
+    height: float,
+    width: float = WIDTH,
+    *,
+    legend: Mapping[str, Artist] | None = None,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `rows` x `columns` axes in reading order, `height` inches tall without its legend and `width` wide.
+
+    The axes have a light horizontal grid, no box, and small grey ticks. The legend is under them, in as many columns
+    as the longest label allows.
+    """
+    legend_columns = 1
+    if legend:
+        legend_columns = max(1, min(len(legend), int(WIDTH * 15.5 / (max(map(len, legend)) + 7))))
+        height += 0.19 * -(-len(legend) // legend_columns) + 0.1
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for ax in axes:
-        style_axes(ax)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(colors=INK, labelsize=8.5, color=FAINT, length=3)
+        ax.tick_params(which="minor", length=0)
+        ax.grid(axis="y", color=GRID, linewidth=0.8)
+        ax.set_axisbelow(True)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set(size=9, color=INK)
+    if legend:
+        look = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "handlelength": 2.6}
+        drawn = figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=legend_columns, **look)
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
     return figure, axes
 
 
-def style_axes(ax: Axes) -> None:
-    """Light horizontal grid, no box, small grey ticks."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(FAINT)
-    ax.tick_params(colors=INK, labelsize=8.5, color=FAINT, length=3)
-    ax.tick_params(which="minor", length=0)
-    ax.grid(axis="y", color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
 def label_axes(ax: Axes, x: str, y: str) -> None:
-    """Names the axes; the vertical one in the horizontal, above it, where it is read without a turn of the head."""
-    ax.set_xlabel(x, fontsize=9, color=INK)
+    """Name the axes; the vertical one above it, in horizontal letters."""
+    ax.set_xlabel(x)
     ax.set_title(y, loc="left", fontsize=9, color=INK, pad=8)
+
+
+def label_panels(axes: list[Axes], count: int, columns: int, x: str, y: str = "") -> None:
+    """Name the axes of the first `count` panels at the left and at the bottom of the grid; hide the other panels."""
+    for index, ax in enumerate(axes):
+        if index >= count:
+            ax.set_axis_off()
+        if index + columns >= count:
+            ax.set_xlabel(x)
+        if index % columns == 0:
+            ax.set_ylabel(y)
 
 
 def panel_title(ax: Axes, label: str) -> None:
@@ -86,32 +117,16 @@ def line_options(style: SchemeStyle, points: int) -> dict[str, Any]:
     return options
 
 
-def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """One legend under the figure, in as many columns as the longest label allows."""
-    if not labels:
-        return
-    longest = max(map(len, labels))
-    columns = max(1, min(len(labels), int(WIDTH * 15.5 / (longest + 7))))
-    drawn = figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=8.5,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=2.6,
-    )
-    for text in drawn.get_texts():
-        text.set_parse_math(False)
+def draw_band(ax: Axes, band: Band, style: SchemeStyle, points: int, alpha: float) -> None:
+    """The line of a scheme, marked as `line_options` says for so many points, and its band if it has one."""
+    ax.plot(band.x, band.mean, **line_options(style, points))
+    if band.seeds > 1:
+        ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=alpha, linewidth=0)
 
 
-def legend_rows(labels: Sequence[str]) -> float:
-    """Inches that `legend` takes, so that the axes keep their height whatever the number of schemes."""
-    if not labels:
-        return 0.0
-    columns = max(1, min(len(labels), int(WIDTH * 15.5 / (max(map(len, labels)) + 7))))
-    return 0.19 * -(-len(labels) // columns) + 0.1
+def line_handles(styles: Mapping[str, SchemeStyle], points: int = 1) -> dict[str, Artist]:
+    """A line for the legend by label, as `line_options` draws it for so many points."""
+    return {label: Line2D([], [], **line_options(style, points)) for label, style in styles.items()}
 
 
 def note(figure: Figure, text: str) -> None:
@@ -120,6 +135,7 @@ def note(figure: Figure, text: str) -> None:
         figure.suptitle(text, x=0.995, ha="right", fontsize=8, color=FAINT, style="italic", wrap=True)
 
 
-def left_out(placements: Sequence[str]) -> str:
-    """The remark that some schemes are missing from a figure."""
-    return f"not measured: {', '.join(placements)}" if placements else ""
+def remark(what: str, labels: Iterable[str]) -> str:
+    """Such as `not measured: pre, post`; empty without labels."""
+    named = ", ".join(labels)
+    return f"{what}: {named}" if named else ""

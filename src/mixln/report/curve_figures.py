@@ -7,14 +7,13 @@ from statistics import median
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mixln.report import canvas, cells
 from mixln.report.aggregate import Band, best_runs, curve_arrays, mean_curve
 from mixln.report.results import ComparisonResult
 from mixln.report.statistics import has_diverged
-from mixln.report.style import SchemeStyle, scheme_styles
+from mixln.report.style import scheme_styles
 
 _ZOOM = 0.4
 """Part of training, counted from its end, that the right panel of the loss curves shows."""
@@ -36,9 +35,9 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
         for placement, group in runs.items()
         if (band := mean_curve([run.validation_curve for run in group if not has_diverged(run)])) is not None
     }
-    labels = list(runs)
     tails = _tails(bands)
-    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7 + canvas.legend_rows(labels))
+    points = max((len(band.x) for band in tails.values()), default=100)
+    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7, legend=canvas.line_handles(styles, points))
     whole = axes[0]
     for placement, group in runs.items():
         style = styles[placement]
@@ -54,7 +53,8 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
                 whole.plot(tokens[-1:], losses[-1:], "x", color=style.color, markersize=7, markeredgewidth=2)
     for placement, band in bands.items():
         for ax in axes:
-            _draw_band(ax, band, styles[placement], markers=ax is not whole, crowded=len(bands) > 6)
+            shown_points = 100 if ax is whole else len(band.x)
+            canvas.draw_band(ax, band, styles[placement], shown_points, alpha=0.1 if len(bands) > 6 else 0.18)
     any_diverged = any(has_diverged(run) for group in runs.values() for run in group)
     canvas.label_axes(
         whole, "training tokens", "Validation loss (nats per token)" + ("; cross: diverged" if any_diverged else "")
@@ -63,10 +63,7 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
         canvas.token_axis(ax)
     if tails:
         canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged")
-        canvas.note(figure, _above("above the enlarged range", _enlarge(axes[1], tails)))
-    points = max((len(band.x) for band in tails.values()), default=100)
-    handles = [Line2D([], [], **canvas.line_options(styles[label], points)) for label in labels]
-    canvas.legend(figure, handles, labels)
+        canvas.note(figure, canvas.remark("above the enlarged range", _enlarge(axes[1], tails)))
     return figure
 
 
@@ -79,8 +76,7 @@ def learning_rate_grid(result: ComparisonResult) -> Figure | None:
     if len(rates) < 2:
         return None
     styles = scheme_styles(result)
-    labels = [summary.placement for summary in result.summaries]
-    figure, (ax,) = canvas.panels(1, 1, 3.6 + canvas.legend_rows(labels))
+    figure, (ax,) = canvas.panels(1, 1, 3.6, legend=canvas.line_handles(styles))
     ax.set_xscale("log")
     drawn: dict[str, list[float]] = {}
     for summary in result.summaries:
@@ -102,9 +98,8 @@ def learning_rate_grid(result: ComparisonResult) -> Figure | None:
         low, high = min(everything), _robust_top(everything)
         room = high - low or 0.05
         ax.set_ylim(low - 0.08 * room, high + 0.2 * room)
-        canvas.note(
-            figure, _above("partly or wholly above the range", [name for name in drawn if max(drawn[name]) > high])
-        )
+        above = [name for name in drawn if max(drawn[name]) > high]
+        canvas.note(figure, canvas.remark("partly or wholly above the range", above))
     ax.xaxis.set_major_locator(FixedLocator(rates))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: cells.learning_rate(value))
@@ -113,14 +108,7 @@ def learning_rate_grid(result: ComparisonResult) -> Figure | None:
         "peak learning rate (log scale)",
         "Validation loss (nats per token); ring: best; cross at the top: a run diverged",
     )
-    canvas.legend(figure, [Line2D([], [], **canvas.line_options(styles[label], 1)) for label in labels], labels)
     return figure
-
-
-def _draw_band(ax: Axes, band: Band, style: SchemeStyle, markers: bool, crowded: bool) -> None:
-    ax.plot(band.x, band.mean, **canvas.line_options(style, len(band.x) if markers else 100))
-    if band.seeds > 1:
-        ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=0.1 if crowded else 0.18, linewidth=0)
 
 
 def _tails(bands: dict[str, Band]) -> dict[str, Band]:
@@ -135,7 +123,7 @@ def _tails(bands: dict[str, Band]) -> dict[str, Band]:
 
 
 def _enlarge(ax: Axes, tails: dict[str, Band]) -> list[str]:
-    """Limits the axes to the end of the curves; returns the schemes that lie above them."""
+    """Limit the axes to the end of the curves; return the schemes that lie above them."""
     finals = {placement: float(band.mean[-1]) for placement, band in tails.items()}
     top = _robust_top(list(finals.values()))
     inside = [band for placement, band in tails.items() if finals[placement] <= top]
@@ -159,10 +147,6 @@ def _cross_out_diverged(ax: Axes, result: ComparisonResult, rates: list[float]) 
             if (placement, rate) in lost:
                 cross = {"color": style.color, "markersize": 6, "markeredgewidth": 1.8}
                 ax.plot([rate * shift], [0.96], "x", transform=ax.get_xaxis_transform(), **cross)
-
-
-def _above(what: str, placements: list[str]) -> str:
-    return f"{what}: {', '.join(placements)}" if placements else ""
 
 
 def _robust_top(values: list[float]) -> float:

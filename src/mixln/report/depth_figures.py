@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,26 +16,13 @@ from mixln.report.series import FigureSpec, Series
 from mixln.report.style import SchemeStyle, grouped_styles, label_styles, scheme_styles
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What stands beside others in a figure: a model, or a scheme."""
-
-    label: str
-    bands: Mapping[str, Band]
-    units: Mapping[str, str]
-
-
 def draw_models(spec: FigureSpec, models: Sequence[ModelDiagnosis]) -> Figure | None:
     """A figure of models; whiskers and bands are the intervals of their series. None if no model has such a series."""
-    subjects = [
-        _Subject(
-            model.model,
-            {name: _with_intervals(model.series[name]) for name in spec.series if name in model.series},
-            {name: series.unit for name, series in model.series.items()},
-        )
+    bands = {
+        model.model: {name: _with_intervals(model.series[name]) for name in spec.series if name in model.series}
         for model in models
-    ]
-    return _draw(spec, subjects)
+    }
+    return _draw(spec, bands)
 
 
 def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
@@ -45,53 +31,48 @@ def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
     Whiskers and bands reach from the lowest to the highest seed. A scheme without depth measures is left out, with a
     note. None if no scheme has them.
     """
-    subjects = [
-        _Subject(
-            placement,
-            {name: over_seeds(own) for name in spec.series if (own := [run[name] for run in runs if name in run])},
-            {name: series.unit for run in runs for name, series in run.items()},
-        )
+    bands = {
+        placement: {
+            name: over_seeds(own) for name in spec.series if (own := [run[name] for run in runs if name in run])
+        }
         for placement, runs in depth_of(result).items()
-    ]
-    note = canvas.left_out(without_depth(result))
-    return _draw(spec, subjects, scheme_styles(result), result.baseline, note)
+    }
+    note = canvas.remark("not measured", without_depth(result))
+    return _draw(spec, bands, scheme_styles(result), result.baseline, note)
 
 
 def _draw(
     spec: FigureSpec,
-    subjects: Sequence[_Subject],
-    given_styles: Mapping[str, SchemeStyle] | None = None,
+    subjects: Mapping[str, Mapping[str, Band]],
+    styles: Mapping[str, SchemeStyle] | None = None,
     baseline: str | None = None,
     note: str = "",
 ) -> Figure | None:
-    used = [name for name in spec.series if any(name in subject.bands for subject in subjects)]
+    """The figure of models or schemes, given by their labels, each with a band for each series that it has."""
+    used = [name for name in spec.series if any(name in own for own in subjects.values())]
     if not used:
         return None
-    labels = [_labels(spec, subject.label, used, several=len(subjects) > 1) for subject in subjects]
     if spec.form == "points":
-        points = {
-            subject.label: (subject.bands[used[0]].mean, subject.bands[used[1]].mean)
-            for subject in subjects
-            if subject.bands
-        }
+        points = {label: (own[used[0]].mean, own[used[1]].mean) for label, own in subjects.items() if own}
         return draw_points(points, label_styles(points), spec.x, spec.y)
+    labels = [_labels(spec, label, used, several=len(subjects) > 1) for label in subjects]
     bands = {
-        own[name]: subject.bands[name]
-        for subject, own in zip(subjects, labels, strict=True)
-        for name in used
-        if name in subject.bands
+        called[name]: band for called, own in zip(labels, subjects.values(), strict=True) for name, band in own.items()
     }
+    units = " / ".join(sorted({band.unit for band in bands.values()}))
+    y = "; ".join(filter(None, [spec.y or units, spec.series[used[0]] if len(used) == 1 else ""]))
     if spec.form == "triangles":
-        return draw_triangles({label: triangle_matrix(band.mean) for label, band in bands.items()}, note)
-    called = spec.series[used[0]] if len(used) == 1 else ""
-    units = " / ".join(sorted({subject.units[name] for subject in subjects for name in used if name in subject.units}))
-    y = (spec.y or units) + (f"; {called}" if called else "")
-    styles = given_styles or label_styles(bands)
-    if spec.form == "bars":
-        return draw_bars(bands, styles, spec.x, y, baseline=baseline, note=note)
-    if len(subjects) > 1 and len(used) > 1:
-        styles = grouped_styles(labels)
-    return draw_lines(bands, styles, spec.x, y, always_log=spec.log, note=note)
+        figure = draw_triangles({label: triangle_matrix(band.mean) for label, band in bands.items()})
+    elif spec.form == "bars":
+        figure = draw_bars(bands, styles or label_styles(bands), spec.x, y, baseline=baseline)
+        if baseline in bands and len(bands) > 1:
+            note = "; ".join(filter(None, [f"outline: {baseline}", note]))
+    else:
+        if len(subjects) > 1 and len(used) > 1:
+            styles = grouped_styles(labels)
+        figure = draw_lines(bands, styles or label_styles(bands), spec.x, y, always_log=spec.log)
+    canvas.note(figure, note)
+    return figure
 
 
 def _labels(spec: FigureSpec, subject: str, used: Sequence[str], *, several: bool) -> dict[str, str]:
@@ -108,7 +89,5 @@ def _with_intervals(series: Series) -> Band:
     values = np.array(series.values, dtype=float)
     values[~np.isfinite(values)] = np.nan  # a changed model that overflows has no place on an axis
     low, high = np.array([one.interval or (np.nan, np.nan) for one in series.estimates], dtype=float).T
-    first = 0 if series.axis == "state" else 1
-    # bands of several draws have whiskers
     draws = 2 if np.isfinite(low).any() else 1
-    return Band(np.arange(first, first + len(values), dtype=float), values, low, high, draws)
+    return Band(np.array(series.places, dtype=float), values, low, high, draws, series.unit)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -14,14 +15,13 @@ from mixln.report.aggregate import Array, Band
 from mixln.report.style import SchemeStyle, wrap_label
 
 
-def draw_triangles(matrices: Mapping[str, Array], note: str = "") -> Figure:
+def draw_triangles(matrices: Mapping[str, Array]) -> Figure:
     """Angular distance d(l, n) between the inputs of blocks l and l + n: one triangle for each label, one colour scale.
 
     The form of Gromov et al. 2024, figure 4, and of Mix-LN.
 
     Args:
         matrices: (L, L) each: row n-1, column l-1 holds d(l, n), else nan.
-        note: a remark.
     """
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
@@ -29,46 +29,25 @@ def draw_triangles(matrices: Mapping[str, Array], note: str = "") -> Figure:
     # One or two panels over the full width would be huge, and so take a narrower figure.
     width = canvas.WIDTH if columns > 2 else 1.2 + 2.9 * columns
     figure, axes = canvas.panels(rows, columns, rows * ((width - 1.2) / columns + 0.3 + 0.16 * lines) + 0.2, width)
-    finite = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices.values()])
-    high = float(finite.max()) if finite.size else 1.0
-    image = None
+    scale = Normalize(0.0, max(np.fmax.reduce(matrix, axis=None, initial=0.0) for matrix in matrices.values()) or 1.0)
     for ax, (placement, matrix) in zip(axes, matrices.items(), strict=False):
-        size = len(matrix)
-        image = ax.imshow(
-            np.ma.masked_invalid(matrix),
-            origin="lower",
-            cmap="viridis",
-            vmin=0.0,
-            vmax=high or 1.0,
-            extent=(0.5, size + 0.5, 0.5, size + 0.5),
-            interpolation="nearest",
-        )
+        extent = (0.5, len(matrix) + 0.5, 0.5, len(matrix) + 0.5)
+        masked = np.ma.masked_invalid(matrix)
+        ax.imshow(masked, cmap="viridis", norm=scale, origin="lower", extent=extent, interpolation="nearest")
         ax.grid(visible=False)
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_ticks(canvas.layer_ticks(1, size, most=5))
+            axis.set_ticks(canvas.layer_ticks(1, len(matrix), most=5))
         canvas.panel_title(ax, wrap_label(placement))
-    for index, ax in enumerate(axes[: len(matrices)]):
-        ax.set_ylabel("block size n" if index % columns == 0 else "", fontsize=9, color=canvas.INK)
-        ax.set_xlabel("first layer l" if index + columns >= len(matrices) else "", fontsize=9, color=canvas.INK)
-    if image is not None:
-        bar = figure.colorbar(image, ax=axes, shrink=0.95, aspect=26 * rows, pad=0.015)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8.5, colors=canvas.INK)
-        bar.set_label("angular distance d(l, n)", fontsize=9, color=canvas.INK)
-    for ax in axes[len(matrices) :]:
-        ax.set_axis_off()
-    canvas.note(figure, note)
+    canvas.label_panels(axes, len(matrices), columns, "first layer l", "block size n")
+    bar = figure.colorbar(axes[0].images[0], ax=axes, shrink=0.95, aspect=26 * rows, pad=0.015)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8.5, colors=canvas.INK)
+    bar.set_label("angular distance d(l, n)", fontsize=9, color=canvas.INK)
     return figure
 
 
 def draw_bars(
-    bands: Mapping[str, Band],
-    styles: Mapping[str, SchemeStyle],
-    x: str,
-    y: str,
-    *,
-    baseline: str | None = None,
-    note: str = "",
+    bands: Mapping[str, Band], styles: Mapping[str, SchemeStyle], x: str, y: str, *, baseline: str | None = None
 ) -> Figure:
     """A bar for each layer: one panel for each label, on one scale.
 
@@ -82,7 +61,7 @@ def draw_bars(
     figure, axes = canvas.panels(rows, columns, rows * (1.75 + 0.16 * lines) + 0.7, sharey=True)
     top, bottom = _clip_range(list(bands.values()))
     reference = None if baseline is None else bands.get(baseline)
-    for index, (ax, (placement, band)) in enumerate(zip(axes, bands.items(), strict=False)):
+    for ax, (placement, band) in zip(axes, bands.items(), strict=False):
         _removal_panel(ax, band, styles[placement], top)
         if reference is not None and reference is not band:
             edges = np.append(reference.x - 0.5, reference.x[-1] + 0.5)
@@ -90,13 +69,8 @@ def draw_bars(
         ax.set_ylim(bottom, top * 1.08)
         canvas.layer_axis(ax, 1, len(band.x))
         canvas.panel_title(ax, wrap_label(placement, 40))
-        ax.set_xlabel(x if index + columns >= len(bands) else "", fontsize=9, color=canvas.INK)
-    for ax in axes[len(bands) :]:
-        ax.set_axis_off()
+    canvas.label_panels(axes, len(bands), columns, x)
     figure.supylabel(y, fontsize=9, color=canvas.INK, parse_math=False)
-    remarks = [f"outline: {baseline}"] if reference is not None and len(bands) > 1 else []
-    remarks += filter(None, [note])
-    canvas.note(figure, "; ".join(remarks))
     return figure
 
 
@@ -125,24 +99,14 @@ def _removal_panel(ax: Axes, band: Band, style: SchemeStyle, top: float) -> None
 
 
 def _name_cut_layers(ax: Axes, layers: Array, values: Array, top: float) -> None:
-    """Says which layers are cut off, beside the last bar of each run of them: the bars are too narrow for a number."""
-    runs: list[list[tuple[int, float]]] = []
-    for layer, value in zip(layers.astype(int), values, strict=True):
-        if not runs or layer != runs[-1][-1][0] + 1:
-            runs.append([])
-        runs[-1].append((int(layer), float(value)))
-    for run in runs:
-        text = "↑ layer " + ", ".join(f"{layer}: {value:.2f}" for layer, value in run)
-        ax.annotate(
-            text,
-            (run[-1][0] + 0.5, top),
-            xytext=(3, 3),
-            textcoords="offset points",
-            fontsize=7,
-            va="top",
-            color=canvas.INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
-        )
+    """Say which layers are cut off, beside the last bar of each run of them: the bars are too narrow for a number."""
+    starts = np.flatnonzero(np.diff(layers) != 1) + 1
+    for run, own in zip(np.split(layers, starts), np.split(values, starts), strict=True):
+        if run.size:
+            text = "↑ layer " + ", ".join(f"{layer:.0f}: {value:.2f}" for layer, value in zip(run, own, strict=True))
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
+            options = {"fontsize": 7, "va": "top", "color": canvas.INK, "bbox": box}
+            ax.annotate(text, (run[-1] + 0.5, top), xytext=(3, 3), textcoords="offset points", **options)
 
 
 def _clip_range(bands: list[Band]) -> tuple[float, float]:
@@ -165,33 +129,21 @@ def _clip_range(bands: list[Band]) -> tuple[float, float]:
 
 
 def draw_lines(
-    bands: Mapping[str, Band],
-    styles: Mapping[str, SchemeStyle],
-    x: str,
-    title: str,
-    *,
-    always_log: bool = False,
-    note: str = "",
+    bands: Mapping[str, Band], styles: Mapping[str, SchemeStyle], x: str, title: str, *, always_log: bool = False
 ) -> Figure:
     """A line over the layers for each label, with its band; logarithmic if asked to, or over more than a decade."""
-    labels = list(bands)
-    figure, (ax,) = canvas.panels(1, 1, 3.5 + canvas.legend_rows(labels))
+    handles = canvas.line_handles({label: styles[label] for label in bands})
+    figure, (ax,) = canvas.panels(1, 1, 3.5, legend=handles)
     for placement, band in bands.items():
-        style = styles[placement]
-        ax.plot(band.x, band.mean, **canvas.line_options(style, len(band.x)))
-        if band.seeds > 1:
-            ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=0.15, linewidth=0)
+        canvas.draw_band(ax, band, styles[placement], len(band.x), alpha=0.15)
     means = np.concatenate([band.mean[np.isfinite(band.mean)] for band in bands.values()])
     if means.size and means.min() > 0 and (always_log or means.max() > 10 * means.min()):
         canvas.log_y(ax)
     elif means.size:
         ax.set_ylim(bottom=min(0.0, float(means.min())))
-    canvas.layer_axis(
-        ax, int(min(band.x[0] for band in bands.values())), int(max(band.x[-1] for band in bands.values()))
-    )
+    places = np.concatenate([band.x for band in bands.values()])
+    canvas.layer_axis(ax, int(places.min()), int(places.max()))
     canvas.label_axes(ax, x, title)
-    canvas.note(figure, note)
-    canvas.legend(figure, [Line2D([], [], **canvas.line_options(styles[label], 1)) for label in labels], labels)
     return figure
 
 
@@ -199,15 +151,11 @@ def draw_points(points: Mapping[str, tuple[Array, Array]], styles: Mapping[str, 
     """One panel for each label: the second array of numbers over the first; the grey line is where they agree."""
     columns = min(3, len(points))
     rows = -(-len(points) // columns)
-    width = canvas.WIDTH if columns > 1 else 4.5
-    figure, axes = canvas.panels(rows, columns, rows * 3.2, width)
-    for index, (ax, (label, (across, up))) in enumerate(zip(axes, points.items(), strict=False)):
+    figure, axes = canvas.panels(rows, columns, rows * 3.2, canvas.WIDTH if columns > 1 else 4.5)
+    for ax, (label, (across, up)) in zip(axes, points.items(), strict=False):
         ends = [float(across.min()), float(across.max())]
         ax.add_line(Line2D(ends, ends, color=canvas.FAINT, linewidth=0.8))
         ax.plot(across, up, "o", markersize=2.5, markeredgewidth=0, alpha=0.5, color=styles[label].color)
         canvas.panel_title(ax, wrap_label(label))
-        ax.set_xlabel(x if index + columns >= len(points) else "", fontsize=9, color=canvas.INK)
-        ax.set_ylabel(y if index % columns == 0 else "", fontsize=9, color=canvas.INK)
-    for ax in axes[len(points) :]:
-        ax.set_axis_off()
+    canvas.label_panels(axes, len(points), columns, x, y)
     return figure

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixln.report import canvas
+from mixln.report.aggregate import moving_average
 from mixln.report.style import SchemeStyle, label_styles
 
 NORM_FREE = "norms removed"
@@ -101,41 +102,34 @@ def removal_figure(
         loss_original: on the validation text, before training.
     """
     styles = label_styles(list(curves), CONTROL)
-    original = "the model as it was"
-    labels = [*curves, original, *dict.fromkeys(_KINDS[one.target] for one in removals)]
-    figure, (ax,) = canvas.panels(1, 1, 4.2 + canvas.legend_rows(labels))
-    for label, lines in curves.items():
-        _draw(ax, lines, styles[label])
-    ax.axhline(loss_original, color=canvas.FAINT, linewidth=1.0, linestyle=":")
-    handles = [Line2D([], [], **canvas.line_options(styles[label], 20)) for label in curves]
-    handles.append(Line2D([], [], color=canvas.FAINT, linewidth=1.0, linestyle=":"))
+    dotted = {"color": canvas.FAINT, "linewidth": 1.0, "linestyle": ":"}
+    handles = {**canvas.line_handles(styles, 20), "the model as it was": Line2D([], [], **dotted)}
     kinds = list(dict.fromkeys(one.target for one in removals))
     # other colours than that of the curve they are about
     colors = {kind: style.color for kind, style in label_styles([NORM_FREE, *kinds]).items()}
+    tick = {"linewidth": 0, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
+    handles |= {_KINDS[kind]: Line2D([], [], color=colors[kind], **tick) for kind in kinds}
+    figure, (ax,) = canvas.panels(1, 1, 4.2, legend=handles)
+    for label, lines in curves.items():
+        _draw(ax, lines, styles[label])
+    ax.axhline(loss_original, **dotted)
     for kind in kinds:
         steps = [one.step for one in removals if one.target == kind]
         # ticks of the data's own axis below, of the figure's above: they never cover the curves
         ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=colors[kind], linewidth=1.1)
-        handles.append(Line2D([], [], color=colors[kind], linewidth=0, marker="|", markersize=9, markeredgewidth=1.4))
     canvas.label_axes(
         ax,
         "training step",
         "Loss (nats per token): validation marked, training faint; ticks above: a removal, by what went",
     )
-    canvas.legend(figure, handles, labels)
     return figure
 
 
 def _draw(ax: Axes, lines: Sequence[Mapping[str, Any]], style: SchemeStyle) -> None:
-    steps = np.array([line["step"] for line in lines])
-    losses = np.array([np.nan if line["loss"] is None else line["loss"] for line in lines], dtype=float)
-    if len(losses) >= _SMOOTHED_STEPS:
-        kernel, is_finite = np.ones(_SMOOTHED_STEPS), np.isfinite(losses)
-        counts = np.convolve(is_finite, kernel, "valid")
-        sums = np.convolve(np.where(is_finite, losses, 0.0), kernel, "valid")
-        means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-        middle = slice(_SMOOTHED_STEPS // 2, len(steps) - _SMOOTHED_STEPS // 2)
-        ax.plot(steps[middle], means, color=style.color, linewidth=0.9, alpha=0.4)
+    finite = [(line["step"], line["loss"]) for line in lines if np.isfinite(np.float64(line["loss"]))]
+    if len(finite) >= _SMOOTHED_STEPS:
+        steps, losses = np.array(finite, dtype=float).T
+        ax.plot(steps, moving_average(losses, _SMOOTHED_STEPS), color=style.color, linewidth=0.9, alpha=0.4)
     measured = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
     if measured:
         x, y = zip(*measured, strict=True)

@@ -56,9 +56,17 @@ class Series:
         """The numbers without their intervals."""
         return [estimate.value for estimate in self.estimates]
 
+    @property
+    def places(self) -> range:
+        """What each entry is drawn at: layers and the like count from 1, states from 0."""
+        first = 0 if self.axis == "state" else 1
+        return range(first, first + len(self.estimates))
+
     def triangle(self) -> list[list[float]]:
         """The values of a series over runs: row n-1, entry l-1 is that of the n layers from l on."""
-        return triangle(self.values)
+        values = self.values
+        ends = accumulate(range(run_layers(len(values)), 0, -1), initial=0)
+        return [values[start:end] for start, end in pairwise(ends)]
 
     def extreme(self, choose: Callable[..., int]) -> int | None:
         """The index of the least (`min`) or largest (`max`) number; None if none is finite."""
@@ -67,11 +75,9 @@ class Series:
         return choose(finite, key=values.__getitem__) if finite else None
 
 
-def triangle(values: Sequence[float]) -> list[list[float]]:
-    """The L (L + 1) / 2 values of all runs of L layers in rows: row n-1 has those of the runs of n layers."""
-    layers = (math.isqrt(8 * len(values) + 1) - 1) // 2
-    ends = accumulate(range(layers, 0, -1), initial=0)
-    return [list(values[start:end]) for start, end in pairwise(ends)]
+def run_layers(runs: int) -> int:
+    """The number L of layers that have L (L + 1) / 2 runs."""
+    return math.isqrt(2 * runs)
 
 
 @dataclass(frozen=True)
