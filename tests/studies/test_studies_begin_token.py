@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from mixln.cli import main
 from mixln.data import PreparedData
 from mixln.models.generate import generate_text
-from mixln.studies.prune import PruningRequest
 from mixln.studies.prune_and_heal import PruneAndHeal
+from mixln.studies.pruning_request import PruningRequest
 from mixln.studies.remove_norm import RemoveNorm
 from mixln.tasks import HealingConfig
 from mixln.tasks.norm_removal.config import NormRemovalConfig

@@ -13,10 +13,12 @@ from transformers import LlamaForCausalLM
 
 from mixln.data import PreparedData
 from mixln.measure.forward import model_device
+from mixln.measure.stack import find_block_stack
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.studies.prune import PruningRecord, prune_model
+from mixln.studies.pruned_folder import prune_model
+from mixln.studies.pruning_request import PruningRequest
 from tasks import make_items, write_task
 
 CONFIG = DiagnosisConfig(window=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,))
@@ -96,8 +98,7 @@ def test_an_offloaded_model_is_pruned(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="a device_map needs accelerate")
     device_map = MAPS["embedding"] | {"model.layers.1": "disk", "model.layers.3": "disk"}
     offloaded = LlamaForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "off")
-    record = PruningRecord(str(folder), [2, 3], 4, None, consecutive=False, text=None)
-    prune_model(offloaded, [1, 2], tmp_path / "out", record)
+    prune_model(PruningRequest(str(folder), (1, 2)), find_block_stack(offloaded), [1, 2], tmp_path / "out")
     whole, pruned = (LlamaForCausalLM.from_pretrained(path).model for path in (folder, tmp_path / "out"))
     for index, original in enumerate((0, 3)):
         kept = zip(pruned.layers[index].parameters(), whole.layers[original].parameters(), strict=True)

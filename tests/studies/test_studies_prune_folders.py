@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, LlamaConfig
 
 from mixln.data import PreparedData
 from mixln.errors import InputError
-from mixln.measure.stack import find_block_stack
-from mixln.studies.prune import PruningRequest, prune_model
-from mixln.studies.pruned_folder import open_for_pruning
+from mixln.studies.prune import find_prunable_stack
+from mixln.studies.pruned_folder import open_for_pruning, prune_model
+from mixln.studies.pruning_request import PruningRequest
 
 _FAST = {
     *("bert classes", "bert masked", "llama classes", "distilbert", "gpt neox japanese", "qwen3 moe", "qwen2 windows"),
@@ -28,10 +28,8 @@ _BY_SPEED = [pytest.param(name, marks=[] if name in _FAST else [pytest.mark.slow
 
 
 def prune(source: Path, out: Path, removed: tuple[int, ...], stack: str | None = None) -> list[str]:
-    model = open_for_pruning(str(source))
-    num_layers = len(find_block_stack(model, stack).layers)
-    record = PruningRequest(source=str(source), layers=removed).record(removed, num_layers)
-    return prune_model(model, removed, out, record, layers=stack)
+    blocks = find_prunable_stack(open_for_pruning(str(source)), stack)
+    return prune_model(PruningRequest(source=str(source), layers=removed), blocks, removed, out)
 
 
 @pytest.mark.parametrize("name", _BY_SPEED)

@@ -101,18 +101,18 @@ def _prune(request: PruningRequest, out: Path, device_map: str | None) -> None:
     from mixln.device import default_device
     from mixln.progress import StageProgress
     from mixln.storage import claim_folder
-    from mixln.studies.prune import describe_layers, find_prunable_stack, prune_model, select_layers
-    from mixln.studies.pruned_folder import open_for_pruning
+    from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
+    from mixln.studies.pruned_folder import open_for_pruning, prune_model
 
     claim_folder(out.absolute().parent)
     model = open_for_pruning(request.source, device=default_device(), device_map=device_map)
     stack = find_prunable_stack(model, request.stack)
     with StageProgress() as progress:
         progress.start(request.source)
-        indices = select_layers(request, model, stack, progress.step, say=progress.report)
+        indices = select_layers(request, model, stack, progress.report, progress.step)
     print(describe_layers(indices, stack), flush=True)
     num_layers = len(stack.layers)
-    left_out = prune_model(model, indices, out, request.record(indices, num_layers), layers=request.stack)
+    left_out = prune_model(request, stack, indices, out)
     if left_out:
         print(f"left out, as it is of the whole model: {', '.join(left_out)}")
     print(f"{num_layers - len(indices)} layers left: {out}")

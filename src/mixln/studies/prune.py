@@ -1,35 +1,24 @@
-"""Removing layers from a checkpoint: which layers, by which measure, and the resulting folder."""
+"""Which layers to remove from a checkpoint: as they are named, or chosen by a measure."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mixln.data import open_corpus
 from mixln.data.cache import Report
 from mixln.errors import InputError
 from mixln.measure.pruning import check_removable
 from mixln.measure.stack import BlockStack, find_block_stack
-from mixln.models.companions import Companions
 from mixln.models.load import load_tokenizer, measured_part
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_model
-from mixln.studies.pruned_folder import write_pruned_folder
-from mixln.studies.pruning_request import Criterion, PruningRecord, PruningRequest
+from mixln.studies.pruning_request import Criterion, PruningRequest, blocks_named_by_stack
 from mixln.studies.stages import ReportStage
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-PRUNING_FILE = "pruning.json"
 
 
 def measures_for(criterion: Criterion) -> tuple[str, ...]:
@@ -101,36 +90,27 @@ def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
     )
 
 
+@blocks_named_by_stack()
 def find_prunable_stack(model: nn.Module, name: str | None = None) -> BlockStack:
-    """Find the blocks of a model as `find_block_stack` does, its errors in the words of `mixln prune`.
-
-    Raises:
-        InputError: as `find_block_stack`.
-    """
-    try:
-        return find_block_stack(model, name)
-    except InputError as error:  # `layers` are the layers to remove here
-        raise InputError(re.sub("`layers(?=[`=])", "`stack", str(error))) from error
+    """Find the blocks of a model as `find_block_stack` does, its errors in the words of a `PruningRequest`."""
+    return find_block_stack(model, name)
 
 
 def select_layers(
     request: PruningRequest,
     model: PreTrainedModel,
     stack: BlockStack,
+    say: Report,
     report_stage: ReportStage | None = None,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    say: Report | None = None,
 ) -> list[int]:
     """Return the indices (from 0) of the layers that a request means, measuring if it has to.
 
     Args:
-        request: what is to go.
+        request: what to remove.
         model: the whole model.
         stack: of the model.
-        report_stage: progress.
-        tokenizer: of the model; None: that of `request.source`, opened if something is measured.
         say: told what was left out of the text.
+        report_stage: progress.
 
     Raises:
         InputError: they are not there, or the text cannot be measured on.
@@ -142,22 +122,20 @@ def select_layers(
     if request.drop > num_layers:
         raise InputError(f"{request.drop} layers are to be removed, and the model has {num_layers}")
     check_removable(range(request.drop), num_layers)
-    runs = (request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else ()
     measured = measured_part(model)
     config = replace(
         request.measurement,
         performance_tokens=request.measurement.max_tokens,
-        gradient_tokens=0,
-        run_lengths=runs,
+        run_lengths=(request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else (),
         measures=measures_for(request.by),
         layers=_name_in(measured, stack),
     )
     corpus = open_corpus(request.text, text_field=request.text_field)
     texts = corpus.first(config.max_documents)
-    if say is not None and (skipped := corpus.describe_skipped()):
+    if skipped := corpus.describe_skipped():
         say(f"left out of {corpus.name}: {skipped}")
-    tokenizer = tokenizer or load_tokenizer(request.source)
-    diagnosis = diagnose_model(measured, tokenizer, texts, config, report_stage=report_stage)
+    with blocks_named_by_stack():
+        diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 
@@ -174,40 +152,3 @@ def _name_in(part: nn.Module, stack: BlockStack) -> str:
         f"the blocks {stack.name} do not lie in the {type(part).__name__} that would be measured on text. Name the "
         "layers to remove with `layers`"
     )
-
-
-def prune_model(
-    model: PreTrainedModel, indices: Sequence[int], out: Path, record: PruningRecord, *, layers: str | None = None
-) -> list[str]:
-    """Write a model without some layers as a Hugging Face folder of its class; the model itself stays as it is.
-
-    The folder holds what the source holds, and what was removed (`pruning.json`); see `mixln.studies.pruned_folder` for
-    how it is made and proved.
-
-    Args:
-        model: the whole model of `record.source`, as `open_for_pruning` gives it.
-        indices: of the layers, from 0.
-        out: the folder to write, whole or not at all; it must not exist, or be empty.
-        record: to be written beside it.
-        layers: the name of the list of blocks, where it is ambiguous.
-
-    Returns:
-        What of the source was left out: see `mixln.models.companions`.
-
-    Raises:
-        InputError: the layers are not there, the folder holds something or cannot be written, or no folder can be the
-            model that was measured.
-    """
-    left_out: list[str] = []
-
-    def describe(companions: Companions) -> dict[str, str]:
-        left_out.extend(companions.left_out)
-        return {PRUNING_FILE: to_text(replace(record, left_out=left_out))}
-
-    write_pruned_folder(find_prunable_stack(model, layers), indices, record.source, out, describe)
-    return left_out
-
-
-def to_text(record: DataclassInstance) -> str:
-    """Return JSON for people to read."""
-    return json.dumps(asdict(record), indent=1) + "\n"

@@ -20,17 +20,15 @@ from mixln.models.companions import companions_of
 from mixln.models.load import load_config
 from mixln.records import decode, read_json
 from mixln.storage import DiskErrors, put_on_disk, require_new_folder, whole_folder, write_file
-from mixln.studies.prune import (
+from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
+from mixln.studies.pruned_folder import open_for_pruning, prune_model
+from mixln.studies.pruning_request import (
     PRUNING_FILE,
     PruningRecord,
     PruningRequest,
-    describe_layers,
-    find_prunable_stack,
-    prune_model,
-    select_layers,
+    blocks_named_by_stack,
     to_text,
 )
-from mixln.studies.pruned_folder import open_for_pruning
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks.fine_tuning import model_fingerprint
@@ -135,12 +133,11 @@ class PruneAndHeal(TrainingWork):
                     f"{self._request.source} predicts no next token, so it cannot be healed: leave `heal` out"
                 )
             stack = find_prunable_stack(model, self._request.stack)
-            indices = select_layers(self._request, model, stack, report_stage, say=say)
+            indices = select_layers(self._request, model, stack, say, report_stage)
             say(describe_layers(indices, stack))
             # first, so that there is a report wherever there is a pruned model
             write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
-            record = self._request.record(indices, len(stack.layers))
-            prune_model(model, indices, self._pruned, record, layers=self._request.stack)
+            prune_model(self._request, stack, indices, self._pruned)
         self._record, self._report = _read(self._folder)
         if changes := self._changes():
             raise InputError(
@@ -184,6 +181,7 @@ class PruneAndHeal(TrainingWork):
         batch_size = self.recipe.evaluation_batch_size
         return validation_loss(model, self._data, batch_size, self.precision.autocast_dtype)
 
+    @blocks_named_by_stack()
     def _losses(self, model: PreTrainedModel, stack: BlockStack, indices: Sequence[int]) -> HealingReport:
         before = self._loss(model)
         with without_blocks(stack, indices):

@@ -11,7 +11,8 @@ outputs as the whole model with those blocks bypassed, and the same text with th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,13 +27,16 @@ from mixln.measure.pruning import kept_blocks, without_blocks
 from mixln.measure.shorter_config import Edit, ShorterConfig, shorter_configs
 from mixln.measure.stack import BlockStack
 from mixln.measure.structure import Shortening, slice_of_layers, structure_of
-from mixln.models.companions import CONFIG_FILE, Companions, companions_of, model_folder
+from mixln.models.companions import CONFIG_FILE, companions_of, model_folder
 from mixln.models.finite import require_finite_parameters
 from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.models.load import load_config, load_whole_model
 from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared, write_shorter_weights
 from mixln.models.weight_files import StoredTensor, stored_tensors
 from mixln.storage import DiskErrors, put_on_disk, require_new_folder, whole_folder
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRequest, blocks_named_by_stack, to_text
+
+_MOST_CONFIGS = 4
 
 
 def open_for_pruning(
@@ -58,29 +62,33 @@ def open_for_pruning(
     return model
 
 
-def write_pruned_folder(
-    stack: BlockStack, indices: Sequence[int], source: str, out: Path, describe: Callable[[Companions], dict[str, str]]
-) -> None:
-    """Write what is left of a model without some blocks, whole or not at all. The model stays as it is.
+@blocks_named_by_stack()
+def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: Path) -> list[str]:
+    """Write a model without some blocks as a Hugging Face folder of its class; the model itself stays as it is.
+
+    The folder holds what the source holds, and what was removed (`pruning.json`).
 
     Args:
-        stack: of the whole model, as `open_for_pruning` gives it.
-        indices: of the blocks that go, from 0.
-        source: what it was opened from.
-        out: the folder to write; it must not exist, or be empty.
-        describe: gives name and text of further files, for what is copied and what is left out.
+        request: what was asked for.
+        stack: of the whole model of `request.source`, as `open_for_pruning` gives it.
+        indices: of the blocks to remove, from 0.
+        out: the folder to write, whole or not at all; it must not exist, or be empty.
+
+    Returns:
+        What of the source was left out: see `mixln.models.companions`.
 
     Raises:
         InputError: the blocks are not there; no folder can hold what is left; the folder that was written is not the
             model that was measured; or it cannot be written.
     """
     require_new_folder(out)
-    folder = model_folder(source)
+    folder = model_folder(request.source)
     kept = kept_blocks(indices, len(stack.layers))
     proof = _Proof(stack, indices)
     configs = shorter_configs(stack, kept)
     found = next(configs)
     companions = companions_of(folder)
+    record = replace(request.record(indices, len(stack.layers)), left_out=list(companions.left_out))
     tensors = stored_tensors(folder)
     blocks = find_stored_blocks(tensors, stack.name, stack.layers[0], kept, len(stack.layers))
     renamed = {name: new for name in tensors if (new := blocks.after(name)) is not None}
@@ -90,10 +98,10 @@ def write_pruned_folder(
     with saving, whole_folder(out) as temporary:
         companions.copy_to(temporary)
         write_shorter_weights(tensors, renamed, changes, temporary)
-        for name, text in describe(companions).items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        (temporary / PRUNING_FILE).write_text(to_text(record), encoding="utf-8")
         _write_config_of(proof, islice(chain([found], configs), _MOST_CONFIGS), folder, temporary)
         put_on_disk(temporary)  # the user may remove the source next
+    return record.left_out
 
 
 def _write_config_of(proof: _Proof, configs: Iterable[ShorterConfig], source: Path, folder: Path) -> None:
@@ -111,9 +119,6 @@ def _write_config_of(proof: _Proof, configs: Iterable[ShorterConfig], source: Pa
         except InputError as error:
             faults.append(error)
     raise faults[0]
-
-
-_MOST_CONFIGS = 4
 
 
 def _shared(model: torch.nn.Module) -> list[list[str]]:
@@ -169,12 +174,8 @@ class _Proof:
             InputError: it holds another model.
         """
         model = self._opened(folder)
-        fault = (
-            self._other_tensors(model, found)
-            or self._other_outputs(model)
-            or (self._generates and generation_fault(model))
-        )
-        if fault:
+        fault = self._other_tensors(model, found) or self._other_outputs(model)
+        if fault or (self._generates and (fault := generation_fault(model))):
             raise InputError(
                 f"a {type(model).__name__} without these layers would not be the model that was measured: {fault}. Its "
                 "layers depend on their place, or on the removed ones, in a way that no config says"
@@ -260,12 +261,9 @@ def _says(folder: Path, fields: Mapping[str, Any]) -> bool:
         return False
 
 
-def _comparable(fields: Mapping[str, Any]) -> Any:
-    without = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(inner) for key, inner in value.items() if key not in without}
-        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(fields)
+def _comparable(value: Any) -> Any:
+    """Fields as JSON holds them, without those that say nothing of the architecture."""
+    if isinstance(value, Mapping):
+        without = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
+        return {str(key): _comparable(inner) for key, inner in value.items() if key not in without}
+    return [_comparable(inner) for inner in value] if isinstance(value, (list, tuple)) else value

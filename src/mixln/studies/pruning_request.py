@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mixln.errors import InputError
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.version import __version__
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PRUNING_FILE = "pruning.json"
+
 Criterion = Literal["angular", "removal", "influence"]
-CRITERIA: tuple[Criterion, ...] = ("angular", "removal", "influence")
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 _MOST_LAYERS = 10_000
 """Of any model: a slip in a range is found before it fills the memory."""
@@ -111,3 +118,20 @@ def parse_layers(text: str) -> list[int]:
             raise InputError(f"`layers={text}`: {part} ends before it begins")
         indices.extend(range(first - 1, last))
     return indices
+
+
+@contextmanager
+def blocks_named_by_stack() -> Iterator[None]:
+    """In errors raised inside the `with` block, the list of blocks is the parameter `stack`, not `layers`.
+
+    Elsewhere it is `layers`; a request's `layers` are those to remove.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(re.sub("`layers(?=[`=])", "`stack", str(error))) from error
+
+
+def to_text(record: DataclassInstance) -> str:
+    """Return JSON for people to read."""
+    return json.dumps(asdict(record), indent=1) + "\n"
