@@ -15,6 +15,8 @@ from filelock import FileLock
 from measure_architectures import ARCHITECTURES
 from tiny import save_tiny_llama
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
@@ -399,3 +401,18 @@ def test_several_lists_of_layers_are_told_apart_by_the_option_that_prune_has(
     command = ["prune", str(tmp_path / "t5"), str(tmp_path / "out"), "--layers", "2"]
     assert main(command) == 2
     assert "--stack encoder.block" in capsys.readouterr().err
+
+
+def test_what_measuring_says_of_the_list_of_layers_names_the_option_that_prune_has(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AlbertConfig(
+        **{"vocab_size": 400, "embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1},
+        num_hidden_layers=4,
+        num_hidden_groups=2,
+    )
+    AlbertModel(config).save_pretrained(tmp_path / "albert")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "albert")
+    command = ["prune", str(tmp_path / "albert"), str(tmp_path / "out"), "--drop", "1", "--text", str(corpus)]
+    assert main([*command, "--window", "32", "--max-tokens", "200"]) == 2
+    assert "name them with --stack" in capsys.readouterr().err
