@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from architecture_tools import tiny_architecture
 from models_tools import VOCABULARY, token_ids
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Olmo2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    NemotronConfig,
+    Olmo2Config,
+)
 
 from mixln.errors import InputError
 from mixln.interpret import LogitAttribution, direct_logit_attribution
+from mixln.interpret.readout import fit_norm
+from mixln.interpret.stream import rounding
 from mixln.tasks.norm_removal import install_frozen_norms
 
 ANSWERS, DISTRACTORS = torch.tensor([5, 9]), torch.tensor([7, 3])
@@ -113,14 +129,72 @@ def test_norms_with_frozen_scales_have_no_gap(architecture: str) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [LlamaConfig(**SHAPE), Olmo2Config(**SHAPE), GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4)],
+    [
+        LlamaConfig(**SHAPE),
+        Olmo2Config(**SHAPE),
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4),
+        # their norms multiply with 1 + weight
+        GemmaConfig(**SHAPE),
+        Gemma2Config(**SHAPE, final_logit_softcapping=None),
+        Gemma3TextConfig(**SHAPE),
+        NemotronConfig(**SHAPE),
+    ],
     ids=lambda config: config.model_type,
 )
-def test_stock_models(config: Any) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_stock_models(config: Any, *, trained: bool) -> None:
     torch.manual_seed(0)
-    found = attributed(AutoModelForCausalLM.from_config(config))
+    model = AutoModelForCausalLM.from_config(config)
+    if trained:
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:
+                nn.init.normal_(parameter, std=0.5)
+    found = attributed(model)
     assert len(found.components) == 7
     assert found.sum_error.max() < 1e-4
+
+
+@pytest.mark.slow
+def test_every_norm_of_transformers_is_taken_apart_or_refused() -> None:
+    """Told by what each does to a vector: most are weight * x / scale, some (1 + weight) * x / scale."""
+    generator, plus_one, refused = torch.Generator().manual_seed(0), [], []
+    state = 3 * torch.randn(2, 5, 32, generator=generator)
+    for name, norm in norms_of_transformers(32):
+        for parameter in norm.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+        output = norm(state)
+        gain, offset, centered, inverse_scale, off = fit_norm(norm, state.double(), output.double())
+        if not off <= rounding(torch.float32):
+            refused.append(name)
+            continue
+        projected = state - state.mean(-1, keepdim=True) if centered else state
+        torch.testing.assert_close((gain * projected * inverse_scale + offset).float(), output, atol=1e-4, rtol=1e-4)
+        weight = getattr(norm, "weight", None)
+        if weight is not None and not torch.equal(gain, weight.double()):
+            torch.testing.assert_close(gain, 1 + weight.double())
+            plus_one.append(name)
+    assert {"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "Qwen3NextRMSNorm", "NemotronLayerNorm1P"} <= {*plus_one}
+    assert {*refused} <= NOT_A_SCALE, refused
+
+
+NOT_A_SCALE = {"MoonshineStreamingLayerNorm"}
+"""Norms of transformers that keep their weight under another name."""
+
+
+def norms_of_transformers(width: int) -> Iterator[tuple[str, nn.Module]]:
+    """The norms of its models that are made of a width alone, and take a vector for each token."""
+    for path in sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")):
+        if not (names := re.findall(r"^class (\w*Norm\w*)\(", path.read_text(), re.MULTILINE)):
+            continue
+        module = importlib.import_module(f"transformers.models.{path.parent.name}.{path.stem}")
+        for name in names:
+            try:
+                norm = getattr(module, name)(width)
+                is_norm = isinstance(norm, nn.Module) and norm(torch.ones(2, 5, width)).shape == (2, 5, width)
+            except Exception:  # of a config, of two inputs, of images
+                continue
+            if is_norm:
+                yield name, norm
 
 
 @pytest.mark.parametrize("placement", ["post", "deepnorm", "mix(alpha=0.25)", "hybrid", "b2t"])
@@ -135,8 +209,8 @@ def test_other_models_that_are_not_linear_behind_the_last_block_are_refused() ->
         attributed(tiny_architecture("llama", "pre+dyt"))
     torch.manual_seed(0)
     capped = AutoModelForCausalLM.from_config(Gemma2Config(**SHAPE, final_logit_softcapping=1.0))
-    with pytest.raises(InputError, match=r"weight \* x / scale"):
-        attributed(capped)  # the norm comes before the cap
+    with pytest.raises(InputError, match="a cap or a scale follows the head"):
+        attributed(capped)
     scaled: Any = tiny_architecture("llama", "pre")
     scaled.lm_head.register_forward_hook(lambda _head, _given, logits: logits.tanh())
     with pytest.raises(InputError, match="a cap or a scale follows the head"):

@@ -178,13 +178,7 @@ def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout
             f"between the last block and the head of {described(stream.model)} stands more than one norm, so its "
             "logits are no sum over components"
         )
-    gain, offset = (
-        default if (own := getattr(norm, name, None)) is None else precise(own)
-        for name, default in (("weight", ones), ("bias", ones * 0))
-    )
-    fits = [_fit_scale(state, precise(tail.head_input) - offset, gain, centered=centered) for centered in (False, True)]
-    centered = fits[1][1] < fits[0][1]
-    inverse_scale, off = fits[centered]
+    gain, offset, centered, inverse_scale, off = fit_norm(norm, state, precise(tail.head_input))
     if not off <= rounding(final.dtype):
         raise InputError(
             f"the final norm of {described(stream.model)} ({type(norm).__name__}) is not weight * x / scale with one "
@@ -193,12 +187,34 @@ def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout
     return Readout(norm, gain, offset, centered, inverse_scale, weight, bias)
 
 
-def _fit_scale(state: Tensor, scaled: Tensor, gain: Tensor, *, centered: bool) -> tuple[Tensor, float]:
-    """1 / sigma of each token by least squares, (rows, tokens, 1), and the largest relative error that it leaves.
+def fit_norm(norm: nn.Module, state: Tensor, output: Tensor) -> tuple[Tensor, Tensor, bool, Tensor, float]:
+    """gamma, beta, whether P takes the mean away, 1 / sigma of each token, and the largest relative error they leave.
 
-    So eps and frozen scales need no knowledge of the norm's class.
+    Some norms keep gamma - 1 as their weight (Gemma, Qwen3-Next). Which of the forms a norm has, eps and frozen scales
+    are told by what it does, so its class need not be known.
+
+    Args:
+        norm: any module.
+        state: what it was given, (rows, tokens, hidden), in float64.
+        output: what it gave.
     """
-    unscaled = gain * (state - state.mean(-1, keepdim=True) if centered else state)
+    ones = torch.ones_like(state[0, 0])
+    weight, offset = (
+        default if (own := getattr(norm, name, None)) is None or own.shape != ones.shape else precise(own)
+        for name, default in (("weight", ones), ("bias", ones * 0))
+    )
+    fits: list[tuple[float, Tensor, bool, Tensor]] = []
+    for centered in (False, True):
+        projected = state - state.mean(-1, keepdim=True) if centered else state
+        for gain in (weight, 1 + weight):
+            inverse_scale, off = _fit_scale(gain * projected, output - offset)
+            fits.append((off, gain, centered, inverse_scale))
+    off, gain, centered, inverse_scale = min(fits, key=lambda fit: fit[0])
+    return gain, offset, centered, inverse_scale, off
+
+
+def _fit_scale(unscaled: Tensor, scaled: Tensor) -> tuple[Tensor, float]:
+    """1 / sigma of each token by least squares, (rows, tokens, 1), and the largest relative error that it leaves."""
     squares = unscaled.square().sum(-1, keepdim=True).clamp_min(1e-300)
     inverse_scale = (unscaled * scaled).sum(-1, keepdim=True) / squares
     rest = (scaled - inverse_scale * unscaled).norm(dim=-1) / scaled.norm(dim=-1).clamp_min(1e-300)
