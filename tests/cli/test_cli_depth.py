@@ -406,11 +406,8 @@ def test_several_lists_of_layers_are_told_apart_by_the_option_that_prune_has(
 def test_what_measuring_says_of_the_list_of_layers_names_the_option_that_prune_has(
     llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = AlbertConfig(
-        **{"vocab_size": 400, "embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1},
-        num_hidden_layers=4,
-        num_hidden_groups=2,
-    )
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    config = AlbertConfig(**sizes, vocab_size=400, num_hidden_layers=4, num_hidden_groups=2)
     AlbertModel(config).save_pretrained(tmp_path / "albert")
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "albert")
     command = ["prune", str(tmp_path / "albert"), str(tmp_path / "out"), "--drop", "1", "--text", str(corpus)]

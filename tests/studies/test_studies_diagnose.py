@@ -48,10 +48,9 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
 from mixln.report.series import Estimate, Series
 from mixln.studies import measures
-from mixln.studies.diagnose import diagnose, diagnose_batches, diagnose_model
+from mixln.studies.diagnose import all_entries, diagnose, diagnose_batches, diagnose_model
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.measuring import presented
-from mixln.studies.registry import all_entries
 from mixln.tasks import Recipe
 from mixln.tasks.build import build_model
 

@@ -25,11 +25,12 @@ def diagnose(
     dtype: str = "auto",
     device_map: str | None = None,
     only: Annotated[Sequence[str] | None, {"names": MEASURE_NAMES}] = None,
+    without: Sequence[str] = (),
     tasks: Sequence[str] | None = None,
     task_path: str | None = None,
     task_limit: int | None = None,
     task_metric: str | None = None,
-    config: Annotated[DiagnosisConfig, {"skip": ["measures"]}],
+    config: Annotated[DiagnosisConfig, {"skip": ["measures", "without"]}],
     command_line: str,
 ) -> None:
     """Measure what each layer of any Hugging Face model does, and what the model loses without it. Layers are counted
@@ -46,6 +47,7 @@ def diagnose(
         dtype: float32, bfloat16, float16, or auto: the checkpoint's.
         device_map: share a large model out over devices (auto); needs accelerate.
         only: of {names}; default: all.
+        without: of the same: what to leave out, such as gradient_norm jacobian.
         tasks: of lm-evaluation-harness, such as arc_easy: their scores without each layer; needs mixln[evaluation].
         task_path: folder of YAML files of further tasks.
         task_limit: items of each task; default: all.
@@ -63,7 +65,7 @@ def diagnose(
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.task_scores import task_score
 
-    config = replace(config, measures=None if only is None else tuple(only))
+    config = replace(config, measures=None if only is None else tuple(only), without=tuple(without))
     if len(set(models)) < len(models):
         raise InputError("a model is named twice: name each once")
     loaded = load_tasks(tasks, task_path, task_limit, task_metric)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from importlib import import_module
 from itertools import chain
+from pkgutil import iter_modules
 
 import torch
 from torch import nn
@@ -28,17 +31,34 @@ from mixln.models.encoding import padding_token, require_embedded
 from mixln.models.finite import require_finite_parameters
 from mixln.report.depth_report import DepthReport
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.studies import interpretability, measures
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.diagnosis_scores import Score, Scores
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures.removal import removal_of_runs
-from mixln.studies.measuring import Computed, Given, Observed, observe_all, presented
-from mixln.studies.registry import all_entries
+from mixln.studies.measuring import Computed, Entry, Given, Observed, observe_all, presented
 from mixln.studies.stages import ReportStage
 from mixln.version import __version__
 
 Keep = Callable[[ModelDiagnosis], None]
 """Puts a diagnosis that is not finished where it is safe."""
+
+
+@cache
+def all_entries() -> tuple[Entry, ...]:
+    """The `ENTRY` of every module of `mixln.studies.measures` and `mixln.studies.interpretability`, by rank.
+
+    Raises:
+        ValueError: an entry has another name than its file, by which it is chosen.
+    """
+    found: list[Entry] = []
+    for package in (measures, interpretability):
+        for module in iter_modules(package.__path__, f"{package.__name__}."):
+            entry = import_module(module.name).ENTRY
+            if entry.name != module.name.rpartition(".")[2]:
+                raise ValueError(f"the entry of {module.name} is named {entry.name!r}: give it its file's name")
+            found.append(entry)
+    return tuple(sorted(found, key=lambda entry: entry.rank))
 
 
 def diagnose_model(

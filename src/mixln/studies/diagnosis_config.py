@@ -9,6 +9,7 @@ from typing import Annotated
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
+from mixln.placement.words import did_you_mean
 
 MEASURE_NAMES = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).with_name("measures"))])))
 """What `DiagnosisConfig.measures` can name: the modules of `mixln.studies.measures`."""
@@ -27,6 +28,7 @@ class DiagnosisConfig(Checked):
         max_documents: to read.
         run_lengths: lengths of the runs of layers to remove, beside single layers.
         measures: names of what to measure (`MEASURE_NAMES`); None: all.
+        without: names of what not to measure; these are left out of `measures`.
         fresh_gradients: whether gradient norms are taken of a freshly initialised model too (which is a second one in
             memory).
         interpretability_tokens: of these, for what norms do to the tools of interpretability (attribution, patching,
@@ -46,6 +48,7 @@ class DiagnosisConfig(Checked):
     max_documents: Annotated[int, Range(low=1)] = 256
     run_lengths: tuple[int, ...] = ()
     measures: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
     fresh_gradients: bool = False
     interpretability_tokens: NonNegativeInt = 0
     interpretability_prompts: Annotated[int, Range(low=1)] = 4
@@ -55,12 +58,13 @@ class DiagnosisConfig(Checked):
         super().__post_init__()
         if any(length < 2 for length in self.run_lengths):
             raise InputError("run_lengths must be 2 or more: single layers are removed anyway")
-        for name in self.measures or ():
+        for name in (*(self.measures or ()), *self.without):
             if name not in MEASURE_NAMES:
-                raise InputError(f"there is no measure {name!r}. There are: {', '.join(MEASURE_NAMES)}")
+                meant = did_you_mean(name, MEASURE_NAMES)
+                raise InputError(f"there is no measure {name!r}.{meant} There are: {', '.join(MEASURE_NAMES)}")
         if self.measures and "gradient_norm_at_init" in self.measures and not self.fresh_gradients:
             raise InputError("gradient_norm_at_init needs a freshly initialised model: add `fresh_gradients=true`")
 
     def asks_for(self, measure: str) -> bool:
         """Whether a measure is among those to take."""
-        return self.measures is None or measure in self.measures
+        return (self.measures is None or measure in self.measures) and measure not in self.without

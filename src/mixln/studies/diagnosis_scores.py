@@ -94,32 +94,22 @@ def _removal(name: str) -> str:
 
 
 def _two_series(stack: BlockStack, name: str, score: Score, report: ReportStage | None) -> Iterator[Series]:
-    unit = getattr(score, "unit", name)
+    def scored() -> torch.Tensor:
+        """(items,); one number is an item alone, which has no interval."""
+        return torch.as_tensor(score(stack.model), dtype=torch.float64).flatten().cpu()
+
+    unit, drops = getattr(score, "unit", name), list[torch.Tensor]()
     with evaluation_mode(stack.model), torch.no_grad():
-        whole = _items(score(stack.model))
-        drops = [
-            whole - _like(whole, _without(stack, index, score), name, index)
-            for index in Reported(range(len(stack.layers)), name, report)
-        ]
+        whole = scored()
+        for index in Reported(range(len(stack.layers)), name, report):
+            with without_blocks(stack, [index]):
+                found = scored()
+            if len(whole) != len(found) or not len(whole):
+                raise InputError(
+                    f"the score {name} gave {len(whole)} numbers for the whole model and {len(found)} without layer "
+                    f"{index + 1}: give one number, or one for each item, of the same items each time"
+                )
+            drops.append(whole - found)
     items = torch.ones(len(whole), dtype=torch.float64)
     yield series_of(_whole(name), "model", unit, ratio_estimates(whole, items))
     yield series_of(_removal(name), "layer", unit, ratio_estimates(torch.stack(drops, dim=1), items))
-
-
-def _without(stack: BlockStack, index: int, score: Score) -> torch.Tensor:
-    with without_blocks(stack, [index]):
-        return _items(score(stack.model))
-
-
-def _items(found: float | Sequence[float]) -> torch.Tensor:
-    """(items,); one number is an item alone, which has no interval."""
-    return torch.as_tensor(found, dtype=torch.float64).flatten().cpu()
-
-
-def _like(whole: torch.Tensor, found: torch.Tensor, name: str, index: int) -> torch.Tensor:
-    if len(whole) != len(found) or not len(whole):
-        raise InputError(
-            f"the score {name} gave {len(whole)} numbers for the whole model and {len(found)} without layer "
-            f"{index + 1}: give one number, or one for each item, of the same items each time"
-        )
-    return found

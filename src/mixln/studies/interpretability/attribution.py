@@ -16,8 +16,8 @@ from mixln.measure.estimates import DocumentSums
 from mixln.measure.forward import IGNORED_TARGET, model_device
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Estimate, FigureSpec, Series
+from mixln.studies.interpretability import Interpretability
 from mixln.studies.measuring import Given, series_of
-from mixln.studies.on_request import Interpretability
 from mixln.studies.stages import Reported
 
 
@@ -65,7 +65,6 @@ class _Attribution(Interpretability):
         ]
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """How far attribution is off."""
         if (gap := model.series.get("attribution_gap")) is not None and gap.labels:
             yield (
                 f"Direct logit attribution is {gap.estimates[0].format('.1%')} off the direct effects of the "

@@ -8,8 +8,8 @@ from mixln.interpret.entropy_neurons import entropy_neurons
 from mixln.measure.batches import ModelBatch
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Estimate, FigureSpec, Series, TableSpec
+from mixln.studies.interpretability import Interpretability
 from mixln.studies.measuring import Given, series_of
-from mixln.studies.on_request import Interpretability
 
 _UNIT = "nats per token"
 
@@ -61,7 +61,6 @@ class _EntropyNeurons(Interpretability):
         ]
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """What all of them do together."""
         if "entropy_change" not in model.series:
             return
         changes, held = (model.series[name].values for name in ("entropy_change", "entropy_change_held"))

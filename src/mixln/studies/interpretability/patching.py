@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -12,8 +12,8 @@ from mixln.interpret.prompts import induction_prompts
 from mixln.measure.batches import ModelBatch
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Axis, Estimate, FigureSpec, Series
+from mixln.studies.interpretability import Interpretability
 from mixln.studies.measuring import Given
-from mixln.studies.on_request import Interpretability
 from mixln.studies.stages import Reported
 
 _SEGMENT = 8
@@ -47,29 +47,21 @@ class _Patching(Interpretability):
         stream = stream_for(given.stack.model, pairs[0], given.stack.name)
         found = [patching_effects(stream, pair) for pair in Reported(pairs, "patching", given.report)]
 
-        def series(name: str, axis: Axis, unit: str, values: Iterator[float]) -> Series:
+        activation = [value for one in found for value in one.activation.flatten().tolist()]
+        attribution = [value for one in found for value in one.attribution.flatten().tolist()]
+
+        def series(name: str, axis: Axis, unit: str, values: Iterable[float]) -> Series:
             return Series(name, axis, unit, list(map(Estimate, values)))
 
         return [
             series("patching_correlation", "prompt", "Pearson's r", (one.correlation for one in found)),
             series("patching_slope", "prompt", "slope", (one.slope for one in found)),
             series("patching_error", "prompt", "share of the effects", (one.error for one in found)),
-            series(
-                "activation_patching",
-                "component",
-                "logits",
-                (v for one in found for v in one.activation.flatten().tolist()),
-            ),
-            series(
-                "attribution_patching",
-                "component",
-                "logits",
-                (v for one in found for v in one.attribution.flatten().tolist()),
-            ),
+            series("activation_patching", "component", "logits", activation),
+            series("attribution_patching", "component", "logits", attribution),
         ]
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """How well they agree."""
         if "patching_correlation" not in model.series:
             return
         correlations, slopes = (model.series[f"patching_{name}"].values for name in ("correlation", "slope"))

@@ -2,7 +2,7 @@
 
 from mixln.measure.interventions import silences
 from mixln.report.series import ColumnSpec, FigureSpec
-from mixln.studies.performance_drops import Drops
+from mixln.studies.measuring import Drops
 
 FIGURE = FigureSpec(
     "sublayer_removal",

@@ -3,7 +3,7 @@
 from mixln.measure.interventions import silences
 from mixln.report.series import ColumnSpec
 from mixln.studies.measures.attention_removal import FIGURE
-from mixln.studies.performance_drops import Drops
+from mixln.studies.measuring import Drops
 
 ENTRY = Drops(
     "feed_forward_removal",

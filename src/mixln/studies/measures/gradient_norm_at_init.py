@@ -17,11 +17,9 @@ from mixln.studies.measuring import Given
 
 class _AtInit(GradientNorms):
     def is_wanted(self, given: Given) -> bool:
-        """Whether a second model in memory is asked for, too."""
         return super().is_wanted(given) and given.config.fresh_gradients
 
     def measured_stack(self, given: Given) -> BlockStack:
-        """Of a fresh model."""
         return find_block_stack(fresh_model(given.stack.model), given.stack.name)
 
 

@@ -29,7 +29,6 @@ class _Growth(Observed):
     )
 
     def read(self, measure: StreamGrowth) -> Found:
-        """Variance, root mean square and norm of each state."""
         return Found(
             [
                 series_of("variance", "state", "squared units of the stream", measure.variance()),
@@ -39,7 +38,6 @@ class _Growth(Observed):
         )
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """How many times the variance grows."""
         if "variance" in model.series and (variance := model.series["variance"].values)[0] > 0:
             yield (
                 f"The variance of the stream grows {variance[-1] / variance[0]:,.3g}-fold from the input of layer 1 to "

@@ -24,7 +24,6 @@ class _Jacobian(Observed):
     columns = (ColumnSpec("|J - I| / |I|", "jacobian_distance"),)
 
     def read(self, measure: JacobianDistance) -> Found:
-        """As one series."""
         return Found([series_of("jacobian_distance", "layer", "|J - I| / |I|", measure.distance())])
 
 

@@ -29,11 +29,9 @@ class _NormScales(Observed):
     )
 
     def build(self, given: Given) -> NormScales:
-        """With the sublayers that are found already."""
         return NormScales(given.execution.sublayers)
 
     def read(self, measure: NormScales) -> Found:
-        """Sigma of the norms on the stream and of the others, and the product of 1 / sigma over the former."""
         scales = measure.scales()
         parts = {
             name: [one for one in scales if one.is_on_stream is (name == _ON_STREAM)] for name in self.tables[0].series
@@ -53,7 +51,6 @@ class _NormScales(Observed):
         return Found([*series, series_of("log10_gradient_factor", "model", "powers of ten", factor)])
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """What a gradient is multiplied by on its way through the norms."""
         if "log10_gradient_factor" not in model.series:
             return
         if _ON_STREAM in model.series:

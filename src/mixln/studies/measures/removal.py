@@ -14,8 +14,7 @@ from mixln.placement.words import number_ranges
 from mixln.report import cells
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import ColumnSpec, FigureSpec, Presentation, Series
-from mixln.studies.measuring import Found, series_of
-from mixln.studies.performance_drops import Drops
+from mixln.studies.measuring import Drops, Found, series_of
 
 _FIGURE = FigureSpec(
     "removal",

@@ -44,7 +44,6 @@ class _Similarity(Observed):
     columns = (ColumnSpec("block influence", "block_influence", table="layers"),)
 
     def read(self, measure: Similarity) -> Found:
-        """Both as series."""
         distances = measure.angular_distance()
         number = len(distances.value)
         value, low, high = (
@@ -60,7 +59,6 @@ class _Similarity(Observed):
         )
 
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
-        """Which run of layers turns the stream least."""
         if "angular_distance" not in model.series:
             return
         length = max(1, model.num_layers // _RUN_SHARE)

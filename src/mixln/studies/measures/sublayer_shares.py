@@ -28,11 +28,9 @@ class _SublayerShares(Observed):
     )
 
     def build(self, given: Given) -> SublayerShares:
-        """With the sublayers that are found already."""
         return SublayerShares(given.execution.sublayers)
 
     def read(self, measure: SublayerShares) -> Found:
-        """A series for each kind of sublayer."""
         return Found(
             [
                 series_of("attention_share", "layer", "|F| / |x|", measure.share("attention")),
