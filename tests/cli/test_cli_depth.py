@@ -70,8 +70,8 @@ def test_options_are_spelt_with_dashes_and_as_in_python() -> None:
     )
     assert dashed == plain
     assert (dashed.max_tokens, dashed.run_lengths, dashed.fresh_gradients) == (5, (2, 3), True)
-    defaults = parser.parse_args(["m"])
-    assert all(defaults[field.name] == field.default for field in fields(DiagnosisConfig) if field.name != "measures")
+    defaults, chosen = parser.parse_args(["m"]), ("measures", "without")
+    assert all(defaults[field.name] == field.default for field in fields(DiagnosisConfig) if field.name not in chosen)
 
 
 def test_a_report_is_replaced_with_a_word(
@@ -91,7 +91,7 @@ def test_a_model_is_shared_out_over_devices(
     found: list[object] = []
     for options in ([], ["--device-map", "auto"]):
         out = tmp_path / "-".join(options)
-        given = ["--text", str(corpus), "--out", str(out), "--only", "removal", "--gradient-tokens", "0", *FAST[:4]]
+        given = ["--text", str(corpus), "--out", str(out), "--only", "removal", "--without", "swap", *FAST[:4]]
         assert main(["diagnose", str(llama), *given, *options]) == 0, capsys.readouterr().err
         found.append(json.loads((out / "report.json").read_text())["models"][0]["series"])
     assert found[0] == found[1]
@@ -220,6 +220,7 @@ BAD = {
     "diagnose {model} --layers model.blocks": "model.blocks: is not there",
     "diagnose {model} {model}": "named twice",
     "diagnose {model} --only angle": "no measure 'angle'",
+    "diagnose {model} --without gradients": "no measure 'gradients'. Did you mean 'gradient_norm'?",
     "diagnose {model} --task-limit 5": "name some with --tasks",
     "diagnose {model} --tasks a a": "a task is named twice",
     "diagnose {model} --tasks a --task-limit 0": "--task-limit must be at least 1",

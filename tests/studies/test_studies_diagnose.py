@@ -43,7 +43,7 @@ from mixln.measure.pruning import without_blocks
 from mixln.measure.recording import recording
 from mixln.measure.stack import find_block_stack
 from mixln.measure.texts import text_batches, text_windows
-from mixln.report.depth_report import DepthReport, layer_tables, shown_columns
+from mixln.report.depth_report import DepthReport, layer_rows, layer_tables, shown_columns
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
 from mixln.report.series import Estimate, Series
@@ -145,8 +145,12 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     found = diagnose_model(model, data.tokenizer, TEXTS, config)
     assert set(found.series) == {"block_influence", "angular_distance"}
     assert found.performance_of_whole is None
+    fewer = replace(config, measures=("similarity", "growth"), without=("similarity", "gradient_norm"))
+    assert set(diagnose_model(model, data.tokenizer, TEXTS, fewer).series) == {"variance", "rms", "norm"}
     with pytest.raises(InputError, match=r"no measure 'angle'.*similarity"):
         DiagnosisConfig(measures=("angle",))
+    with pytest.raises(InputError, match=r"no measure 'jacobians'\. Did you mean 'jacobian'\?"):
+        DiagnosisConfig(without=("jacobians",))
     assert "removal" in MEASURE_NAMES
     with pytest.raises(InputError, match="add `fresh_gradients=true`"):
         DiagnosisConfig(measures=("gradient_norm_at_init",))
@@ -242,7 +246,9 @@ def test_a_measure_is_added_by_one_file(
     assert found.series["largest_channel"].values[0] == pytest.approx(
         record.hidden_states[0].abs().amax(-1).mean().item(), rel=0.2
     )
-    assert "largest channel" in [column.head for column in shown_columns(found)]
+    (column,) = (column for column in shown_columns(found) if column.head == "largest channel")
+    shown = [row[1] for row in layer_rows(found, [column])]
+    assert shown == [f"{value:.3f}" for value in found.series["largest_channel"].values[1:]]  # after each layer
     assert any(sentence.startswith("The largest channel is ") for sentence in found.findings)
     names = [figure.name for figure in report.figures]
     assert names.index("variance") < names.index("largest_channel") < names.index("shares")

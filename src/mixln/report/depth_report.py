@@ -115,7 +115,9 @@ def _rows_of(table: TableSpec, model: ModelDiagnosis) -> tuple[TableSpec, list[t
 
 def layer_rows(model: ModelDiagnosis, columns: Sequence[ColumnSpec]) -> list[list[str]]:
     """A row for each layer: its number, then a cell for each column."""
-    values = [model.series[column.series].values for column in columns]
+    series = [model.series[column.series] for column in columns]
+    # of the states, what the layer gives, as in the figures: the embeddings have no row
+    values = [one.values[1:] if one.axis == "state" else one.values for one in series]
     return [
         [
             str(index + 1),
