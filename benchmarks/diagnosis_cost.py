@@ -32,8 +32,8 @@ from mixln.measure.performance import LanguageModelLoss
 from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.pruning import without_blocks
 from mixln.measure.similarity import Similarity
-from mixln.measure.stack import find_block_stack
 from mixln.measure.texts import text_batches, text_windows
+from mixln.models.anatomy import find_block_stack
 from mixln.models.load import load_model
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,8 @@ from mixln.measure.batches import ModelBatch
 from mixln.measure.estimates import DocumentSums
 from mixln.measure.performance import LanguageModelLoss
 from mixln.measure.pruning import without_blocks
-from mixln.measure.stack import find_block_stack
 from mixln.measure.texts import text_batches, text_windows
+from mixln.models.anatomy import find_block_stack
 from mixln.models.load import load_model
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig

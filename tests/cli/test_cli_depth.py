@@ -32,7 +32,7 @@ from transformers import (
 from mixln.cli import build_parsers, main
 from mixln.commands.diagnose import display_names
 from mixln.data import PreparedData
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 from mixln.progress import TrainingProgress
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from tasks import make_items, write_task

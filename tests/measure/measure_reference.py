@@ -10,16 +10,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixln.measure import (
-    EvaluationLoss,
-    LanguageModelLoss,
-    Measure,
-    PerformanceDrop,
-    evaluation_mode,
-    observe,
-    removals,
-)
+from mixln.measure import EvaluationLoss, LanguageModelLoss, Measure, PerformanceDrop, observe, removals
 from mixln.measure.forward import TokenBatch
+from mixln.modes import evaluation_mode
 
 VOCABULARY = 61
 ROWS, LENGTH = 8, 20

@@ -13,7 +13,6 @@ from transformers import AutoModelForSeq2SeqLM, CLIPConfig, CLIPModel, PreTraine
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch
-from mixln.measure.forward import evaluation_mode
 from mixln.measure.interventions import removals, silences
 from mixln.measure.observation import observe
 from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
@@ -21,8 +20,9 @@ from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.pruning import without_blocks
 from mixln.measure.recording import recording
 from mixln.measure.similarity import Similarity
-from mixln.measure.stack import BlockStack, find_block_stack
 from mixln.measure.sublayers import SUBLAYERS, SublayerFinder, SublayerShares, silenced
+from mixln.models.anatomy import BlockStack, find_block_stack
+from mixln.modes import evaluation_mode
 
 each_model = pytest.mark.parametrize("name", MODELS)
 

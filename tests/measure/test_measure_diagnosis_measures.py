@@ -22,8 +22,8 @@ from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss
 from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.recording import recording
 from mixln.measure.similarity import Similarity
-from mixln.measure.stack import find_block_stack
 from mixln.measure.sublayers import SUBLAYERS, SublayerShares
+from mixln.models.anatomy import find_block_stack
 
 
 def states_of(model: nn.Module, batch: ModelBatch) -> list[torch.Tensor]:

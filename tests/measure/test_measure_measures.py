@@ -28,13 +28,13 @@ from mixln.measure import (
     PerformanceDrop,
     Similarity,
     StreamGrowth,
-    find_block_stack,
     gradient_norms,
     observe,
     removals,
 )
 from mixln.measure.observation import Observation
 from mixln.measure.recording import BlockRecord
+from mixln.models.anatomy import find_block_stack
 
 Measure = Callable[[nn.Module, Iterable[Batch]], torch.Tensor]
 

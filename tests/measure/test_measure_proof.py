@@ -20,7 +20,7 @@ from mixln.measure.observation import observe
 from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss
 from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.proof import ProvenExecution
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 from mixln.studies.diagnose import diagnose_batches
 from mixln.studies.diagnosis_config import DiagnosisConfig
 

@@ -21,7 +21,7 @@ from mixln.measure.observation import observe
 from mixln.measure.performance import LanguageModelLoss
 from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.pruning import without_blocks
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

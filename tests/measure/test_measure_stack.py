@@ -9,8 +9,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaForCausalLM
 
 from mixln.errors import InputError
-from mixln.measure import evaluation_mode, find_block_stack, record_block_inputs, run_blocks
+from mixln.measure import record_block_inputs, run_blocks
 from mixln.measure.recording import recording, run_tail
+from mixln.models.anatomy import find_block_stack
+from mixln.modes import evaluation_mode
 
 
 def test_finds_the_blocks_of_a_llama(llama: LlamaForCausalLM) -> None:

@@ -41,8 +41,8 @@ from mixln.measure.batches import ModelBatch, first_tokens
 from mixln.measure.performance import EmbeddingTurn
 from mixln.measure.pruning import without_blocks
 from mixln.measure.recording import recording
-from mixln.measure.stack import find_block_stack
 from mixln.measure.texts import text_batches, text_windows
+from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import DepthReport, layer_rows, layer_tables, shown_columns
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json

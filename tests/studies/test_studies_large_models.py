@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from mixln.data import PreparedData
 from mixln.measure.forward import model_device
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig

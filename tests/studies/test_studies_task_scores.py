@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedToke
 from mixln.data import PreparedData
 from mixln.errors import InputError
 from mixln.measure.pruning import without_blocks
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import shown_columns
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig

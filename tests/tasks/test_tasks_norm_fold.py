@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import mixln
 from mixln.data import PreparedData
 from mixln.errors import InputError
-from mixln.measure.stack import find_block_stack
+from mixln.models.anatomy import find_block_stack
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.placement import PlacedBlock, PlacementError
 from mixln.studies.diagnosis_config import DiagnosisConfig

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mixln.errors import InputError
 from mixln.interpret.readout import Reading, read
 from mixln.interpret.stream import Component, Stream, find_stream, precise
-from mixln.measure.forward import evaluation_mode, model_device, on_device
+from mixln.measure.forward import model_device, on_device
+from mixln.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from mixln.interpret.stream import Stream, described, find_stream, precise
 from mixln.measure.batches import ModelBatch
 from mixln.measure.calls import watched
 from mixln.measure.estimates import DocumentSums, Estimates
-from mixln.measure.forward import IGNORED_TARGET, evaluation_mode, model_device
+from mixln.measure.forward import model_device
 from mixln.measure.sums import at_least_float32, no_tokens_error
+from mixln.models.encoding import IGNORED_TARGET
 from mixln.models.transformers_internals import Conv1D
+from mixln.modes import evaluation_mode
 
 _LOGITS_AT_ONCE = 2**24
 """Numbers, of tokens or neurons times vocabulary, that are in memory at a time."""

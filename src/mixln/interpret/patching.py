@@ -15,10 +15,11 @@ from mixln.errors import InputError
 from mixln.interpret.prompts import PromptPair
 from mixln.interpret.stream import Stream, find_stream, precise
 from mixln.measure.comparison import difference, main_output, rounding
-from mixln.measure.forward import call_model, evaluation_mode, model_device
+from mixln.measure.forward import call_model, model_device
 from mixln.measure.recording import recording, run_blocks, run_tail
 from mixln.measure.sublayers import SUBLAYERS, replaced_output
 from mixln.measure.sums import at_least_float32
+from mixln.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

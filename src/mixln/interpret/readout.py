@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from mixln.errors import InputError
 from mixln.interpret.stream import Stream, StreamRecord, described, precise, rounding
 from mixln.measure.calls import watched
-from mixln.measure.forward import call_model, evaluation_mode
+from mixln.measure.forward import call_model
 from mixln.measure.sums import at_least_float32
+from mixln.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from mixln.errors import InputError
 from mixln.measure.calls import block_output, watched
-from mixln.measure.forward import call_model, evaluation_mode
+from mixln.measure.forward import call_model
 from mixln.measure.norm_scales import is_norm
 from mixln.measure.recording import BlockRecord, recording
-from mixln.measure.stack import BlockStack, find_block_stack
 from mixln.measure.sublayers import SUBLAYERS, Sublayer, SublayerFinder
 from mixln.measure.sums import at_least_float32, where_float64_is
+from mixln.models.anatomy import BlockStack, find_block_stack
+from mixln.modes import evaluation_mode
 
 Part = Literal["embedding", "attention", "feed_forward"]
 
@@ -133,7 +134,7 @@ def find_stream(model: nn.Module, arguments: Mapping[str, Any], layers: str | No
     """Find the blocks of a model and the modules that write to its stream, in one forward pass.
 
     Args:
-        model: any model whose blocks and sublayers are found (see `mixln.measure.stack`, `mixln.measure.sublayers`).
+        model: any model whose blocks and sublayers are found (see `mixln.models.anatomy`, `mixln.measure.sublayers`).
         arguments: of the model, for the pass; one row will do.
         layers: the name of the list of blocks, where it is ambiguous.
 

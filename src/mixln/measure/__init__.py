@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixln.measure.batches import ModelBatch as ModelBatch
     from mixln.measure.batches import model_batches as model_batches
-    from mixln.measure.forward import evaluation_mode as evaluation_mode
     from mixln.measure.gradients import gradient_norms as gradient_norms
     from mixln.measure.growth import StreamGrowth as StreamGrowth
     from mixln.measure.interventions import removals as removals
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from mixln.measure.recording import record_block_inputs as record_block_inputs
     from mixln.measure.recording import run_blocks as run_blocks
     from mixln.measure.similarity import Similarity as Similarity
-    from mixln.measure.stack import find_block_stack as find_block_stack
 else:
     from mixln.lazy import lazy_names
 

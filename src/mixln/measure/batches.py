@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from mixln.measure.forward import TokenBatch, counted_positions, on_device
+from mixln.measure.forward import TokenBatch, call_model, counted_positions, model_device, on_device
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,30 @@ class ModelBatch:
         """The arguments with their tensors on a device."""
         return on_device(self.arguments, device)
 
+    def run(self, model: nn.Module) -> Any:
+        """The output of a model for the batch, as `call_model`."""
+        return call_model(model, self.arguments_on(model_device(model)))
+
 
 def _has_rows(value: Any, batch: ModelBatch) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(batch.documents)
 
 
-@dataclass
-class _RowCounter:
-    """Numbers packed rows, which belong to no one document, as a document each."""
-
-    rows: int = field(default=0)
-
-    def model_batch(self, batch: TokenBatch) -> ModelBatch:
-        first, self.rows = self.rows, self.rows + len(batch.input_ids)
-        return ModelBatch(
+def model_batches(batches: Iterable[TokenBatch | ModelBatch]) -> Iterator[ModelBatch]:
+    """Packed rows of training as batches of the general kind, each row a document of its own; others as they are."""
+    rows = 0
+    for batch in batches:
+        if isinstance(batch, ModelBatch):
+            yield batch
+            continue
+        first, rows = rows, rows + len(batch.input_ids)
+        yield ModelBatch(
             # without a cache: given one, transformers does not look for documents in position_ids
             {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False},
             counted_positions(batch),
             batch.targets,
-            torch.arange(first, self.rows),
+            torch.arange(first, rows),
         )
-
-
-def model_batches(batches: Iterable[TokenBatch | ModelBatch]) -> Iterator[ModelBatch]:
-    """Packed rows of training as batches of the general kind, each row a document of its own; others as they are."""
-    counter = _RowCounter()
-    for batch in batches:
-        yield batch if isinstance(batch, ModelBatch) else counter.model_batch(batch)
 
 
 def first_tokens(batches: Sequence[ModelBatch], tokens: int) -> list[ModelBatch]:

@@ -32,13 +32,11 @@ class Estimates:
 
     def column(self, index: int) -> Estimates:
         """The estimates at an index of the last dimension."""
-        value, low, high = (part[..., index] for part in (self.value, self.low, self.high))
-        return Estimates(value, low, high, self.num_documents)
+        return self.through(lambda part: part[..., index])
 
     def row(self, index: int) -> Estimates:
         """The estimates at an index of the first dimension."""
-        value, low, high = (part[index] for part in (self.value, self.low, self.high))
-        return Estimates(value, low, high, self.num_documents)
+        return self.through(lambda part: part[index])
 
     def through(self, rising: Callable[[torch.Tensor], torch.Tensor]) -> Estimates:
         """A function that never falls, of the estimates and of the ends of their intervals."""
@@ -77,10 +75,7 @@ class DocumentSums:
             count = counts[row].item()
             if count == 0:
                 continue
-            if document in self._sums:
-                self._sums[document] = self._sums[document] + sums[row]
-            else:
-                self._sums[document] = sums[row].clone()
+            self._sums[document] = self._sums.get(document, 0) + sums[row]
             self._counts[document] = self._counts.get(document, 0.0) + count
 
     @property

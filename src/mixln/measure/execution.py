@@ -14,12 +14,12 @@ from typing import Any
 from transformers import Cache
 
 from mixln.measure.calls import BlockCall, block_output
-from mixln.measure.forward import call_model, model_device
+from mixln.measure.forward import model_device
 from mixln.measure.interventions import Intervention
 from mixln.measure.observation import Observation
 from mixln.measure.recording import beside_hidden_states, replaced_forwards, run_blocks, run_tail, with_beside
-from mixln.measure.stack import BlockStack
 from mixln.measure.sublayers import SublayerFinder, silenced
+from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError, naming_failures
 
 
@@ -37,8 +37,7 @@ def replayed(observation: Observation, intervention: Intervention, sublayers: Su
         with _without(intervention, sublayers):
             hidden_states = run_blocks(stack, hidden_states, record, first, working=working)
         hidden_states = run_blocks(stack, hidden_states, record, rest, working=working)
-    arguments = observation.batch.arguments_on(model_device(stack.model))
-    return run_tail(stack, hidden_states, record, arguments)
+    return run_tail(stack, hidden_states, record, observation.batch.arguments_on(model_device(stack.model)))
 
 
 def whole_pass(observation: Observation, intervention: Intervention, sublayers: SublayerFinder) -> Any:
@@ -56,7 +55,7 @@ def whole_pass(observation: Observation, intervention: Intervention, sublayers: 
         order = (*range(places.start), *runs, *range(places.stop, len(stack.layers)))
         try:
             with reordered_blocks(stack, order):
-                return call_model(stack.model, observation.batch.arguments_on(model_device(stack.model)))
+                return observation.batch.run(stack.model)
         except ModelCallError:
             pass
     return _in_place(observation, intervention, sublayers)
@@ -107,7 +106,7 @@ def _in_place(observation: Observation, intervention: Intervention, sublayers: S
         return forward
 
     with replaced_forwards({stack.layers[index]: forward_at(index) for index in places}) as as_its_own:
-        return call_model(stack.model, observation.batch.arguments_on(model_device(stack.model)))
+        return observation.batch.run(stack.model)
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from mixln import modes
 from mixln.errors import InputError
-from mixln.models.encoding import IGNORED_TARGET as IGNORED_TARGET
+from mixln.models.encoding import IGNORED_TARGET
 from mixln.models.foreign import naming_failures
-from mixln.modes import evaluation_mode as evaluation_mode
 
 _OPTIONAL = ("use_cache", "logits_to_keep")
 """Arguments that save work: a model that does not take them computes the same."""

@@ -10,11 +10,13 @@ from torch import nn
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, model_batches
 from mixln.measure.estimates import Estimates, with_interval, without_interval
-from mixln.measure.forward import IGNORED_TARGET, TokenBatch, autocast, call_model, evaluation_mode, model_device
+from mixln.measure.forward import TokenBatch, autocast
+from mixln.measure.observation import block_stack_of
 from mixln.measure.performance import row_cross_entropies
-from mixln.measure.stack import BlockStack, block_stack_of
 from mixln.measure.sums import no_tokens_error, where_float64_is
-from mixln.modes import all_requiring_grad
+from mixln.models.anatomy import BlockStack
+from mixln.models.encoding import IGNORED_TARGET
+from mixln.modes import all_requiring_grad, evaluation_mode
 
 
 def gradient_norms(
@@ -86,7 +88,7 @@ def _summed_gradients(
         for batch in batches:
             targets = _targets(batch)
             with autocast(model, autocast_dtype):
-                logits = call_model(model, batch.arguments_on(model_device(model))).logits
+                logits = batch.run(model).logits
                 loss = row_cross_entropies(logits, targets).sum()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):

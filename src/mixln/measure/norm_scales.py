@@ -14,9 +14,9 @@ from torch import nn
 from mixln.measure.calls import watched
 from mixln.measure.estimates import DocumentSums, Estimates
 from mixln.measure.observation import Measure, Observation
-from mixln.measure.stack import BlockStack
 from mixln.measure.sublayers import SUBLAYERS, SublayerFinder, silenced
 from mixln.measure.sums import at_least_float32
+from mixln.models.anatomy import BlockStack
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
 

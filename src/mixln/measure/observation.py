@@ -12,9 +12,10 @@ from torch import nn
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, model_batches
-from mixln.measure.forward import TokenBatch, autocast, call_model, evaluation_mode, model_device
+from mixln.measure.forward import TokenBatch, autocast
 from mixln.measure.recording import BlockRecord, block_that_does_not_repeat, recording
-from mixln.measure.stack import BlockStack, block_stack_of
+from mixln.models.anatomy import BlockStack, find_block_stack
+from mixln.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,15 @@ def observe(
     return stack
 
 
+def block_stack_of(model: nn.Module | BlockStack) -> BlockStack:
+    """The blocks of a model, found if they are not yet.
+
+    Raises:
+        InputError: as `find_block_stack`.
+    """
+    return model if isinstance(model, BlockStack) else find_block_stack(model)
+
+
 def observed(stack: BlockStack, batch: ModelBatch, measures: Sequence[Measure] = ()) -> Observation:
     """Run a batch through the model once, with measures watching. Mode, gradients and autocast are the caller's.
 
@@ -123,7 +133,7 @@ def observed(stack: BlockStack, batch: ModelBatch, measures: Sequence[Measure] =
         for measure in measures:
             watching.enter_context(measure.watch(stack))
         with recording(stack) as record:
-            output = call_model(stack.model, batch.arguments_on(model_device(stack.model)))
+            output = batch.run(stack.model)
     require_finite_states(stack, record.hidden_states, batch)
     for measure in measures:
         measure.see_output(output, batch)
@@ -146,7 +156,7 @@ def require_finite_states(stack: BlockStack, states: Sequence[torch.Tensor], bat
             raise InputError(
                 f"{where} gives {bad} hidden states that are infinite or not a number (NaN), of {counted.numel()}, in "
                 f"{str(state.dtype).removeprefix('torch.')}. If the weights are right, this precision cannot hold "
-                "them: choose float32 or bfloat16 (`dtype`)"
+                "them: load the model in float32 or bfloat16"
             )
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch
-from mixln.measure.forward import IGNORED_TARGET
 from mixln.measure.sums import at_least_float32, where_float64_is
+from mixln.models.encoding import IGNORED_TARGET
 
 RowSums = Callable[[Any], torch.Tensor]
 """From a model's output to (rows,) sums in float64 on the CPU; positive means harm."""
@@ -125,8 +125,8 @@ def _finite(values: torch.Tensor, counts: torch.Tensor, what: str) -> torch.Tens
     if bad.any():
         raise InputError(
             f"the {what} of the whole model is infinite or not a number (NaN) in {int(bad.sum())} of {len(values)} "
-            "rows, though its hidden states are finite: what comes after the blocks overflows. Choose float32 or "
-            "bfloat16 (`dtype`)"
+            "rows, though its hidden states are finite: what comes after the blocks overflows. Load the "
+            "model in float32 or bfloat16"
         )
     return values
 

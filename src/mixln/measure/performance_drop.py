@@ -14,7 +14,7 @@ from mixln.measure.interventions import Family
 from mixln.measure.observation import Measure, Observation
 from mixln.measure.performance import BatchPerformance, Performance
 from mixln.measure.proof import ProvenExecution
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError
 
 

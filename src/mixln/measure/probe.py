@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.measure.calls import watched
-from mixln.measure.forward import evaluation_mode, model_device, on_device
-from mixln.measure.stack import BlockStack
+from mixln.measure.forward import model_device, on_device
+from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError, naming_failures
+from mixln.modes import evaluation_mode
 
 _TOKENS = 9
 _NEW_TOKENS = 4
@@ -108,7 +109,7 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> str | None:
     if not torch.equal(finite, other.isfinite()):
         return "is not finite in other places"
     if not finite.any():
-        return "has no finite value, so it could not be compared: choose float32 or bfloat16 (`dtype`)"
+        return "has no finite value, so it could not be compared: load the model in float32 or bfloat16"
     one, other, eps = one[finite], other[finite], torch.finfo(one.dtype).eps
     is_low = eps > 1e-4
     size, far = (

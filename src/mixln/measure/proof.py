@@ -6,7 +6,7 @@ cannot be known from a model's name. So some interventions of each kind are run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -14,15 +14,17 @@ from torch import Tensor
 from mixln.errors import InputError
 from mixln.measure.comparison import difference, main_output, rounding
 from mixln.measure.execution import replayed, whole_pass
-from mixln.measure.forward import call_model, model_device
 from mixln.measure.interventions import Family, Intervention
 from mixln.measure.observation import Observation, observed
-from mixln.measure.stack import BlockStack
 from mixln.measure.sublayers import SublayerFinder
+from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError
 
 _ROWS = 2
 """Of the first batch, that the proof is made on."""
+
+Run = Callable[[Observation, Intervention, SublayerFinder], Any]
+"""A way to run a changed model; returns its output."""
 
 
 class ProvenExecution:
@@ -60,15 +62,9 @@ class ProvenExecution:
         """
         if self.reason_against_replays is None:
             self.reason_against_replays = prove(observation, self._families, self.sublayers)
-        for intervention in family(len(observation.stack.layers)):
-            yield self._output(observation, intervention)
-
-    def _output(self, observation: Observation, intervention: Intervention) -> Any:
         run = whole_pass if self.reason_against_replays else replayed
-        try:
-            return run(observation, intervention, self.sublayers)
-        except ModelCallError as error:
-            return error
+        for intervention in family(len(observation.stack.layers)):
+            yield _output_or_error(run, observation, intervention, self.sublayers)
 
 
 def prove(observation: Observation, families: list[Family], sublayers: SublayerFinder) -> str:
@@ -91,10 +87,9 @@ def prove(observation: Observation, families: list[Family], sublayers: SublayerF
     few = (
         observation if len(observation.batch.documents) <= _ROWS else observed(stack, observation.batch.rows(0, _ROWS))
     )
-    arguments = few.batch.arguments_on(model_device(stack.model))
-    plain = main_output(call_model(stack.model, arguments))
+    plain = main_output(few.batch.run(stack.model))
     allowed = rounding(stack.layers.parameters(), plain)
-    noise = difference(plain, main_output(call_model(stack.model, arguments)))
+    noise = difference(plain, main_output(few.batch.run(stack.model)))
     _require_repeatable(stack, noise, allowed, "the model as it is")
     reason = ""
     for family in families:
@@ -102,13 +97,13 @@ def prove(observation: Observation, families: list[Family], sublayers: SublayerF
         middle = len(interventions) // 2
         for index in sorted({0, middle, len(interventions) - 1}):
             intervention = interventions[index]
-            whole = _main_output_or_none(few, intervention, sublayers, replay=False)
+            whole = _main_output_or_none(whole_pass, few, intervention, sublayers)
             if index == middle and whole is not None:
-                again = _main_output_or_none(few, intervention, sublayers, replay=False)
+                again = _main_output_or_none(whole_pass, few, intervention, sublayers)
                 _require_repeatable(stack, difference(whole, again), allowed, "the same changed model")
             if reason:
                 continue
-            replay = _main_output_or_none(few, intervention, sublayers, replay=True)
+            replay = _main_output_or_none(replayed, few, intervention, sublayers)
             if not (off := difference(whole, replay)) <= max(allowed, 4 * noise):
                 reason = (
                     f"Blocks of this {type(stack.model).__name__} keep something beside their outputs: run again from "
@@ -119,14 +114,18 @@ def prove(observation: Observation, families: list[Family], sublayers: SublayerF
 
 
 def _main_output_or_none(
-    observation: Observation, intervention: Intervention, sublayers: SublayerFinder, *, replay: bool
+    run: Run, observation: Observation, intervention: Intervention, sublayers: SublayerFinder
 ) -> Tensor | None:
     """What the changed model gives; None if it cannot run."""
-    run = replayed if replay else whole_pass
+    output = _output_or_error(run, observation, intervention, sublayers)
+    return None if isinstance(output, ModelCallError) else main_output(output)
+
+
+def _output_or_error(run: Run, observation: Observation, intervention: Intervention, sublayers: SublayerFinder) -> Any:
     try:
-        return main_output(run(observation, intervention, sublayers))
-    except ModelCallError:
-        return None
+        return run(observation, intervention, sublayers)
+    except ModelCallError as error:
+        return error
 
 
 def _require_repeatable(stack: BlockStack, off: float, allowed: float, what: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from mixln.errors import InputError
 from mixln.measure.calls import BlockCall
 from mixln.measure.recording import replaced_forwards
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
 
 
 @contextmanager

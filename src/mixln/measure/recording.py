@@ -17,15 +17,10 @@ from torch import Tensor, nn
 from mixln.errors import InputError
 from mixln.measure.calls import BlockCall, Working, block_output
 from mixln.measure.comparison import difference, rounding
-from mixln.measure.forward import (
-    TokenBatch,
-    autocast,
-    batch_logits,
-    call_model,
-    evaluation_mode,
-)
-from mixln.measure.stack import BlockStack, find_block_stack
+from mixln.measure.forward import TokenBatch, autocast, batch_logits, call_model
+from mixln.models.anatomy import BlockStack, find_block_stack
 from mixln.models.foreign import ModelCallError, naming_failures
+from mixln.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

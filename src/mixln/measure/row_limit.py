@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mixln.measure.forward import call_model, evaluation_mode, model_device
+from mixln.measure.forward import call_model, model_device
 from mixln.models.encoding import embedding_size
 from mixln.models.foreign import ModelCallError
+from mixln.modes import evaluation_mode
 
 
 def longest_row(model: nn.Module, wanted: int) -> int:

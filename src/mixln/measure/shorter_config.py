@@ -27,7 +27,6 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.errors import InputError
-from mixln.measure.stack import BlockStack
 from mixln.measure.structure import (
     Shortening,
     ShorterModel,
@@ -39,6 +38,7 @@ from mixln.measure.structure import (
     without_identities,
 )
 from mixln.models import PlacedConfig
+from mixln.models.anatomy import BlockStack
 
 _MOST_TRIES = 300
 _COUNT = "num_hidden_layers"

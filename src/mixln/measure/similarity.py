@@ -62,9 +62,7 @@ class Similarity(Measure):
         Raises:
             InputError: no token was counted.
         """
-        found = self._distances.estimate()
-        value, low, high = (_by_block_size(part) for part in (found.value, found.low, found.high))
-        return Estimates(value, low, high, found.num_documents)
+        return self._distances.estimate().through(_by_block_size)
 
     def block_influence(self) -> Estimates:
         """(L,): BI of each block.

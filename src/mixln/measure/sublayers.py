@@ -13,9 +13,8 @@ from mixln.errors import InputError
 from mixln.measure.calls import block_output, watched
 from mixln.measure.estimates import DocumentSums, Estimates
 from mixln.measure.observation import Measure, Observation
-from mixln.measure.stack import BlockStack
 from mixln.measure.sums import at_least_float32
-from mixln.models.anatomy import BlockAnatomy, block_anatomy
+from mixln.models.anatomy import BlockAnatomy, BlockStack, block_anatomy
 from mixln.models.transformers_internals import Conv1D
 
 Sublayer = Literal["attention", "feed_forward"]

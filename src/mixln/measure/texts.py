@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch
-from mixln.measure.forward import IGNORED_TARGET
-from mixln.models.encoding import DocumentEncoder
+from mixln.models.causal import without_heads
+from mixln.models.encoding import IGNORED_TARGET, DocumentEncoder
+from mixln.models.foreign import ModelCallError, naming_failures
 
 _CHARACTERS_PER_TOKEN = 32
 """More than the tokens of any tokenizer have on average: text beyond so many characters is not tokenised."""
@@ -137,3 +140,26 @@ def longest_window(tokenizer: PreTrainedTokenizerBase, config: object, wanted: i
         if isinstance(limit, int) and 0 < limit < _WITHOUT_LIMIT
     ]
     return min([wanted, *limits])
+
+
+def encoder_around(model: nn.Module, layers: str | None) -> tuple[nn.Module, str, str] | None:
+    """The encoder of an encoder-decoder, its name, and that of a list of blocks in it; None if the list is elsewhere.
+
+    An encoder runs on text alone; the whole model needs a second text, for its decoder.
+
+    Args:
+        model: any.
+        layers: name of the list, in the model or in its part without heads.
+    """
+    base, prefix = without_heads(model)
+    get: Any = getattr(base, "get_encoder", None)
+    if layers is None or get is None or not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return None
+    try:
+        with naming_failures(f"a {type(base).__name__} does not give its encoder"):
+            encoder = get()
+    except ModelCallError:
+        return None
+    name = next((name for name, module in base.named_modules() if module is encoder), "")
+    inside = layers.removeprefix(prefix)
+    return (encoder, prefix + name, inside.removeprefix(f"{name}.")) if name and inside.startswith(f"{name}.") else None

@@ -15,8 +15,9 @@ import torch
 from mixln.data import PreparedData, training_batch
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.measure import LanguageModelLoss, find_block_stack, model_batches
+from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
+from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
 from mixln.report import (
     ComparisonResult,

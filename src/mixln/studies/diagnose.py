@@ -16,19 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, count_tokens, first_tokens
-from mixln.measure.forward import autocast, evaluation_mode
-from mixln.measure.look_ahead import sees_what_follows
+from mixln.measure.forward import autocast
 from mixln.measure.observation import Observation, observed
-from mixln.measure.padding import faithful_batches
+from mixln.measure.padding import faithful_batches, sees_what_follows
 from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
 from mixln.measure.proof import ProvenExecution
 from mixln.measure.row_limit import longest_row
-from mixln.measure.stack import BlockStack, encoder_around, find_block_stack, lists_of_blocks
 from mixln.measure.sublayers import SublayerFinder
-from mixln.measure.texts import longest_window, text_batches, text_windows
+from mixln.measure.texts import encoder_around, longest_window, text_batches, text_windows
+from mixln.models.anatomy import BlockStack, find_block_stack, lists_of_blocks
 from mixln.models.causal import is_causal_language_model, without_heads
 from mixln.models.encoding import padding_token, require_embedded
 from mixln.models.finite import require_finite_parameters
+from mixln.modes import evaluation_mode
 from mixln.report.depth_report import DepthReport
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies import interpretability, measures

@@ -9,9 +9,9 @@ from torch import nn
 
 from mixln.errors import InputError
 from mixln.measure.estimates import ratio_estimates
-from mixln.measure.forward import evaluation_mode
 from mixln.measure.pruning import without_blocks
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
+from mixln.modes import evaluation_mode
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import ColumnSpec, FigureSpec, Presentation, Series
 from mixln.studies.measuring import Entry, Found, series_of

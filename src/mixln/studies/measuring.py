@@ -16,7 +16,7 @@ from mixln.measure.observation import Measure, observe
 from mixln.measure.performance import Performance
 from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.proof import ProvenExecution
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import (
     Axis,

@@ -13,7 +13,7 @@ from mixln.data import open_corpus
 from mixln.data.cache import Report
 from mixln.errors import InputError
 from mixln.measure.pruning import check_removable
-from mixln.measure.stack import BlockStack, find_block_stack
+from mixln.models.anatomy import BlockStack, find_block_stack
 from mixln.models.load import load_tokenizer, measured_part
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_model

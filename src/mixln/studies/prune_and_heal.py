@@ -14,7 +14,7 @@ from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.measure import EvaluationLoss
 from mixln.measure.pruning import without_blocks
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
 from mixln.models.causal import is_causal_language_model
 from mixln.models.companions import companions_of
 from mixln.models.load import load_config

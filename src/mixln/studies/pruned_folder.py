@@ -25,8 +25,8 @@ from mixln.errors import InputError
 from mixln.measure.probe import find_inputs, generation_fault, outputs_of, same_outputs
 from mixln.measure.pruning import kept_blocks, without_blocks
 from mixln.measure.shorter_config import Edit, ShorterConfig, shorter_configs
-from mixln.measure.stack import BlockStack
 from mixln.measure.structure import Shortening, slice_of_layers, structure_of
+from mixln.models.anatomy import BlockStack
 from mixln.models.companions import CONFIG_FILE, companions_of, model_folder
 from mixln.models.finite import require_finite_parameters
 from mixln.models.foreign import ModelCallError, naming_failures

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from mixln.data import PackedDataset
 from mixln.errors import InputError
-from mixln.measure.forward import call_model, evaluation_mode
+from mixln.measure.forward import call_model
 from mixln.measure.row_limit import longest_row, probe_tokens
 from mixln.models.encoding import IGNORED_TARGET
 from mixln.models.foreign import ModelCallError, naming_failures
+from mixln.modes import evaluation_mode
 from mixln.tasks.objective import AttentionKind, CausalLanguageModelObjective
 from mixln.tasks.objectives import (
     DocumentRowsObjective,

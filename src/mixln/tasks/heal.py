@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from mixln.data import PreparedData
 from mixln.measure import EvaluationLoss
-from mixln.measure.forward import evaluation_mode, model_device
+from mixln.measure.forward import model_device
 from mixln.models.encoding import require_embedded
 from mixln.models.finite import require_finite_parameters
-from mixln.modes import autocast
+from mixln.modes import autocast, evaluation_mode
 from mixln.tasks.choice import next_token_objective
 from mixln.tasks.fine_tuning import FineTuning
 from mixln.tasks.healing_config import LowRankConfig

@@ -33,7 +33,7 @@ def layer_activations(
     measures the rows that it is given.
 
     Args:
-        model: a causal language model whose blocks `mixln.measure.find_block_stack` finds; it may be wrapped in DDP,
+        model: a causal language model whose blocks `find_block_stack` finds; it may be wrapped in DDP,
             sharded with FSDP2 or compiled (the pass itself runs without compilation).
         batch: (batch, sequence) tokens.
         autocast_dtype: autocast to this; None: the model's own precision.

@@ -13,7 +13,8 @@ from mixln.interpret.readout import read
 from mixln.interpret.stream import find_stream
 from mixln.measure.batches import ModelBatch
 from mixln.measure.estimates import DocumentSums
-from mixln.measure.forward import IGNORED_TARGET, model_device
+from mixln.measure.forward import model_device
+from mixln.models.encoding import IGNORED_TARGET
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Estimate, FigureSpec, Series
 from mixln.studies.interpretability import Interpretability

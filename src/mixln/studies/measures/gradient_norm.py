@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mixln.measure.batches import ModelBatch, first_tokens
 from mixln.measure.gradients import gradient_norms
 from mixln.measure.performance import LanguageModelLoss
-from mixln.measure.stack import BlockStack
+from mixln.models.anatomy import BlockStack
 from mixln.report.series import ColumnSpec, FigureSpec
 from mixln.studies.measuring import Computed, Found, Given, series_of
 from mixln.studies.stages import Reported

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.measure.forward import model_device
-from mixln.measure.stack import BlockStack, find_block_stack
+from mixln.models.anatomy import BlockStack, find_block_stack
 from mixln.studies.measures.gradient_norm import GradientNorms
 from mixln.studies.measuring import Given
 

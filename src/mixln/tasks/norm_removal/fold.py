@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from mixln.errors import InputError
 from mixln.exchange.export import precise_logits, random_tokens
-from mixln.measure.forward import evaluation_mode
 from mixln.models.apply import apply_placement, placeable_architecture
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.placed import PlacedConfig
 from mixln.models.roles import RoleMatrix, role_matrices
 from mixln.models.transformers_internals import Conv1D
+from mixln.modes import evaluation_mode
 from mixln.placement import Role, StackPlan
 from mixln.tasks.norm_removal.frozen_norm import CLASSES, ORDINARY, FrozenScaleNorm
 from mixln.tasks.norm_removal.install import FrozenNorms, norm_free_placement
