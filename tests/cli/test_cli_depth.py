@@ -35,6 +35,7 @@ from mixln.data import PreparedData
 from mixln.models.anatomy import find_block_stack
 from mixln.progress import TrainingProgress
 from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.work_folder import LOCK_FILE
 from tasks import make_items, write_task
 
 FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
@@ -352,7 +353,7 @@ def test_a_folder_of_a_healing_that_is_damaged_or_in_use_is_told(
 ) -> None:
     folder = tmp_path / "out.healing"
     folder.mkdir()
-    with FileLock(folder / ".prune.lock"):
+    with FileLock(folder / LOCK_FILE):
         assert main(prune_and_heal) == 2
     assert "another process works in" in capsys.readouterr().err
     (folder / "pruned").mkdir()

@@ -16,9 +16,8 @@ from tests.sweep.outcome import Outcome, where
 from tests.sweep.small_configs import WINDOW
 
 from mixln.data import DataConfig, PreparedData, prepare_data
-from mixln.tasks import Recipe
-from mixln.tasks.heal import heal
-from mixln.training import OptimizerConfig
+from mixln.tasks import FineTuning, Recipe
+from mixln.training import OptimizerConfig, train
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def healing_data(folder: Path) -> HealingData:
 
 def check_heal(entry: Entry, source: Path, given: HealingData, folder: Path) -> Outcome:
     """The model in `source` is trained for a step; what comes out is opened by the stock class."""
-    trained = heal(source, given.recipe, given.data, folder)
+    trained = train(FineTuning(source, given.recipe, given.data), folder)
     out = folder / "model"
     reopened, loading = entry.model_class.from_pretrained(out, output_loading_info=True)
     reopened = reopened.eval()

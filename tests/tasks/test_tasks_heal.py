@@ -17,12 +17,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from mixln.data import PreparedData, train_tokenizer
 from mixln.errors import InputError
 from mixln.tasks import FineTuning, HealingConfig, LowRankConfig, Recipe, validation_loss
-from mixln.tasks.choice import next_token_objective
+from mixln.tasks.choice import choose_objective
 from mixln.tasks.export import export_checkpoint
-from mixln.tasks.heal import heal
 from mixln.tasks.objective import CausalLanguageModelObjective
 from mixln.tasks.objectives import DocumentRowsObjective, LogitsObjective
-from mixln.training import ExecutionConfig, FaultConfig, TrainingInterrupted, read_metrics
+from mixln.training import ExecutionConfig, FaultConfig, TrainingInterrupted, read_metrics, train
 from mixln.training import run as run_module
 from mixln.training.run import build_objective
 
@@ -64,7 +63,7 @@ def llama(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_loss_of_packed_rows_is_that_of_their_documents_alone(name: str, data: PreparedData) -> None:
     model = build(name, data.tokenizer)
     batch = data.validation.batch(range(len(data.validation)))
-    objective = next_token_objective(model, "sdpa")
+    objective = choose_objective(model)(model)
     with torch.no_grad():
         found = objective(batch.input_ids, batch.position_ids, batch.targets)
         expected = torch.zeros(())
@@ -79,9 +78,9 @@ def test_loss_of_packed_rows_is_that_of_their_documents_alone(name: str, data: P
 
 
 def test_only_a_head_that_is_a_matrix_is_taken_apart(data: PreparedData) -> None:
-    assert type(next_token_objective(build("llama", data.tokenizer), "sdpa")) is CausalLanguageModelObjective
+    assert choose_objective(build("llama", data.tokenizer)) is CausalLanguageModelObjective
     # it caps its logits
-    assert type(next_token_objective(build("gemma2", data.tokenizer), "sdpa")) is LogitsObjective
+    assert choose_objective(build("gemma2", data.tokenizer)) is LogitsObjective
 
 
 @pytest.mark.parametrize("low_rank", [None, LOW_RANK], ids=["full", "lora"])
@@ -93,7 +92,7 @@ def test_healing_lowers_the_loss_and_leaves_a_stock_folder(
     if low_rank is not None:
         short = replace(short, optimizer=replace(short.optimizer, learning_rate=3e-2))
     before = validation_loss(AutoModelForCausalLM.from_pretrained(source), data, 3)
-    trained = heal(source, short, data, tmp_path / "run", low_rank=low_rank)
+    trained = train(FineTuning(source, short, data, low_rank), tmp_path / "run")
     assert trained.validation.mean < before.mean - 0.01
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert type(model) is type(build(name, data.tokenizer))
@@ -106,7 +105,7 @@ def test_healing_lowers_the_loss_and_leaves_a_stock_folder(
 def test_low_rank_updates_change_the_blocks_matrices_by_so_much_rank(
     llama: Path, short: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
-    heal(llama, short, data, tmp_path, low_rank=LOW_RANK)
+    train(FineTuning(llama, short, data, LOW_RANK), tmp_path)
     before, after = (load_file(folder / "model.safetensors") for folder in (llama, tmp_path / "model"))
     assert before.keys() == after.keys()
     for name, weight in after.items():
@@ -127,15 +126,15 @@ def test_an_interrupted_healing_goes_on_as_if_nothing_had_happened(
         if step == 3:
             raise KeyboardInterrupt
 
-    heal(llama, short, data, tmp_path / "whole", low_rank=low_rank)
+    train(FineTuning(llama, short, data, low_rank), tmp_path / "whole")
     with pytest.raises((KeyboardInterrupt, TrainingInterrupted)):
-        heal(llama, short, data, tmp_path / "cut", low_rank=low_rank, report_step=interrupt)
+        train(FineTuning(llama, short, data, low_rank), tmp_path / "cut", interrupt)
     assert list((tmp_path / "cut" / "checkpoints").glob("step_*"))
-    heal(llama, short, data, tmp_path / "cut", low_rank=low_rank)
+    train(FineTuning(llama, short, data, low_rank), tmp_path / "cut")
     whole, cut = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(weight, cut[name]) for name, weight in whole.items())
     # once more: it is finished, and only validated
-    assert heal(llama, short, data, tmp_path / "cut", low_rank=low_rank).train_tokens > 0
+    assert train(FineTuning(llama, short, data, low_rank), tmp_path / "cut").train_tokens > 0
 
 
 def test_checkpoints_of_low_rank_updates_hold_these_alone_and_others_can_be_exported(
@@ -144,7 +143,7 @@ def test_checkpoints_of_low_rank_updates_hold_these_alone_and_others_can_be_expo
     sizes: dict[str, int] = {}
     for name, low_rank in {"full": None, "lora": LOW_RANK}.items():
         execution = ExecutionConfig(checkpoint_every=2, keep_every=2)
-        heal(llama, replace(short, execution=execution), data, tmp_path / name, low_rank=low_rank)
+        train(FineTuning(llama, replace(short, execution=execution), data, low_rank), tmp_path / name)
         sizes[name] = sum(file.stat().st_size for file in (tmp_path / name / "checkpoints").rglob("*.distcp"))
     assert sizes["lora"] < 0.5 * sizes["full"]
     export_checkpoint(tmp_path / "full" / "checkpoints" / "step_00000004", tmp_path / "exported")
@@ -186,7 +185,7 @@ def test_going_back_to_the_beginning_gives_the_first_weights_again(
         short, faults=FaultConfig(on_non_finite="roll_back"), execution=ExecutionConfig(checkpoint_every=100)
     )
     with pytest.warns(UserWarning, match="going back to step 0"):
-        heal(llama, replace(patient, steps=4), data, tmp_path, low_rank=low_rank)
+        train(FineTuning(llama, replace(patient, steps=4), data, low_rank), tmp_path)
     first, after = steps[0], steps[3]
     assert all(torch.equal(weight, after[name]) for name, weight in first.items())
     assert any(not torch.equal(weight, steps[1][name]) for name, weight in first.items())
@@ -207,9 +206,9 @@ def test_what_cannot_be_trained_on_is_refused(llama: Path, short: Recipe, data: 
     with pytest.raises(InputError, match=r"low_rank.targets.*nothing_of_that_name"):
         FineTuning(llama, short, data, LowRankConfig(targets=("nothing_of_that_name",))).build()
     save("mixln pre", data.tokenizer, tmp_path / "source")
-    heal(llama, short, data, tmp_path / "run")
+    train(FineTuning(llama, short, data), tmp_path / "run")
     with pytest.raises(InputError, match="another recipe"):
-        heal(tmp_path / "source", short, data, tmp_path / "run")
+        train(FineTuning(tmp_path / "source", short, data), tmp_path / "run")
 
 
 def test_a_window_of_attention_shorter_than_the_rows_is_noticed(

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from mixln.data import PreparedData
 from mixln.errors import InputError
 from mixln.studies.work_folder import row_length
-from mixln.tasks import FineTuning, Recipe
+from mixln.tasks import FineTuning, Recipe, validation_loss
 from mixln.tasks.choice import choose_objective
-from mixln.tasks.heal import heal, validation_loss
 from mixln.tasks.objectives import DocumentRowsObjective
+from mixln.training import train
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED: dict[str, Any] = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
@@ -80,7 +80,7 @@ def test_what_cannot_be_packed_is_healed_a_document_a_row(
     data.tokenizer.save_pretrained(source)
     short = replace(recipe, steps=3)
     before = validation_loss(AutoModelForCausalLM.from_pretrained(source), data, 4)
-    assert heal(source, short, data, tmp_path / "run").validation.mean < before.mean
+    assert train(FineTuning(source, short, data), tmp_path / "run").validation.mean < before.mean
 
 
 def test_a_model_that_sees_the_whole_text_is_refused(data: PreparedData) -> None:
@@ -115,11 +115,11 @@ def test_a_tokenizer_with_a_token_too_many(used: bool, recipe: Recipe, data: Pre
     larger = replace(data, tokenizer=tokenizer)
     short = replace(recipe, steps=1)
     if not used:
-        assert heal(source, short, larger, tmp_path / "run").validation.num_tokens
+        assert train(FineTuning(source, short, larger), tmp_path / "run").validation.num_tokens
         return
     assert data.largest_token == size - 1
     for run in (
-        lambda: heal(source, short, larger, tmp_path / "run"),
+        lambda: train(FineTuning(source, short, larger), tmp_path / "run"),
         lambda: validation_loss(AutoModelForCausalLM.from_pretrained(source), larger, 4),
     ):
         with pytest.raises(InputError, match=rf"token {size - 1} .* embeddings of {size - 1} tokens .* has {size + 1}"):
@@ -147,7 +147,7 @@ def test_every_weight_and_buffer_keeps_its_precision(recipe: Recipe, data: Prepa
     assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
     task.finish(task.objective(trained, torch.device("cpu"), compiled=False))
     assert {name: t.dtype for name, t in [*trained.named_parameters(), *trained.named_buffers()]} == dtypes
-    heal(tmp_path / "source", replace(recipe, steps=1), data, tmp_path / "run")
+    train(FineTuning(tmp_path / "source", replace(recipe, steps=1), data), tmp_path / "run")
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     assert torch.equal(saved[name], bias.data)

@@ -18,7 +18,7 @@ from mixln.data import PreparedData, prepare_data
 from mixln.errors import InputError
 from mixln.tasks import FineTuning, Recipe, pretrain
 from mixln.tasks.build import model_without_weights
-from mixln.tasks.tensor_parallel import SPLIT_EVENLY, check_tensor_parallel_size
+from mixln.tasks.objective import SPLIT_EVENLY, check_tensor_parallel_size
 from mixln.training import ExecutionConfig, read_metrics, train
 from mixln.training.distributed import Processes, check_batch, started_processes
 from mixln.training.saved_checkpoint import list_checkpoints

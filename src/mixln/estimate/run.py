@@ -19,9 +19,8 @@ from mixln.estimate.result import Estimate, PlanEstimate, TimeEstimate
 from mixln.estimate.shape import ModelShape
 from mixln.estimate.traffic import count_traffic
 from mixln.tasks.build import check_model
-from mixln.tasks.objective import choose_attention
+from mixln.tasks.objective import SPLIT_EVENLY, check_tensor_parallel_size, choose_attention
 from mixln.tasks.recipe import Recipe
-from mixln.tasks.tensor_parallel import SPLIT_EVENLY, check_tensor_parallel_size
 from mixln.training.precision import Precision, decide_precision
 
 USABLE_MEMORY = 0.92

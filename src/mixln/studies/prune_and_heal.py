@@ -31,13 +31,12 @@ from mixln.studies.pruning_request import (
 )
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
-from mixln.tasks.fine_tuning import model_fingerprint
-from mixln.tasks.heal import heal, validation_loss
+from mixln.tasks.fine_tuning import FineTuning, model_fingerprint
 from mixln.tasks.healing_config import HealingConfig
-from mixln.training import MODEL_FOLDER, ReportStep, differences
+from mixln.tasks.validation import validation_loss
+from mixln.training import MODEL_FOLDER, ReportStep, differences, train
 
 HEALING_FILE = "healing.json"
-_LOCK_FILE = ".prune.lock"
 _LEAST_LOST = 0.01
 PRUNED_FOLDER = "pruned"
 
@@ -110,7 +109,7 @@ class PruneAndHeal(TrainingWork):
         require_new_folder(out)
         recipe = config.recipe(corpus, request.source, row_length(request.source, config.sequence_length))
         recipe = replace(recipe, data=replace(recipe.data, text_field=request.text_field))
-        super().__init__(recipe, load_config(request.source), out, healing_folder(out), _LOCK_FILE)
+        super().__init__(recipe, load_config(request.source), out, healing_folder(out))
         self._request = request
         self._config = config
         self._pruned = self._folder / PRUNED_FOLDER
@@ -153,17 +152,10 @@ class PruneAndHeal(TrainingWork):
         """Train, and write the folder, with `pruning.json` and `healing.json`.
 
         Raises:
-            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.tasks.heal`.
+            InputError, TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
         """
-        trained = heal(
-            self._pruned,
-            self.recipe,
-            self._data,
-            self._folder,
-            low_rank=self._config.low_rank,
-            report_step=report_step,
-            precision=self.precision,
-        )
+        task = FineTuning(self._pruned, self.recipe, self._data, self._config.low_rank)
+        trained = train(task, self._folder, report_step, precision=self.precision)
         healed = self._loss(trained.model)
         report = replace(self._report, loss_healed=healed.mean, train_tokens=trained.train_tokens)
         model = self._folder / MODEL_FOLDER

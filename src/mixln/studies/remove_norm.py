@@ -35,7 +35,6 @@ from mixln.version import __version__
 REPORT_FILE = "norm_removal.json"
 FIGURE_FILE = "norm_removal.png"
 _ORIGINAL_FILE = "original.json"
-_LOCK_FILE = ".norm_removal.lock"
 _PRECISION = "float32"
 """Of the three losses, whatever it is in training: they differ by little."""
 _REMOVAL, _CONTROL = "removal", "control"
@@ -72,7 +71,7 @@ class RemoveNorm(TrainingWork):
         recipe = config.recipe(corpus, source, row_length(source, config.sequence_length))
         self._num_layers = len(plan.blocks)
         self._schedule = config.removal_schedule(self._num_layers)
-        super().__init__(recipe, model_config, out, removal_folder(out), _LOCK_FILE)
+        super().__init__(recipe, model_config, out, removal_folder(out))
         self._source, self._name, self._config = model_folder(source), source, config
         self._has_control = False
         self._trained: TrainedModel | None = None

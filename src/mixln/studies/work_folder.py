@@ -57,6 +57,10 @@ def _has_position_table(config: PreTrainedConfig) -> bool:
     return any(table is not skeleton.get_input_embeddings() for table in tables)
 
 
+LOCK_FILE = ".work.lock"
+"""Beside the runs, each of which has a lock of its own."""
+
+
 class TrainingWork:
     """A trained model's training on, whose runs lie beside the folder that comes of it.
 
@@ -67,7 +71,6 @@ class TrainingWork:
         model_config: of the model.
         out: the folder to write.
         folder: where runs, checkpoints and metrics lie.
-        lock_name: of the file there that says that a process is at it.
 
     Attributes:
         recipe: see above.
@@ -77,14 +80,10 @@ class TrainingWork:
     precision: Precision
     _data: PreparedData
 
-    def __init__(
-        self, recipe: TextTrainingConfig, model_config: PreTrainedConfig, out: Path, folder: Path, lock_name: str
-    ) -> None:
+    def __init__(self, recipe: TextTrainingConfig, model_config: PreTrainedConfig, out: Path, folder: Path) -> None:
         self.recipe = recipe
         self._model_config = model_config
         self._out, self._folder = out, folder
-        busy = f"another process works in {folder}. Wait for it, or choose another place than {out}"
-        self._lock = held_lock(folder / lock_name, busy)
 
     def __enter__(self) -> Self:
         """Raise InputError if another process works there, or the place cannot be written, or torchrun started this."""
@@ -94,6 +93,8 @@ class TrainingWork:
                 "itself (mixln.training.train)"
             )
         claim_folder(self._folder)
+        busy = f"another process works in {self._folder}. Wait for it, or choose another place than {self._out}"
+        self._lock = held_lock(self._folder / LOCK_FILE, busy)
         self._lock.__enter__()
         return self
 

@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from mixln.tasks.build import check_model as check_model
     from mixln.tasks.build import model_config as model_config
     from mixln.tasks.fine_tuning import FineTuning as FineTuning
-    from mixln.tasks.heal import validation_loss as validation_loss
     from mixln.tasks.healing_config import HealingConfig as HealingConfig
     from mixln.tasks.healing_config import LowRankConfig as LowRankConfig
     from mixln.tasks.pretraining import Pretraining as Pretraining
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from mixln.tasks.recipe import ModelConfig as ModelConfig
     from mixln.tasks.recipe import Recipe as Recipe
     from mixln.tasks.recipe import TextTrainingConfig as TextTrainingConfig
+    from mixln.tasks.validation import validation_loss as validation_loss
 else:
     from mixln.lazy import lazy_names
 

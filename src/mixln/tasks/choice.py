@@ -16,7 +16,7 @@ from mixln.measure.row_limit import longest_row, probe_tokens
 from mixln.models.encoding import IGNORED_TARGET
 from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.modes import evaluation_mode
-from mixln.tasks.objective import AttentionKind, CausalLanguageModelObjective
+from mixln.tasks.objective import CausalLanguageModelObjective
 from mixln.tasks.objectives import (
     DocumentRowsObjective,
     LogitsObjective,
@@ -39,20 +39,8 @@ _ROWS = (((1, 4), 1), ((2,), 1), ((5,), 0))
 """Of the rows of a probe: where documents end, in eighths, and which of them is looked at."""
 
 
-def next_token_objective(
-    model: PreTrainedModel,
-    attention: AttentionKind,
-    length: int = _PROBED_TOKENS,
-    *,
-    separate: bool = True,
-    data: PackedDataset | None = None,
-) -> CausalLanguageModelObjective:
-    """Return the next-token loss in the form that `choose_objective` finds."""
-    return choose_objective(model, length, separate=separate, data=data)(model, attention)
-
-
 def choose_objective(
-    model: PreTrainedModel, length: int, *, separate: bool = True, data: PackedDataset | None = None
+    model: PreTrainedModel, length: int = _PROBED_TOKENS, *, separate: bool = True, data: PackedDataset | None = None
 ) -> type[CausalLanguageModelObjective]:
     """Return the fastest form of the next-token loss that gives each packed document the loss that it has alone.
 

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mixln.errors import InputError
 from mixln.placement import PlacementError
 from mixln.storage import require_new_folder
-from mixln.tasks.language_model import HUGGINGFACE_FOLDER, save_model
+from mixln.tasks.language_model import HUGGINGFACE_FOLDER
 from mixln.training.checkpoint import load_weights
-from mixln.training.run_folder import MODEL_FOLDER
+from mixln.training.run_folder import MODEL_FOLDER, fill_folder
 from mixln.training.saved_checkpoint import (
     CHECKPOINTS_FOLDER,
     checkpoint_step,
@@ -76,5 +76,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, PlacementError, StrictDataclassError) as error:
         raise InputError(f"{source} is damaged ({str(error).splitlines()[0]}). Export another checkpoint") from error
     load_weights(checkpoint, model)
-    save_model(model, tokenizer, out, remedy="Make room, or choose another place")
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    fill_folder(out, fill, "Make room, or choose another place")
     return model.eval()

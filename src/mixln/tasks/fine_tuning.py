@@ -143,7 +143,8 @@ def _add_low_rank(model: PreTrainedModel, config: LowRankConfig, seed: int) -> N
         try:
             LoraModel(model, settings, "default")
         except ValueError as error:
-            raise InputError(f"low_rank.targets: {error}") from error
+            wanted = f"low_rank.targets {', '.join(config.targets)}" if config.targets else "low-rank updates"
+            raise InputError(f"a {type(model).__name__} cannot have {wanted}: {error}") from error
 
 
 def _merge_low_rank(model: PreTrainedModel) -> None:

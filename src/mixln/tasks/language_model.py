@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mixln.data import Batch, PreparedData, training_rows
 from mixln.errors import InputError
@@ -22,7 +21,6 @@ from mixln.tasks.recipe import TextTrainingConfig
 from mixln.tasks.validation import ValidationLoss, validate
 from mixln.training.objective import Batch as Arguments
 from mixln.training.objective import Reduce, Share
-from mixln.training.run_folder import fill_folder
 from mixln.training.task import Task
 
 HUGGINGFACE_FOLDER = "huggingface"
@@ -123,33 +121,3 @@ class LanguageModelTask(Task):
 def as_arguments(batch: Batch) -> Arguments:
     """Return a batch of tokens as the arguments of an objective."""
     return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "targets": batch.targets}
-
-
-def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    files: Mapping[str, str] | None = None,
-    remedy: str,
-) -> None:
-    """Write a model and its tokenizer as a Hugging Face folder, whole or not at all.
-
-    Args:
-        model: to write.
-        tokenizer: saved beside it.
-        folder: to write.
-        files: name and text of what else goes into the folder.
-        remedy: what to do about a disk that does not take it, a sentence for the user.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-
-    def fill(temporary: Path) -> None:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for name, text in (files or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-
-    fill_folder(folder, fill, remedy)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from mixln.data import Batch
+from mixln.errors import InputError
 from mixln.models.anatomy import find_anatomy, find_block_stack
 from mixln.models.transformers_internals import enable_activation_checkpointing
 from mixln.tasks.linear_cross_entropy import HeadKernels, linear_cross_entropy
-from mixln.tasks.tensor_parallel import SPLIT_EVENLY, check_tensor_parallel_size, tensor_parallel_plan
 from mixln.training.objective import Objective
 
 AttentionKind = Literal["sdpa", "eager", "flex_attention"]
@@ -25,6 +25,12 @@ AttentionKind = Literal["sdpa", "eager", "flex_attention"]
 
 _LONGEST_EXPLICIT_SEQUENCE = 512
 """Up to here a compiled explicit softmax is faster on a CPU than the fused kernel, whose backward is slow."""
+
+SPLIT_EVENLY = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+"""Sizes of a model, as its config calls them, of which each process gets an equal part in tensor parallelism."""
+
+_STYLES: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+"""Those of transformers' plans, in PyTorch's terms."""
 
 
 class CausalLanguageModelObjective(Objective):
@@ -90,12 +96,19 @@ class CausalLanguageModelObjective(Objective):
         enable_activation_checkpointing(self.model, use_reentrant=False)
 
     def split_matrices(self, mesh: DeviceMesh) -> None:
-        """Split by transformers' own plan for the architecture."""
+        """Split by transformers' own plan for the architecture.
+
+        Raises:
+            InputError: there is none, it has a style that is not known here, or not all processes get equal parts.
+        """
         config = self.model.config
         check_tensor_parallel_size(
             {name: number for name in SPLIT_EVENLY if (number := getattr(config, name, None)) is not None}, mesh.size()
         )
-        parallelize_module(self.model.base_model, mesh, tensor_parallel_plan(self.model))
+        plan: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
+        if not plan or not set(plan.values()) <= set(_STYLES):
+            super().split_matrices(mesh)  # refuses
+        parallelize_module(self.model.base_model, mesh, {name: _STYLES[style]() for name, style in plan.items()})
 
     def mask(self, position_ids: Tensor) -> Tensor | BlockMask:
         """Return the mask that keeps attention within documents.
@@ -125,6 +138,15 @@ def choose_attention(device: torch.device, sequence_length: int, *, compiled: bo
     if compiled and device.type == "cpu" and sequence_length <= _LONGEST_EXPLICIT_SEQUENCE:
         return "eager"
     return "sdpa"
+
+
+def check_tensor_parallel_size(sizes: Mapping[str, int], tensor_parallel_size: int) -> None:
+    """Raise InputError if the processes that split a model's matrices cannot have equal parts of some sizes by name."""
+    for name, number in sizes.items():
+        if number % tensor_parallel_size != 0:
+            raise InputError(
+                f"execution.tensor_parallel_size ({tensor_parallel_size}) does not divide {name} ({number})"
+            )
 
 
 def document_mask(position_ids: Tensor, attention: AttentionKind, dtype: torch.dtype) -> Tensor | BlockMask:

@@ -23,8 +23,7 @@ NAMED_VOCABULARIES = {
     "allenai/OLMo-1B-hf": 50_304,
     "allenai/OLMo-7B-hf": 50_304,
 }
-"""Rows of the published embeddings of the shipped recipes' other tokenizers."""
-"""Tokens of a named tokenizer, which is not loaded for this: as many as in the published models."""
+"""Rows of the published embeddings of the shipped recipes' other tokenizers, which are not loaded for this."""
 
 SMALLEST_PUBLISHED = 60_000_000
 """Published sizes as lower bounds of their class: "71M" has 70.6M parameters, "250M" 247M, "1B" 1.34B, "7B" 6.74B."""

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedModel
 
-from mixln.data import Batch, PackedDataset
+from mixln.data import Batch, PackedDataset, PreparedData
 from mixln.measure import EvaluationLoss
-from mixln.models.encoding import IGNORED_TARGET
+from mixln.measure.forward import model_device
+from mixln.models.encoding import IGNORED_TARGET, require_embedded
+from mixln.models.finite import require_finite_parameters
+from mixln.modes import autocast, evaluation_mode
+from mixln.tasks.choice import choose_objective
 from mixln.tasks.objective import CausalLanguageModelObjective, attention_of
 from mixln.training.objective import WHOLE, Reduce, Share
 
@@ -21,6 +26,31 @@ class ValidationLoss(EvaluationLoss):
     def numbers(self) -> Mapping[str, float]:
         """Return the mean as `validation_loss`."""
         return {"validation_loss": self.mean}
+
+
+def validation_loss(
+    model: PreTrainedModel, data: PreparedData, batch_size: int, autocast_dtype: torch.dtype | None = None
+) -> EvaluationLoss:
+    """Return total loss / total predicted tokens of any causal language model on the validation split.
+
+    Args:
+        model: on its device.
+        data: whose validation split is used.
+        batch_size: rows of a batch; has no influence on the result.
+        autocast_dtype: autocast to this; None: the model's own precision.
+
+    Raises:
+        InputError: a weight is not finite, the model has no embedding of one of the data's tokens, or it has no
+            next-token loss of rows so long.
+    """
+    require_finite_parameters(model)
+    require_embedded([data.largest_token], model, data.tokenizer)
+    rows = data.validation
+    separate = not rows.cross_documents
+    objective = choose_objective(model, rows.sequence_length, separate=separate, data=rows)(model)
+    device = model_device(model)
+    with evaluation_mode(objective), torch.no_grad(), autocast(device, autocast_dtype):
+        return validate(objective, rows, device, batch_size)
 
 
 def validate(
