@@ -124,6 +124,14 @@ def test_a_page_without_depth_or_losses_says_so(make_result):
     assert "no run has depth measures" in text
 
 
+def test_bands_and_whiskers_are_named_where_there_are_any(make_result):
+    several, one = (Page(rendered(make_result(2, seeds))).text for seeds in (2, 1))
+    assert several.count("Bands reach from the lowest to the highest seed.") == 3
+    assert several.count("Whiskers reach from the lowest to the highest seed.") == 1
+    assert "Bands" not in one
+    assert "Whiskers" not in one
+
+
 def test_a_report_is_complete_and_read_back(make_result, tmp_path):
     result = make_result(2, 3, layers=4)
     assert write_report(result, tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "report.html"

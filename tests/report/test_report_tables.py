@@ -9,6 +9,7 @@ from mixln.report import cells, grid_table, markdown_table, summary_table
 from mixln.report.headline import findings, headline
 from mixln.report.results import Difference
 from mixln.report.statistics import summarize
+from mixln.report.style import wrap_label
 
 
 def render(table) -> str:
@@ -50,6 +51,23 @@ def test_the_terminal_table_loses_no_number_on_80_columns(make_result):
         if summary.difference is not None:
             assert f"{summary.difference.mean:+.3f}" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_no_word_of_the_terminal_table_is_broken_on_80_columns(make_result):
+    result = make_result(13, 3, rates=(1e-3, 3e-3), diverged=(("lns", 1),), baseline="hybrid(first_pre=true)")
+    for table in (summary_table(result), grid_table(result)):
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(table)
+        text = capture.get()
+        for summary in result.summaries:
+            for term in wrap_label(summary.placement, 24).splitlines():
+                assert term in text
+        assert max(map(len, text.splitlines())) <= 80
+    with console.capture() as capture:
+        console.print(summary_table(result))
+    words = capture.get().split()
+    assert {"learning", "perplexity", "difference", "baseline", "diverged"} <= set(words)
 
 
 def test_a_label_is_text_and_not_markup(make_result):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from browser import assert_chromium_is_content
 from measure_architectures import MODELS, make_batch
+from rich.console import Console
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -46,7 +47,7 @@ from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import DepthReport, layer_rows, layer_tables, shown_columns
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
-from mixln.report.series import Estimate, Series
+from mixln.report.series import ColumnSpec, Estimate, Series
 from mixln.studies import measures
 from mixln.studies.diagnose import all_entries, diagnose, diagnose_batches, diagnose_model
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
@@ -221,10 +222,41 @@ def test_no_name_of_a_score_is_taken_for_a_measure(model: nn.Module, data: Prepa
     assert len(found.series) == len(expected.series) + 2 * len(HOSTILE)
     assert [one for one in found.findings if one in expected.findings] == expected.findings
     assert [column.head for column in shown_columns(found)][-len(HOSTILE) :] == list(HOSTILE)
-    assert [str(column.header) for column in layer_tables(found)[1].columns] == ["layer", *HOSTILE]
+    _, *tables = layer_tables(found)
+    assert [str(column.header) for table in tables for column in table.columns[1:]] == list(HOSTILE)
+    assert {str(table.columns[0].header) for table in tables} == {"layer"}
     assert "<b>" not in report.save(tmp_path).read_text(encoding="utf-8")
     assert from_json((tmp_path / "report.json").read_text(encoding="utf-8"), DepthReport) == report
     assert not any(":" in name for name in expected.series)
+
+
+def test_words_of_the_terminal_tables_are_whole(report: DepthReport) -> None:
+    (model,) = report.models
+    scores = ("arc_easy", "hellaswag", "winogrande_debiased", "openbookqa", "leaderboard_math_hard", "two words")
+    values = model.series["removal"].estimates
+    series = {f"removal:{name}": Series(f"removal:{name}", "layer", "accuracy", values) for name in scores}
+    columns = [ColumnSpec(name, f"removal:{name}", "+.3f", "scores") for name in scores]
+    overflowing = replace(model.series["perplexity_without"], estimates=[Estimate(2_697_282_328.0)] * 4)
+    series |= model.series | {"perplexity_without": overflowing}
+    shown = replace(model.shown, columns=[*model.shown.columns, *columns])
+    tables = layer_tables(replace(model, series=series, shown=shown))
+    assert len(tables) == 3
+    console = Console(width=80)
+    with console.capture() as capture:
+        for table in tables:
+            console.print(table)
+    words = capture.get().split()
+    assert {"perplexity", "feed-forward", "influence", "2,697,282,328", "words", *scores[:-1]} <= set(words)
+
+
+def test_bands_are_named_where_there_are_intervals(report: DepthReport, tmp_path: Path) -> None:
+    (model,) = report.models
+    alone = {
+        name: replace(one, estimates=[Estimate(value) for value in one.values]) for name, one in model.series.items()
+    }
+    pages = [replace(report, models=[one]).save(tmp_path).read_text() for one in (model, replace(model, series=alone))]
+    for word in ("Bands", "Whiskers"):
+        assert [f"{word} are 95 % confidence intervals" in page for page in pages] == [True, False]
 
 
 def test_a_measure_is_added_by_one_file(

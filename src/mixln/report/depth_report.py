@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +16,11 @@ from mixln.report import cells
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
 from mixln.report.series import ColumnSpec, FigureSpec, TableSpec, merged_figures
+from mixln.report.tables import plain_table
 from mixln.storage import write_file
 
 REPORT_FILE = "report.json"
+_TERMINAL_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,33 @@ class DepthReport:
         # matplotlib takes a second to import
         from mixln.report.depth_figures import draw_models
         from mixln.report.figure_files import write_drawings
+        from mixln.report.html import data_uri, page_environment, spread
 
         folder = Path(folder)
         write_file(folder / REPORT_FILE, to_json(self))
-        drawings = ((spec.name, draw_models(spec, self.models)) for spec in self.figures)
-        return write_file(folder / "report.html", self._page(write_drawings(drawings, folder / "figures")))
+        drawn = write_drawings(
+            ((spec.name, draw_models(spec, self.models)) for spec in self.figures), folder / "figures"
+        )
+        meaning = "are 95 % confidence intervals over documents (of scores: over items)."
+        page = page_environment().get_template("diagnosis.html.jinja")
+        text = page.render(
+            result=self,
+            figures=[
+                (spec, spread(spec.form, meaning) if self._has_intervals(spec) else "", data_uri(drawn[spec.name]))
+                for spec in self.figures
+                if spec.name in drawn
+            ],
+            columns_of=shown_columns,
+            rows_of=layer_rows,
+            table_rows_of=_labelled_rows,
+            perplexity=cells.perplexity,
+            duration=cells.duration,
+        )
+        return write_file(folder / "report.html", text)
 
-    def _page(self, drawn: dict[str, bytes]) -> str:
-        from mixln.report.html import data_uri, page_environment
-
-        template = page_environment().get_template("diagnosis.html.jinja")
-        models = [
-            {
-                "result": model,
-                "columns": shown_columns(model),
-                "rows": layer_rows(model, shown_columns(model)),
-                "tables": [_rows_of(table, model) for table in model.shown.tables],
-                "perplexity": cells.perplexity(_only(model, "perplexity")),
-                "duration": cells.duration(model.seconds),
-            }
-            for model in self.models
-        ]
-        figures = [(spec, data_uri(drawn[spec.name])) for spec in self.figures if spec.name in drawn]
-        return template.render(report=self, models=models, figures=figures)
-
-
-def _only(model: ModelDiagnosis, name: str) -> float | None:
-    return model.series[name].values[0] if name in model.series else None
+    def _has_intervals(self, spec: FigureSpec) -> bool:
+        series = [model.series[name] for model in self.models for name in spec.series if name in model.series]
+        return any(estimate.interval for one in series for estimate in one.estimates)
 
 
 def _headline(model: ModelDiagnosis) -> str:
@@ -104,30 +106,27 @@ def shown_columns(model: ModelDiagnosis) -> list[ColumnSpec]:
     return [column for column in model.shown.columns if column.series in model.series]
 
 
-def _rows_of(table: TableSpec, model: ModelDiagnosis) -> tuple[TableSpec, list[tuple[str, str, str]]]:
+def _labelled_rows(model: ModelDiagnosis, table: TableSpec) -> list[tuple[str, str, str]]:
     found = [(model.series[name], kind) for name, kind in table.series.items() if name in model.series]
-    return table, [
+    return [
         (label, kind, f"{value:.4g}")
         for series, kind in found
         for label, value in zip(series.labels or (), series.values, strict=True)
     ]
 
 
+def _column_cells(model: ModelDiagnosis, column: ColumnSpec) -> list[str]:
+    """A cell for each layer; of a series over states, the state after the layer."""
+    series = model.series[column.series]
+    values = dict(zip(series.places, series.values, strict=True))
+    found = [values.get(layer, math.nan) for layer in range(1, model.num_layers + 1)]
+    return [_cell(value, column.form) for value in found]
+
+
 def layer_rows(model: ModelDiagnosis, columns: Sequence[ColumnSpec]) -> list[list[str]]:
     """A row for each layer: its number, then a cell for each column."""
-    series = [model.series[column.series] for column in columns]
-    # of the states, what the layer gives, as in the figures: the embeddings have no row
-    values = [one.values[1:] if one.axis == "state" else one.values for one in series]
-    return [
-        [
-            str(index + 1),
-            *(
-                _cell(own[index] if index < len(own) else math.nan, column.form)
-                for own, column in zip(values, columns, strict=True)
-            ),
-        ]
-        for index in range(model.num_layers)
-    ]
+    numbers = [str(layer + 1) for layer in range(model.num_layers)]
+    return [list(row) for row in zip(numbers, *(_column_cells(model, column) for column in columns), strict=True)]
 
 
 def _cell(value: float, form: str) -> str:
@@ -139,24 +138,40 @@ def _cell(value: float, form: str) -> str:
 
 
 def layer_tables(model: ModelDiagnosis) -> list[Table]:
-    """The layers of a model for the terminal, scores in a second table; dead weight is dim and marked."""
-    title = f"{model.model}: {model.kind}, {model.num_layers} layers"
-    titles: dict[str, str] = {"layers": title, "scores": "harm to scores"}
-    columns = {place: [one for one in shown_columns(model) if one.table == place] for place in titles}
-    return [_table(model, titles[place], own) for place, own in columns.items() if own]
+    """The layers of a model for the terminal, then the scores; dead weight is dim and marked.
+
+    Words and numbers stay whole: columns that do not fit into 80 characters go on in another table.
+    """
+    titles = {"layers": f"{model.model}: {model.kind}, {model.num_layers} layers", "scores": "harm to scores"}
+    tables: list[Table] = []
+    for place, title in titles.items():
+        parts: list[list[ColumnSpec]] = []
+        room = 0
+        for column in shown_columns(model):
+            if column.table != place:
+                continue
+            needed = _width(model, column) + 2  # for the gap before it
+            if needed > room:
+                parts.append([])
+                room = _TERMINAL_WIDTH - 2 - len("layer")
+            parts[-1].append(column)
+            room -= needed
+        tables += [_table(model, title, columns) for columns in parts]
+    return tables
+
+
+def _width(model: ModelDiagnosis, column: ColumnSpec) -> int:
+    return max(map(cell_len, [*column.head.split(), *_column_cells(model, column)]))
 
 
 def _table(model: ModelDiagnosis, title: str, columns: Sequence[ColumnSpec]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    table = plain_table(title, "* dead weight" if model.dead_layers else None)
     table.add_column("layer")
     for column in columns:
         # Text, not str: rich would read markup in the name of a score
-        table.add_column(Text(column.head), justify="right", overflow="fold")
+        table.add_column(Text(column.head), justify="right", overflow="fold", width=_width(model, column))
     dead = set(model.dead_layers)
     for layer, row in enumerate(layer_rows(model, columns), start=1):
         first = f"{row[0]} *" if layer in dead else row[0]
         table.add_row(*map(Text, [first, *row[1:]]), style="dim" if layer in dead else "")
-    if dead:
-        table.caption = "* dead weight"
-        table.caption_justify = "left"
     return table

@@ -21,6 +21,7 @@ class FigureKind:
         title: heading on the page.
         shows: what it shows, in a sentence or two.
         reading: how to read it.
+        bands: what its bands are; said where a scheme has several seeds.
         draw: draws it; None if the result holds nothing to draw.
     """
 
@@ -29,6 +30,7 @@ class FigureKind:
     shows: str
     reading: str
     draw: Callable[[ComparisonResult], Figure | None]
+    bands: str = ""
 
 
 FIGURES: tuple[FigureKind, ...] = (
@@ -36,11 +38,11 @@ FIGURES: tuple[FigureKind, ...] = (
         "loss_curves",
         "Loss during training",
         "Validation loss (total loss / total predicted tokens) against the tokens trained on, each scheme at its best "
-        "learning rate. Lines are means over seeds, bands reach from the lowest to the highest seed, and the faint "
-        "lines behind are the smoothed training loss.",
-        "Lower is better. Where bands overlap at the end, the order of the lines may be noise. A dotted line that ends "
-        "in a cross is a run that diverged.",
+        "learning rate. Lines are means over seeds, and the faint lines behind are the smoothed training loss.",
+        "Lower is better. A dotted line that ends in a cross is a run that diverged.",
         loss_curves,
+        "Bands reach from the lowest to the highest seed. Where they overlap at the end, the order of the lines may be "
+        "noise.",
     ),
     FigureKind(
         "learning_rate_grid",

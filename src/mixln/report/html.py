@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mixln.report import cells
+from mixln.report.aggregate import best_runs, depth_of
 from mixln.report.figure_files import write_drawings
 from mixln.report.figures import FIGURES, draw_figures
 from mixln.report.headline import findings, headline
@@ -29,25 +30,23 @@ def render_html(result: ComparisonResult, drawn: Mapping[str, bytes]) -> str:
         result: to show.
         drawn: SVG of the drawn figures, by name.
     """
-    figures = [(kind, "") for kind in FIGURES]
-    figures += [
-        (spec, "Bands and whiskers reach from the lowest to the highest seed.") for spec in result.depth_figures
-    ]
-    return (
-        page_environment()
-        .get_template("report.html.jinja")
-        .render(
-            result=result,
-            headline=headline(result),
-            findings=findings(result),
-            summary=summary_cells(result),
-            caption=table_caption(result),
-            grid=grid_cells(result),
-            figures=[(kind, spread, data_uri(drawn[kind.name])) for kind, spread in figures if kind.name in drawn],
-            missing=[spec.title for spec in result.depth_figures if spec.name not in drawn],
-            runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
-            styles=scheme_styles(result),
-        )
+    several = any(sum(not has_diverged(run) for run in runs) > 1 for runs in best_runs(result).values())
+    figures = [(kind, kind.bands if several else "") for kind in FIGURES]
+    several = any(len(runs) > 1 for runs in depth_of(result).values())
+    reach = "reach from the lowest to the highest seed."
+    figures += [(spec, spread(spec.form, reach) if several else "") for spec in result.depth_figures]
+    template = page_environment().get_template("report.html.jinja")
+    return template.render(
+        result=result,
+        headline=headline(result),
+        findings=findings(result),
+        summary=summary_cells(result),
+        caption=table_caption(result),
+        grid=grid_cells(result),
+        figures=[(kind, bands, data_uri(drawn[kind.name])) for kind, bands in figures if kind.name in drawn],
+        missing=[spec.title for spec in result.depth_figures if spec.name not in drawn],
+        runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
+        styles=scheme_styles(result),
     )
 
 
@@ -98,6 +97,12 @@ def data_uri(svg: bytes) -> str:
     """An SVG figure as an address that holds it."""
     # an image of its own, so that the ids inside one figure cannot meet those of another
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def spread(form: str, meaning: str) -> str:
+    """The sentence on the whiskers or bands of a form of figure; empty for forms that have neither."""
+    drawn = {"bars": "Whiskers", "lines": "Bands"}.get(form)
+    return f"{drawn} {meaning}" if drawn else ""
 
 
 def _minus(text: str) -> str:

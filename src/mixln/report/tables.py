@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -72,7 +72,10 @@ def grid_cells(result: ComparisonResult) -> Cells | None:
 
 def summary_table(result: ComparisonResult) -> Table:
     """The comparison for the terminal: one row per scheme at its best learning rate, the best row highlighted."""
-    return _rich(summary_cells(result), "Validation loss by scheme", table_caption(result))
+    content = summary_cells(result)
+    # a label is too long for the head of a narrow column, and a row says which scheme is the baseline
+    header = [name.replace(f"to {result.baseline}", "to baseline") for name in content.header]
+    return _rich(replace(content, header=header), "Validation loss by scheme", table_caption(result))
 
 
 def grid_table(result: ComparisonResult) -> Table | None:
@@ -101,17 +104,25 @@ def table_caption(result: ComparisonResult) -> str:
     return "; ".join(parts)
 
 
-def _rich(content: Cells, title: str, caption: str) -> Table:
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """An empty table for the terminal, with no more than two spaces between columns."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
+    return table
+
+
+def _rich(content: Cells, title: str, caption: str) -> Table:
+    table = plain_table(title, caption)
+    if len(content.header) > 5:
+        table.padding = 0
     for index, name in enumerate(content.header):
-        # Heads and intervals take a line of their own, so that the table fits 80 columns; on fewer, columns other than
-        # the loss wrap. Text, not str: rich would read markup in a label.
+        # Schemes and losses keep their lines; other cells have words that are short enough for 80 columns. Text, not
+        # str: rich would read markup in a label.
         head = Text(name.replace(" [", "\n[") if "[" in name else name.replace(" ", "\n"))
-        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=index == 2)
+        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=index in (0, 2))
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
         texts = [
-            wrap_label(row[0]),
+            wrap_label(row[0], 24),
             *(cell.replace(" [", "\n[").replace(" diverged", "\ndiverged") for cell in row[1:]),
         ]
         styled = [Text(text, style="bold" if column in emphasis else "") for column, text in enumerate(texts)]
