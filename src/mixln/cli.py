@@ -6,6 +6,7 @@ by Ctrl-C, 143 by SIGTERM; after either, a run has its checkpoint.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, given = "", parsers[""].parse_args(arguments)
         while _SUBCOMMAND in given:
             name, given = f"{name} {given[_SUBCOMMAND]}".strip(), given[given[_SUBCOMMAND]]
+        gc.enable()  # off while the command line starts
         call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
     except BrokenPipeError:
         # whoever read the output has enough of it; Python would complain once more when it flushes at the end

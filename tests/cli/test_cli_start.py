@@ -64,3 +64,18 @@ sys.exit(main())
     assert finished.returncode == 130
     assert finished.stderr.startswith("mixln: interrupted")
     assert finished.stderr.count("\n") == 1
+
+
+def test_garbage_is_collected_when_a_command_runs() -> None:
+    """It is not while the command line starts, and nothing is kept from collection but by help, which ends then."""
+    code = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))
+from mixln.__main__ import main
+sys.argv = ["mixln", {!r}, *{!r}]
+sys.exit(main())
+"""
+    for arguments, expected in ((("schemes", []), "True False"), (("schemes", ["--help"]), "False True")):
+        command = [sys.executable, "-c", code.format(*arguments)]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        assert finished.stdout.splitlines()[-1] == expected

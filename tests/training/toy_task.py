@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
+from processes import run_on_processes
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixln.training import (
@@ -191,24 +190,11 @@ def run_toy(job: ToyJob) -> dict[str, Tensor]:
 
 def run_toys(jobs: list[ToyJob], processes: int = 2) -> None:
     """Make runs on several processes; each leaves its moving average beside its folder, unless it is interrupted."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_run, args=(processes, port, jobs), nprocs=processes)
+    run_on_processes(_run, jobs, processes=processes)
 
 
-def _run(rank: int, count: int, port: int, jobs: list[ToyJob]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    distributed.init_process_group("gloo")
+def _run(rank: int, jobs: list[ToyJob]) -> None:
     for job in jobs:
         average = run_toy(job)
         if average and rank == 0:
             torch.save(average, job.folder.with_suffix(".pt"))
-    distributed.destroy_process_group()

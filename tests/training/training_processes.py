@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from processes import run_on_processes
 
 from mixln.data import prepare_data
 from mixln.tasks import FineTuning, Pretraining, Recipe
@@ -39,29 +37,16 @@ class Job:
 
 def run_jobs(jobs: list[Job], cache: Path, processes: int = 2) -> None:
     """Make runs one after the other, each on all of several processes; what an interrupt ends is no failure."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(_run, args=(processes, port, jobs, cache), nprocs=processes)
+    run_on_processes(_run, jobs, cache, processes=processes)
 
 
-def _run(rank: int, count: int, port: int, jobs: list[Job], cache: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    distributed.init_process_group("gloo")
+def _run(rank: int, jobs: list[Job], cache: Path) -> None:
     for job in jobs:
         with pytest.MonkeyPatch.context() as patch:
             if job.speedups:
                 patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
                 patch.setattr(precision, "bfloat16_speedup", lambda *_, speedup=job.speedups[rank]: speedup)
             _run_job(job, cache)
-    distributed.destroy_process_group()
 
 
 def _run_job(job: Job, cache: Path) -> None:

@@ -12,22 +12,21 @@
 | another dataclass | `--name.field` |
 | `command_line: str` | none: gets what the user typed |
 
-`Annotated[..., {...}]` adds to the keywords of `add_argument`; `names` there replaces `{names}` in the docstring, and
-`skip` has fields of a `config` without an option. Below `Example:` the docstring shows a command.
+`Annotated[..., {...}]` adds to the keywords of `add_argument`. `names` there replaces `{names}` in the docstring;
+`skip` has fields of a `config` without an option; `sets: (field, function)` sets a field of the recipe to
+`function(value, arguments)` before the recipe is checked. Below `Example:` the docstring shows a command.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse._actions import ActionConfigFile
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 
 from mixln.errors import InputError
 
@@ -59,19 +58,25 @@ def call(command: Callable[..., None], parser: ArgumentParser, given: Namespace,
     Raises:
         InputError: an option for a path is empty, or what the command or a config raises.
     """
+    parameters = list(_parameters(command))
+    for name, place in _RECIPE_SHORT.items():
+        if place in given and _filled(given[name]) is not None:
+            given[place] = given[name]
+    for parameter, _, extras in parameters:
+        if "sets" in extras and (value := given[parameter.name]) is not None:
+            field_name, function = extras["sets"]
+            given[field_name] = function(value, given)
+    read = parser.instantiate(given)
     values: dict[str, Any] = {}
-    for parameter, kind, extras in _parameters(command):
+    for parameter, kind, extras in parameters:
         name = parameter.name
         if name == "command_line":
             values[name] = command_line
-        elif not is_dataclass(kind):
-            values[name] = _path(given[name]) if kind is Path else given[name]
-        elif name == "recipe":
-            values[name] = _read_recipe(parser, given, kind)
-        elif name == "config":
-            values[name] = _read_fields(given, kind, **extras)
+        elif name in ("recipe", "config"):
+            skip = extras.get("skip", ())
+            values[name] = kind(**{field.name: read[field.name] for field in fields(kind) if field.name not in skip})
         else:
-            values[name] = parser.instantiate(given)[name]
+            values[name] = Path(_filled(read[name])) if kind is Path and read[name] is not None else read[name]
     command(**values)
 
 
@@ -116,10 +121,11 @@ def _parameters(command: Callable[..., None]) -> Iterator[tuple[inspect.Paramete
 def _add_argument(
     parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str, extras: dict[str, Any]
 ) -> None:
-    keywords: dict[str, Any] = {"help": text.replace("{names}", ", ".join(extras.pop("names", ())))}
-    is_option, default = parameter.kind is parameter.KEYWORD_ONLY, parameter.default
+    keywords: dict[str, Any] = {"help": text.replace("{names}", ", ".join(extras.get("names", ())))}
+    is_option = parameter.kind is parameter.KEYWORD_ONLY
+    default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
     if default is not parameter.empty:
-        keywords["default"] = _plain(default)
+        keywords["default"] = list(default) if isinstance(default, tuple) else default
     if kind is bool:
         keywords["action"] = "store_true"
     elif get_origin(kind) is not None:
@@ -129,13 +135,8 @@ def _add_argument(
         if not is_option and default is None:
             keywords["nargs"] = "?"
     name = f"--{parameter.name.replace('_', '-')}" if is_option else parameter.name
-    parser.add_argument(name, **keywords, **extras)
-
-
-def _plain(default: Any) -> Any:
-    if isinstance(default, Path):
-        return str(default)
-    return list(default) if isinstance(default, tuple) else default
+    keywords |= {key: value for key, value in extras.items() if key not in ("names", "sets")}
+    parser.add_argument(name, **keywords)
 
 
 def _add_config(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, extras: dict[str, Any]) -> None:
@@ -160,10 +161,6 @@ def _add_fields(parser: ArgumentParser, kind: Any, skip: Sequence[str] = ()) -> 
             group.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
 
 
-def _read_fields(given: Namespace, kind: Any, skip: Sequence[str] = ()) -> Any:
-    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name not in skip})
-
-
 def _add_recipe(parser: ArgumentParser, kind: Any, default: Any) -> None:
     from mixln.tasks.recipes import list_recipes
 
@@ -172,11 +169,7 @@ def _add_recipe(parser: ArgumentParser, kind: Any, default: Any) -> None:
     for name, place in _RECIPE_SHORT.items():
         number = float if name == "embedding_std" else str
         parser.add_argument(f"--{name.replace('_', '-')}", type=number, default=None, help=f"short for --{place}")
-    parser.add_class_arguments(kind, as_group=True)
-    if isinstance(default, kind):
-        own = kind()
-        changed = {one.name for one in fields(kind) if getattr(default, one.name) != getattr(own, one.name)}
-        parser.set_defaults(**{name: getattr(default, name) for name in changed})
+    parser.add_class_arguments(kind, default=default if isinstance(default, kind) else None)
 
 
 class _RecipeFile(ActionConfigFile):
@@ -188,23 +181,6 @@ class _RecipeFile(ActionConfigFile):
         from mixln.tasks.recipes import find_recipe
 
         super().__call__(parser, namespace, str(find_recipe(values)), option_string)
-
-
-def _read_recipe(parser: ArgumentParser, given: Namespace, kind: Any) -> Any:
-    for name, place in _RECIPE_SHORT.items():
-        if _filled(given[name]) is not None:
-            given[place] = given[name]
-    # before the recipe is checked, whose own steps nobody has asked for
-    if (tokens := given.get("tokens")) is not None:
-        if tokens < 1:
-            raise InputError(f"`tokens` must be at least 1, not {tokens}")
-        given["steps"] = math.ceil(tokens / max(1, given["batch_size"] * given["data.sequence_length"]))
-    values = parser.instantiate(given)
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(_filled(value))
 
 
 def _filled(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mixln.commands.arguments import claim_output
 from mixln.errors import InputError
@@ -17,6 +18,12 @@ _QUICK = Recipe(steps=64)
 """So that without arguments it ends within minutes on two cores."""
 
 
+def _steps_of_tokens(tokens: int, arguments: Mapping[str, Any]) -> int:
+    if tokens < 1:
+        raise InputError(f"`tokens` must be at least 1, not {tokens}")
+    return math.ceil(tokens / max(1, arguments["batch_size"] * arguments["data.sequence_length"]))
+
+
 def compare(
     *,
     schemes: Sequence[str] = ("pre", "post", "mix", "lns"),
@@ -24,7 +31,7 @@ def compare(
     learning_rates: Sequence[float] | None = None,
     tune_on_first_seed: bool = False,
     baseline: str | None = None,
-    tokens: int | None = None,
+    tokens: Annotated[int | None, {"sets": ("steps", _steps_of_tokens)}] = None,
     out: Path = Path("runs/compare"),
     recipe: Recipe = _QUICK,
     cache: Path | None = None,

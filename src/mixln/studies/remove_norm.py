@@ -49,9 +49,10 @@ def removal_folder(out: Path) -> Path:
 class RemoveNorm(TrainingWork):
     """Remove the norms of a model while it trains on, and write what is left as a Hugging Face folder.
 
-    `prepare`, `measure_original`, `remove`, `train_control`, `report`, `draw` and `write`, in this order, inside a
-    `with` block, in which no other process can work on the same. Runs and checkpoints lie in `removal_folder(out)`:
-    called anew after an interruption, they go on there. `train_control` and `draw` may be left out.
+    `prepare`, `check_runs`, `measure_original`, `remove`, `train_control`, `report`, `draw` and `write`, in this order,
+    inside a `with` block, in which no other process can work on the same. Runs and checkpoints lie in
+    `removal_folder(out)`: called anew after an interruption, they go on there. `check_runs`, `train_control` and `draw`
+    may be left out.
 
     Args:
         source: Hugging Face folder, or name on the hub, of a language model with Pre-LN.
