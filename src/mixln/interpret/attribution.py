@@ -124,13 +124,11 @@ def attribute(
             contribution.append(said(readout.held(part)))
             effect.append(whole - said(readout.normalised(final - part)))
     logits = precise(reading.logits[rows.to(final.device), positions.to(final.device)])
-    difference = logits.gather(-1, answers[..., None].to(logits.device)) - logits.gather(
-        -1, distractors[..., None].to(logits.device)
-    )
+    chosen = logits.gather(-1, torch.stack((answers, distractors), -1).to(logits.device))
     return LogitAttribution(
         list(parts),
         torch.stack(contribution, -1).cpu(),
         torch.stack(effect, -1).cpu(),
         bias.cpu(),
-        difference.squeeze(-1).cpu(),
+        (chosen[..., 0] - chosen[..., 1]).cpu(),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +114,7 @@ def read(stream: Stream, arguments: Mapping[str, Any]) -> Reading:
         stream.check_sum(record)
         final = record.blocks.hidden_states[-1]
         readout = _fit(stream, final, tail, head)
-        shown = readout.logits(tail.head_input[:1, -1])
+        shown = readout.logits(tail.head_inputs[-1][:1, -1])
         off = (shown - at_least_float32(logits[:1, -1])).norm() / shown.norm()
         if not off <= rounding(logits.dtype):
             raise InputError(
@@ -124,20 +124,16 @@ def read(stream: Stream, arguments: Mapping[str, Any]) -> Reading:
     return Reading(record, readout, logits)
 
 
-@dataclass
-class _Tail:
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
-    head_inputs: list[Tensor] = field(default_factory=list)
+class _Tail(NamedTuple):
+    """What went through the modules outside of the blocks that map states to states, and into the head."""
 
-    @property
-    def head_input(self) -> Tensor:
-        return self.head_inputs[-1]
+    calls: list[tuple[nn.Module, Tensor, Tensor]]
+    head_inputs: list[Tensor]
 
 
 @contextmanager
 def _watching(stream: Stream, head: nn.Module) -> Iterator[_Tail]:
-    """Note what goes through the modules outside of the blocks that map states to states, and into the head."""
-    tail, inside = _Tail(), {head, *stream.stack.layers.modules()}
+    tail, inside = _Tail([], []), {head, *stream.stack.layers.modules()}
     around = [(one, one) for one in stream.model.modules() if one not in inside and next(one.children(), None) is None]
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -161,25 +157,18 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout:
-    bias = getattr(head, "bias", None)
-    weight, state = head.get_parameter("weight"), precise(final)
-    ones = torch.ones_like(state[0, 0])
-    if torch.equal(final, tail.head_input):
+    bias, weight, given = getattr(head, "bias", None), head.get_parameter("weight"), tail.head_inputs[-1]
+    state = precise(final)
+    if torch.equal(final, given):
+        ones = torch.ones_like(state[0, 0])
         return Readout(None, ones, ones * 0, False, torch.ones_like(state[..., :1]), weight, bias)
-    norm = next(
-        (
-            module
-            for module, given, output in tail.calls
-            if torch.equal(given, final) and torch.equal(output, tail.head_input)
-        ),
-        None,
-    )
-    if norm is None:
+    ends = (one for one, before, after in tail.calls if torch.equal(before, final) and torch.equal(after, given))
+    if (norm := next(ends, None)) is None:
         raise InputError(
             f"between the last block and the head of {described(stream.model)} stands more than one norm, so its "
             "logits are no sum over components"
         )
-    gain, offset, centered, inverse_scale, off = fit_norm(norm, state, precise(tail.head_input))
+    gain, offset, centered, inverse_scale, off = fit_norm(norm, state, precise(given))
     if not off <= rounding(final.dtype):
         raise InputError(
             f"the final norm of {described(stream.model)} ({type(norm).__name__}) is not weight * x / scale with one "

@@ -9,10 +9,9 @@ and the sum is checked on every pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -73,12 +72,11 @@ class Stream:
 
     Attributes:
         stack: the blocks.
-        branches: for each block, the last linear layer of each sublayer (of a mixture of experts, the whole of it).
-        writers: the same, or the norm after it (Sandwich-LN, OLMo 2), whose output is added.
+        writers: for each block, the last linear layer of each sublayer (of a mixture of experts, the whole of it), or
+            the norm after it (Sandwich-LN, OLMo 2), whose output is added.
     """
 
     stack: BlockStack
-    branches: list[dict[Sublayer, nn.Module]]
     writers: list[dict[Sublayer, nn.Module]]
 
     @property
@@ -115,11 +113,8 @@ class Stream:
             before, after = at_least_float32(states[layer - 1]), at_least_float32(states[layer])
             added = [at_least_float32(output).to(after.device) for output in written.values()]
             rest = after - before.to(after.device) - sum(added)
-            share = (
-                (rest.norm(dim=-1) / (before.norm(dim=-1).to(after.device) + after.norm(dim=-1)).clamp_min(1e-30))
-                .max()
-                .item()
-            )
+            size = before.norm(dim=-1).to(after.device) + after.norm(dim=-1)
+            share = (rest.norm(dim=-1) / size.clamp_min(1e-30)).max().item()
             if not share <= rounding(states[layer].dtype):
                 raise InputError(
                     f"the stream of {described(self.model)} is no plain sum: the output of block {layer} of "
@@ -150,22 +145,15 @@ def find_stream(model: nn.Module, arguments: Mapping[str, Any], layers: str | No
 
     with watched(inside, note), evaluation_mode(model), torch.no_grad(), finder.watch(stack), recording(stack):
         call_model(model, arguments)
-    branches = [_of_sublayers(partial(finder.branch, index)) for index in range(len(stack.layers))]
-    writers = [
-        _of_sublayers(lambda name, block=block, found=found: _norm_behind(found[name], block, calls) or found[name])
-        for block, found in zip(stack.layers, branches, strict=True)
-    ]
-    return Stream(stack, branches, writers)
 
+    def writer(index: int, sublayer: Sublayer) -> nn.Module:
+        """The branch, or the norm that is given its very output."""
+        branch = finder.branch(index, sublayer)
+        output = block_output(calls[branch][1])
+        norms = filter(is_norm, stack.layers[index].modules())
+        return next((norm for norm in norms if calls.get(norm, (None,))[0] is output), branch)
 
-def _of_sublayers(find: Callable[[Sublayer], nn.Module]) -> dict[Sublayer, nn.Module]:
-    return {name: find(name) for name in SUBLAYERS}
-
-
-def _norm_behind(branch: nn.Module, block: nn.Module, calls: Mapping[nn.Module, tuple[Any, Any]]) -> nn.Module | None:
-    """The norm of a block that is given the very output of a branch."""
-    output = block_output(calls[branch][1])
-    return next((norm for norm in block.modules() if is_norm(norm) and calls.get(norm, (None,))[0] is output), None)
+    return Stream(stack, [{name: writer(index, name) for name in SUBLAYERS} for index in range(len(stack.layers))])
 
 
 def rounding(dtype: torch.dtype) -> float:

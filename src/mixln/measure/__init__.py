@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from mixln.measure.gradients import gradient_norms as gradient_norms
     from mixln.measure.growth import StreamGrowth as StreamGrowth
     from mixln.measure.interventions import removals as removals
-    from mixln.measure.loss import EvaluationLoss as EvaluationLoss
     from mixln.measure.observation import Measure as Measure
     from mixln.measure.observation import observe as observe
+    from mixln.measure.performance import EvaluationLoss as EvaluationLoss
     from mixln.measure.performance import LanguageModelLoss as LanguageModelLoss
     from mixln.measure.performance_drop import PerformanceDrop as PerformanceDrop
     from mixln.measure.recording import record_block_inputs as record_block_inputs

@@ -23,21 +23,23 @@ def main_output(output: Any) -> Tensor:
     for name in _OUTPUTS:
         if isinstance(found := getattr(output, name, None), Tensor):
             return found
-    tensors = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
-    if not tensors:
+    found = next(floats_in(output), None)
+    if found is None:
         raise InputError(f"the model returns a {type(output).__name__} without a tensor of numbers to judge it by")
-    return tensors[0]
+    return found[1]
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from _tensors(part)
-    elif isinstance(output, (tuple, list)):
-        for part in output:
-            yield from _tensors(part)
+def floats_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of floating point in an output, each with its place, such as `past[0].key`."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from floats_in(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from floats_in(inner, f"{name}[{index}]")
 
 
 def difference(one: Tensor | None, other: Tensor | None) -> float:

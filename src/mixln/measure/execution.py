@@ -14,7 +14,7 @@ from typing import Any
 from transformers import Cache
 
 from mixln.measure.calls import BlockCall, block_output
-from mixln.measure.forward import model_device
+from mixln.measure.forward import configs_in, model_device
 from mixln.measure.interventions import Intervention
 from mixln.measure.observation import Observation
 from mixln.measure.recording import beside_hidden_states, replaced_forwards, run_blocks, run_tail, with_beside
@@ -118,10 +118,9 @@ def reordered_blocks(stack: BlockStack, order: Sequence[int]) -> Iterator[None]:
         order: a permutation of the blocks' indices (from 0).
     """
     blocks = list(stack.layers)
-    configs = {id(config): config for module in stack.model.modules() if (config := vars(module).get("config"))}
     lists = [
         (config, name, value)
-        for config in configs.values()
+        for config in configs_in(stack.model)
         for name, value in vars(config).items()
         if isinstance(value, list) and len(value) == len(blocks)
     ]

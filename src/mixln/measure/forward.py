@@ -143,11 +143,16 @@ def _are_as_counted(position_ids: Tensor, attention_mask: Tensor | None) -> bool
     return bool(((mask.cumsum(-1) - 1 == position_ids) | (mask == 0)).all())
 
 
+def configs_in(model: nn.Module) -> list[Any]:
+    """The configs of a model and of its parts, each once."""
+    found = (vars(module).get("config") for module in model.modules())
+    return list({id(config): config for config in found if config is not None}.values())
+
+
 @contextmanager
 def _cache_off(model: nn.Module) -> Iterator[None]:
     """No part of a model makes a cache by itself inside the `with` block."""
-    configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
-    caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
+    caching = [config for config in configs_in(model) if getattr(config, "use_cache", None) is True]
     for config in caching:
         config.use_cache = False
     try:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +17,8 @@ from mixln.measure.sublayers import SUBLAYERS, SublayerFinder, silenced
 from mixln.measure.sums import at_least_float32
 from mixln.models.anatomy import BlockStack
 
-_NORM = re.compile(r"norm", re.IGNORECASE)
-
-
-class NormKey(NamedTuple):
-    """Where a norm is: the index of its block (from 0), and its name in the block."""
-
-    block: int
-    name: str
+NormKey = tuple[int, str]
+"""Where a norm is: the index of its block (from 0), and its name in the block."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +94,17 @@ class NormScales(Measure):
         self._sums.update(sums, counted.sum(1), observation.batch.documents)
 
     def _stands_on_stream(self, observation: Observation, key: NormKey, norm: nn.Module) -> bool:
-        block, call = observation.stack.layers[key.block], observation.record.calls[key.block]
+        index = key[0]
+        block, call = observation.stack.layers[index], observation.record.calls[index]
         # the first row shows it
         inputs: list[torch.Tensor] = []
         with ExitStack() as without_sublayers:
             for sublayer in SUBLAYERS:
-                without_sublayers.enter_context(silenced(self._finder.branch(key.block, sublayer)))
-            x = observation.hidden_states[key.block]
+                without_sublayers.enter_context(silenced(self._finder.branch(index, sublayer)))
+            x = observation.hidden_states[index]
             with norm.register_forward_pre_hook(lambda _norm, args: inputs.append(args[0])):
                 plain = call.replay(block, x)
-            with norm.register_forward_hook(_zeros):
+            with silenced(norm):
                 without_norm = call.replay(block, x)
         # behind a silenced sublayer a norm is given zeros, and its bias reaches the stream all the same
         return bool(inputs[0].any()) and not torch.equal(plain, without_norm)
@@ -123,8 +117,8 @@ class NormScales(Measure):
         """
         found = self._sums.estimate()
         return [
-            NormScale(key.block + 1, key.name, is_on_stream, found.column(index))
-            for index, (key, is_on_stream) in enumerate(self._is_on_stream.items())
+            NormScale(block + 1, name, is_on_stream, found.column(index))
+            for index, ((block, name), is_on_stream) in enumerate(self._is_on_stream.items())
         ]
 
     def log_gradient_factor(self) -> Estimates:
@@ -136,17 +130,13 @@ class NormScales(Measure):
         return self._sums.estimate().column(-1)
 
 
-def _zeros(_norm: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(output)
-
-
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation over channels, by the name of its class and its one-dimensional weights."""
-    return bool(_NORM.search(type(module).__name__)) and all(weight.ndim <= 1 for weight in module.parameters())
+    return "norm" in type(module).__name__.lower() and all(weight.ndim <= 1 for weight in module.parameters())
 
 
 def _norms(stack: BlockStack) -> Iterator[tuple[NormKey, nn.Module]]:
     for index, block in enumerate(stack.layers):
         for name, module in block.named_modules():
             if is_norm(module):
-                yield NormKey(index, name), module
+                yield (index, name), module

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.measure.calls import watched
+from mixln.measure.comparison import floats_in
 from mixln.measure.forward import model_device, on_device
 from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError, naming_failures
@@ -25,8 +26,6 @@ _LOW_ROUNDING = 0.25
 """The same of 16 bits, and of the typical output: rounded so coarsely, sums in another order mostly are the same."""
 _CACHED = 2e-2
 """The same of logits made with a cache, where sums are of other lengths; what is wrong differs by far more."""
-
-Inputs = Mapping[str, Any]
 
 
 def find_inputs(stack: BlockStack) -> tuple[str, dict[str, Any]]:
@@ -64,24 +63,12 @@ def find_inputs(stack: BlockStack) -> tuple[str, dict[str, Any]]:
     )
 
 
-def outputs_of(model: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
+def outputs_of(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return all floating-point outputs of a model, by their names, dropout off and without a cache."""
     arguments = on_device(inputs, model_device(model))
     with evaluation_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of models that draw something when they are used
-        return dict(_tensors(model(**arguments), ""))
-
-
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield name, value.cpu()
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}[{index}]")
+        return {name: value.cpu() for name, value in floats_in(model(**arguments))}
 
 
 def same_outputs(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> str | None:
@@ -123,15 +110,13 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> str | None:
 def generation_fault(model: PreTrainedModel) -> str | None:
     """Return how greedy generation with its cache differs from that without, in words; None: it does not."""
     generator: Any = model
-    inputs = next(_candidates(model))
-    device = model_device(model)
-    arguments = {name: value.to(device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    inputs = {name: value for name, value in next(_candidates(model)).items() if isinstance(value, torch.Tensor)}
     found: list[list[torch.Tensor]] = []
     try:
         for use_cache in (True, False):
             with naming_failures("generation fails"), evaluation_mode(model), torch.no_grad():
                 output = generator.generate(
-                    **arguments,
+                    **on_device(inputs, model_device(model)),
                     max_new_tokens=_NEW_TOKENS,
                     do_sample=False,
                     num_beams=1,

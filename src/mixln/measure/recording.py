@@ -96,7 +96,8 @@ def _check_chain(stack: BlockStack, ran: list[int], inputs: list[Tensor], output
             "elsewhere, name them with `layers`"
         )
     for number, (output, following) in enumerate(zip(outputs, inputs[1:], strict=False), start=1):
-        if not _same(output, following):
+        # torch.equal is False of different shapes
+        if output is not following and not torch.equal(output, following.to(output.device)):
             raise InputError(
                 f"the output of block {number} of {stack.name} is not the input of block {number + 1}: something "
                 "between them changes it, so the list is not the residual stream. Name the blocks with `layers`"
@@ -120,12 +121,6 @@ def record_block_inputs(
         with recording(find_block_stack(model)) as record:
             batch_logits(model, batch)
         return record
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    return one.shape == other.shape and torch.equal(one, other.to(one.device))
 
 
 def block_that_does_not_repeat(stack: BlockStack, record: BlockRecord) -> int | None:
@@ -178,19 +173,13 @@ def run_tail(stack: BlockStack, hidden_states: Tensor, record: BlockRecord, argu
         record: of a forward pass with these arguments.
         arguments: of the model.
     """
-    forwards = {
-        block: _constant(with_beside(hidden_states, others))
-        for block, others in zip(stack.layers, record.other_outputs, strict=True)
-    }
-    with replaced_forwards(forwards):
+
+    def giving(value: Any) -> Callable[..., Any]:
+        return lambda *_args, **_kwargs: value
+
+    outputs = [with_beside(hidden_states, others) for others in record.other_outputs]
+    with replaced_forwards(dict(zip(stack.layers, map(giving, outputs), strict=True))):
         return call_model(stack.model, arguments)
-
-
-def _constant(value: Any) -> Callable[..., Any]:
-    def forward(*_args: Any, **_kwargs: Any) -> Any:
-        return value
-
-    return forward
 
 
 def beside_hidden_states(output: Any) -> tuple[Any, ...] | None:

@@ -32,6 +32,7 @@ from mixln.measure.structure import (
     ShorterModel,
     Structure,
     describe,
+    is_whole_number,
     layer_kinds,
     outside,
     structure_of,
@@ -103,8 +104,7 @@ class _Search:
         self._tries = 0
         self._distances: dict[str, float] = {}
         whole = self._build(())
-        live = structure_of(model)
-        if whole is None or whole.tensors != live.tensors:
+        if whole is None or whole.tensors != structure_of(model).tensors:
             raise InputError(
                 f"the config of a {self._kind} does not describe the model as it is, so a shorter one could not be "
                 "saved"
@@ -118,11 +118,11 @@ class _Search:
         found: list[dict[str, Any]] = []
         for edits in self._edits():
             if self._distance(edits) == 0:
-                result = self._result(edits)
-                fields = result.described.config.to_dict()
+                described = self._described(edits)
+                fields = described.config.to_dict()
                 if fields not in found:
                     found.append(fields)
-                    yield result
+                    yield ShorterConfig(edits, edited(self._fields, edits), described, self._shorter)
         if not found:
             raise InputError(self._refusal())
 
@@ -144,7 +144,7 @@ class _Search:
         found = []
         for path, config, fields in self._configs:
             usual = config.attribute_map.get(_COUNT, _COUNT)
-            keys = [key for key, value in fields.items() if _is_number(value) and value == num_layers]
+            keys = [key for key, value in fields.items() if is_whole_number(value) and value == num_layers]
             edits = [Edit(path, key, shorter) for key in sorted(keys, key=lambda key, usual=usual: key != usual)]
             found.append((path, config, edits))
         for path, config, edits in found:
@@ -153,7 +153,7 @@ class _Search:
             yield from ((path, config, [edit]) for edit in edits[1:])
         for path, config, fields in self._configs:
             for key, value in fields.items():  # of a model in stages
-                if _is_list(value) and all(map(_is_number, value)) and key not in _BASE:
+                if _is_list(value) and all(map(is_whole_number, value)) and key not in _BASE:
                     stages = [place for place, entry in enumerate(value) if entry == num_layers]
                     changed = ([*value[:place], shorter, *value[place + 1 :]] for place in stages)
                     yield from ((path, config, [Edit(path, key, depths)]) for depths in changed)
@@ -176,7 +176,7 @@ class _Search:
                 continue
             if _is_list(value) and len(value) == num_layers:
                 yield [[Edit(path, key, [value[index] for index in kept])], []]
-            elif _is_list(value) and value and all(map(_is_number, value)) and len(set(value)) == len(value):
+            elif _is_list(value) and value and all(map(is_whole_number, value)) and len(set(value)) == len(value):
                 ways = [
                     [Edit(path, key, [kept.index(entry - first) + first for entry in value if entry - first in kept])]
                     for first in (0, 1)
@@ -229,7 +229,7 @@ class _Search:
         around = outside(self._whole, stack)
         for path, _, fields in self._configs:
             for key, value in fields.items():
-                if not _is_number(value) or not 0 <= value <= 2 * self._shortening.num_layers or key in _BASE:
+                if not is_whole_number(value) or not 0 <= value <= 2 * self._shortening.num_layers or key in _BASE:
                     continue
                 for change in (1, -1):
                     other = self._build((Edit(path, key, value + change),))
@@ -267,9 +267,6 @@ class _Search:
 
     def _described(self, edits: tuple[Edit, ...]) -> PreTrainedModel:
         return describe(type(self._model), edited(self._fields, edits), self._model.config)
-
-    def _result(self, edits: tuple[Edit, ...]) -> ShorterConfig:
-        return ShorterConfig(edits, edited(self._fields, edits), self._described(edits), self._shorter)
 
     def _refusal(self) -> str:
         if self._closest is None:
@@ -320,10 +317,6 @@ def _at(fields: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
 
 def _is_index(key: Any, num_layers: int) -> bool:
     return str(key).isdecimal() and int(key) < num_layers
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_list(value: Any) -> bool:

@@ -94,11 +94,21 @@ class Shortening:
         return f"{self.stack}.{self.kept.index(index)}{rest}" if index in self.kept else None
 
     def split(self, name: str) -> tuple[int | None, str]:
-        """The index of the block that a name lies in (None: in none), and what follows it in the name."""
-        if not name.startswith(f"{self.stack}."):
-            return None, name
-        index, dot, rest = name[len(self.stack) + 1 :].partition(".")
-        return (int(index), dot + rest) if index.isdecimal() else (None, name)
+        """As `split_name`."""
+        return split_name(self.stack, name)
+
+
+def split_name(stack: str, name: str) -> tuple[int | None, str]:
+    """The index of the block of a stack that a name lies in (None: in none), and what follows it in the name."""
+    if not name.startswith(f"{stack}."):
+        return None, name
+    index, dot, rest = name[len(stack) + 1 :].partition(".")
+    return (int(index), dot + rest) if index.isdecimal() else (None, name)
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether a value is an integer, and no switch."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def slice_of_layers(tensor: torch.Tensor, dimension: int, shortening: Shortening) -> torch.Tensor:
@@ -158,8 +168,8 @@ class ShorterModel:
         return found
 
     def _is_share(self, here: Any, there: Any) -> bool:
-        is_numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (here, there))
-        return is_numbers and here * len(self.shortening.kept) == there * self.shortening.num_layers
+        are_numbers = is_whole_number(here) and is_whole_number(there)
+        return are_numbers and here * len(self.shortening.kept) == there * self.shortening.num_layers
 
     def _changed(self, name: str, described: Structure) -> Iterator[tuple[str, Any, Any]]:
         before, after = self.whole.numbers[self.shortening.before(name)], described.numbers[name]
@@ -185,7 +195,7 @@ class ShorterModel:
         return there == self._new_place(here)
 
     def _is_place(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= self.shortening.num_layers
+        return is_whole_number(value) and 0 <= value <= self.shortening.num_layers
 
     def _new_place(self, place: int) -> int:
         return sum(index < place for index in self.shortening.kept)
@@ -198,36 +208,29 @@ class ShorterModel:
             if index is None:
                 continue
             for attribute, value in numbers.items():
-                is_number = isinstance(value, int) and not isinstance(value, bool)
-                shifts.setdefault((rest, attribute), set()).add(value - index if is_number else None)
-        return {
-            place: shift
-            for place, found in shifts.items()
-            if len(found) == 1 and (shift := next(iter(found))) is not None and shift in (0, 1)
-        }
+                shift = value - index if is_whole_number(value) else None
+                shifts.setdefault((rest, attribute), set()).add(shift)
+        return {place: shift for place, found in shifts.items() for shift in (0, 1) if found == {shift}}
 
 
 def layer_kinds(structure: Structure, stack: str) -> dict[int, Any]:
     """Return what tells layers of different kinds apart: tensors, classes, switches and words of each."""
-    shortening = Shortening(stack, (), 0)
     kinds: dict[int, set[Any]] = {}
     for name, tensor in structure.tensors.items():
-        index, rest = shortening.split(name)
+        index, rest = split_name(stack, name)
         if index is not None:
             kinds.setdefault(index, set()).add((rest, tensor))
     for name, numbers in structure.numbers.items():
-        index, rest = shortening.split(name)
-        if index is None:
-            continue
-        words = {(rest, key, value) for key, value in numbers.items() if isinstance(value, (bool, str))}
-        kinds.setdefault(index, set()).update(words)
+        index, rest = split_name(stack, name)
+        if index is not None:
+            words = {(rest, key, value) for key, value in numbers.items() if isinstance(value, (bool, str))}
+            kinds.setdefault(index, set()).update(words)
     return {index: frozenset(kinds[index]) for index in sorted(kinds)}
 
 
 def outside(structure: Structure, stack: str) -> _Tensors:
     """Return the tensors that lie in no block."""
-    shortening = Shortening(stack, (), 0)
-    return {name: found for name, found in structure.tensors.items() if shortening.split(name)[0] is None}
+    return {name: found for name, found in structure.tensors.items() if split_name(stack, name)[0] is None}
 
 
 def is_identity(module: nn.Module) -> bool:
