@@ -40,7 +40,7 @@ def test_every_kind_of_file_is_read_in_the_order_of_paths(tmp_path: Path) -> Non
     expected = ["eleven", "one\r\n\ttwo", "# three", "vier 🎉", "five", "six", "seven", "eight", "nine", "ten"]
     assert sorted(corpus.documents()) == sorted(expected)
     assert list(corpus.documents()) == list(corpus.documents())
-    assert not corpus.skipped
+    assert not corpus.left_out.skipped
 
 
 def test_what_cannot_be_used_is_counted_with_its_first_place(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_what_cannot_be_used_is_counted_with_its_first_place(tmp_path: Path) -> 
     corpus = open_corpus(str(tmp_path))
     for _ in range(2):  # a second reading does not count twice
         assert list(corpus.documents()) == ["good"] * 900
-        counts = {reason.split(" (")[0]: count for reason, count in corpus.skipped.items()}
+        counts = {reason.split(" (")[0]: count for reason, count in corpus.left_out.skipped.items()}
         del counts["empty document"]
         assert counts == {
             "bad JSON": 3,
@@ -81,12 +81,14 @@ def test_what_cannot_be_used_is_counted_with_its_first_place(tmp_path: Path) -> 
             "folder linked a second time": 1,
             "file linked a second time": 1,
         }
-        assert sum(count for reason, count in corpus.skipped.items() if reason.startswith("empty document")) == 3
-        assert corpus.lost == 9
-    examples = {reason.split(" (")[0]: place for reason, place in corpus.examples.items()}
+        assert (
+            sum(count for reason, count in corpus.left_out.skipped.items() if reason.startswith("empty document")) == 3
+        )
+        assert corpus.left_out.lost == 9
+    examples = {reason.split(" (")[0]: place for reason, place in corpus.left_out.examples.items()}
     assert examples["bad JSON"] == "a.jsonl:901"
     assert examples["no field 'text'"] == "a.jsonl:904, whose fields are: body, id"
-    assert "3 x bad JSON" in corpus.describe_skipped()
+    assert "3 x bad JSON" in corpus.left_out.describe()
 
 
 @pytest.mark.parametrize(("lost", "refused"), [(1, False), (2, True)])
@@ -189,7 +191,7 @@ def test_a_snapshot_of_a_dataset_is_its_data(tmp_path: Path) -> None:
     (tmp_path / "snapshot" / "train.jsonl").symlink_to(tmp_path / "blobs" / "1")
     corpus = open_corpus(str(tmp_path / "snapshot"))
     assert list(corpus.documents()) == ["one", "two"]
-    assert {reason.split(" (")[0]: count for reason, count in corpus.skipped.items()} == {
+    assert {reason.split(" (")[0]: count for reason, count in corpus.left_out.skipped.items()} == {
         "README or licence": 4,
         "description of a dataset": 1,
         "hidden file": 1,
@@ -207,8 +209,8 @@ def test_parquet_rows_that_are_not_text_are_counted(tmp_path: Path) -> None:
     corpus = open_corpus(str(tmp_path / "a.parquet"))
     with pytest.raises(InputError, match="1 of 3 documents"):
         list(corpus.documents())
-    assert corpus.skipped == {"empty document (null)": 1, "not UTF-8": 1}
-    assert corpus.examples["not UTF-8"] == "a.parquet:4"
+    assert corpus.left_out.skipped == {"empty document (null)": 1, "not UTF-8": 1}
+    assert corpus.left_out.examples["not UTF-8"] == "a.parquet:4"
 
 
 def test_parquet_without_the_column_names_the_columns(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_python_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(corpus.documents())
     monkeypatch.setattr(corpus_base, "MOST_LOST", 0.5)
     assert list(corpus.documents()) == ["'''Good.'''\n", "# coding: latin-1\n# café\n"]
-    assert corpus.skipped == {"not text in its declared encoding": 1}
+    assert corpus.left_out.skipped == {"not text in its declared encoding": 1}
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "gone"))
     with pytest.raises(InputError, match="no usable document in 'python'"):
         list(corpus.documents())

@@ -38,7 +38,7 @@ def test_a_source_names_dataset_config_split_and_revision(
     assert not calls, "a fingerprint needs no network"
     assert list(corpus.documents()) == ["one", "two"]
     assert calls == [expected]
-    assert corpus.skipped == {"empty document (null)": 1}
+    assert corpus.left_out.skipped == {"empty document (null)": 1}
     assert corpus.unbounded
     assert open_corpus(corpus.name).fingerprint() == fingerprint, "the name printed is one that can be given"
     assert open_corpus(source).fingerprint() == fingerprint != open_corpus("hf:org/other").fingerprint()

@@ -77,7 +77,7 @@ def diagnose(
     if (out / REPORT_FILE).exists():
         console.print(f"Replacing the report in {out}", markup=False, highlight=False, soft_wrap=True)
     texts = corpus.first(config.max_documents)
-    notes = [f"Left out of {corpus.name}: {skipped}."] if (skipped := corpus.describe_skipped()) else []
+    notes = [f"Left out of {corpus.name}: {skipped}."] if (skipped := corpus.left_out.describe()) else []
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     with StageProgress() as progress:

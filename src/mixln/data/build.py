@@ -6,10 +6,10 @@ import json
 import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mixln.data.cache import Report
 from mixln.data.config import DataConfig
-from mixln.data.corpus import Corpus, check_lost, nothing_usable
+from mixln.data.corpus import Corpus, LeftOut
 from mixln.data.pieces import Documents, Piece, naming_document, piece_characters, read_pieces, tokenized
 from mixln.data.split_writer import SplitStatistics, SplitWriter
 from mixln.data.splitting import choose_threshold, digest
@@ -26,6 +26,7 @@ from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash, train_
 from mixln.errors import InputError
 from mixln.models.encoding import DocumentEncoder
 from mixln.models.fragments import cut
+from mixln.records import decode
 from mixln.storage import whole_folder, write_file
 from mixln.version import __version__
 
@@ -62,10 +63,8 @@ class DataStatistics:
 
     @classmethod
     def from_manifest(cls, manifest: dict[str, Any]) -> DataStatistics:
-        """Read back what `build_stores` has put into a manifest."""
-        entries: dict[str, Any] = manifest["statistics"]
-        splits = {name: SplitStatistics(**entries[name]) for name in ("train", "validation")}
-        return cls(**{**entries, **splits})
+        """Read back what `build_stores` has put into a manifest; InputError if it is not that."""
+        return decode(cls, manifest["statistics"], "statistics")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,34 +109,29 @@ def build_stores(sources: Sources, workers: int, say: Report, folder: Path, work
 
 
 @dataclass
-class _Progress:
+class _Progress(LeftOut):
     """How far a corpus has been read, and what was left out of it so far.
 
     Attributes:
         part: The part of the corpus that holds the next piece.
         number: The number of that piece in the part.
         pieces: Number of pieces before it.
-        skipped, examples, duplicates, lost: See `DataStatistics`.
+        duplicates: See `DataStatistics`.
         usable: Documents with tokens, and duplicates.
     """
 
     part: int = 0
     number: int = 0
     pieces: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
     duplicates: int = 0
-    lost: int = 0
     usable: int = 0
 
     def add(self, piece: Piece, documents: Documents) -> None:
         """Count a piece."""
         self.part, self.number = (piece.part + 1, 0) if piece.is_last else (piece.part, piece.number + 1)
         self.pieces += 1
-        self.skipped = dict(Counter(self.skipped) + Counter(piece.skipped))
-        self.examples = piece.examples | self.examples  # the first stays
+        self.include(piece.left_out)
         self.duplicates += piece.duplicates
-        self.lost += piece.lost
         self.usable += piece.duplicates + len(documents.lengths)
 
 
@@ -170,10 +164,7 @@ class _Build:
         self._sizes = {name: piece_characters(limits[name]) for name in corpora}
         self._parts = {name: corpus.parts() for name, corpus in corpora.items()}
         # files without documents were counted just now, by `parts`
-        self._progress = {
-            name: _Progress(skipped=dict(corpus.skipped), examples=dict(corpus.examples))
-            for name, corpus in corpora.items()
-        }
+        self._progress = {name: _Progress(**asdict(corpus.left_out)) for name, corpus in corpora.items()}
         parts = {name: len(found) for name, found in self._parts.items()}
         self._plan = {"fingerprint": sources.fingerprint, "parts": parts, "piece_characters": self._sizes}
         saved = self._saved()
@@ -219,9 +210,7 @@ class _Build:
                 progress.add(piece, documents)
                 self._save()
                 self._report(corpus)
-        if progress.usable == 0:
-            raise InputError(nothing_usable(corpus.name, progress.skipped, progress.examples))
-        check_lost(corpus.name, progress.lost, progress.usable, progress.skipped, progress.examples)
+        progress.check(corpus.name, progress.usable)
 
     def manifest(self) -> dict[str, Any]:
         """The entries of the manifest."""
@@ -230,14 +219,10 @@ class _Build:
         again = f" ({self._found:,} pieces were found finished)" if self._found else ""
         name = sources.corpora[TRAIN_FOLDER].name
         self._say(f"tokenised {name}: {train.tokens:,} training and {validation.tokens:,} validation tokens{again}")
-        statistics = DataStatistics(
-            train,
-            validation,
-            dict(sum((Counter(one.skipped) for one in progress), start=Counter[str]())),
-            {reason: place for one in reversed(progress) for reason, place in one.examples.items()},
-            sum(one.duplicates for one in progress),
-            sum(one.lost for one in progress),
-        )
+        left_out, duplicates = LeftOut(), sum(one.duplicates for one in progress)
+        for one in progress:
+            left_out.include(one)
+        statistics = DataStatistics(train, validation, left_out.skipped, left_out.examples, duplicates, left_out.lost)
         described = {
             name: {"name": corpus.name, "fingerprint": sources.fingerprints[name]}
             for name, corpus in sources.corpora.items()
@@ -302,10 +287,10 @@ class _Build:
         config, corpus = self._sources.config, self._sources.corpora[TRAIN_FOLDER]
         if not folder.exists():
             self._say(f"training a tokenizer on {corpus.name}")
-            with closing(corpus.placed_documents()) as documents:
-                training = (document for document in documents if digest(document[0]) >= self._threshold)
-                texts = _first(training, config.tokenizer_training_characters)
-                trained = train_tokenizer(texts, config.vocab_size)
+            documents = chain.from_iterable(map(corpus.read, self._parts[TRAIN_FOLDER]))
+            training = (document for document in documents if digest(document[0]) >= self._threshold)
+            texts = _first(training, config.tokenizer_training_characters)
+            trained = train_tokenizer(texts, config.vocab_size)
             with whole_folder(folder) as temporary:
                 trained.save_pretrained(temporary)
         return load_training_tokenizer(str(folder))

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixln.data.corpus import NO_TEXT, Corpus, Part
+from mixln.data.corpus import NO_TEXT, Corpus, LeftOut, Part
 from mixln.errors import InputError
 
 
@@ -138,7 +138,7 @@ class FileCorpus(Corpus):
 
     def parts(self) -> list[Part]:
         """Files, in order; small ones that follow each other go together."""
-        self.reset_counts()
+        self.left_out = LeftOut()
         parts: list[list[tuple[Path, str]]] = [[]]
         size = 0
         for file, relative in self._files():

@@ -10,7 +10,7 @@ from typing import cast
 import datasets
 from datasets.exceptions import DatasetsError
 
-from mixln.data.corpus import NO_TEXT, Corpus, Part
+from mixln.data.corpus import NO_TEXT, Corpus, LeftOut, Part
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
 
@@ -60,7 +60,7 @@ class HubCorpus(Corpus):
 
     def parts(self) -> list[Part]:
         """The dataset's data files (`num_shards` of `datasets`); asks the hub which there are."""
-        self.reset_counts()
+        self.left_out = LeftOut()
         with self._hub_errors():
             self._dataset = self._load()
         return [(index, self._num_shards) for index in range(self._num_shards)]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from mixln.data.corpus import Corpus, Part
+from mixln.data.corpus import Corpus, LeftOut, Part
 
 VERSION = 1
 """Part of the fingerprint; raised when the choice of documents below changes."""
@@ -64,7 +64,7 @@ class PythonCorpus(Corpus):
 
     def parts(self) -> list[Part]:
         """All of it is one part."""
-        self.reset_counts()
+        self.left_out = LeftOut()
         return [None]
 
     def _read(self, part: Part) -> Iterator[tuple[str, str]]:

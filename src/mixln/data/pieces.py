@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from mixln.data.corpus import Corpus, Part
+from mixln.data.corpus import Corpus, LeftOut, Part
 from mixln.data.splitting import digest
 from mixln.data.store import token_dtype
 from mixln.data.workers import tokenized_batches
@@ -42,11 +42,9 @@ class Piece:
     Attributes:
         part: The part of the corpus.
         number: The number of the piece in that part.
+        left_out: What could not be used.
         is_last: Whether no piece of this part follows.
         duplicates: Documents left out because they are excluded.
-        skipped: Reason -> number of what could not be used.
-        examples: Reason -> first place.
-        lost: How many of the skipped are documents that could not be read.
         fragments: The text of each document, long ones in several fragments.
         places: Where each document stands.
         digests: `digest` of each.
@@ -55,24 +53,13 @@ class Piece:
 
     part: int
     number: int
+    left_out: LeftOut
     is_last: bool = False
     duplicates: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-    lost: int = 0
     fragments: list[list[str]] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
-
-    def batches(self) -> list[list[str]]:
-        """The texts in batches of bounded size: at least one, be it empty."""
-        return list(batches(chain.from_iterable(self.fragments))) or [[]]
-
-    def skip(self, reason: str, place: str) -> None:
-        """Count a document that cannot be used."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
-        self.examples.setdefault(reason, place)
 
 
 @dataclass(frozen=True)
@@ -118,16 +105,19 @@ def read_pieces(
     Raises:
         InputError: A document is too long to be tokenised (names it); or as `Corpus.read`.
     """
+
+    def begin(part: int, number: int) -> Piece:
+        corpus.left_out = LeftOut()  # which the corpus fills until the next piece begins
+        return Piece(part, number, corpus.left_out)
+
     for part in range(start[0], len(parts)):
-        corpus.reset_counts()
-        piece, size = Piece(part, 0), 0
+        piece, size = begin(part, 0), 0
         with closing(corpus.read(parts[part])) as documents:
             for text, place in documents:
                 if size >= characters:
                     if (part, piece.number) >= start:
-                        yield _counted(piece, corpus)
-                    corpus.reset_counts()
-                    piece, size = Piece(part, piece.number + 1), 0
+                        yield piece
+                    piece, size = begin(part, piece.number + 1), 0
                 size += len(text)
                 if (part, piece.number) >= start:
                     _add(piece, text, place, encoder, excluded)
@@ -137,13 +127,7 @@ def read_pieces(
                 "command again when nothing writes to it"
             )
         piece.is_last = True
-        yield _counted(piece, corpus)
-
-
-def _counted(piece: Piece, corpus: Corpus) -> Piece:
-    """The piece with what the corpus left out since it was begun."""
-    piece.skipped, piece.examples, piece.lost = dict(corpus.skipped), dict(corpus.examples), corpus.lost
-    return piece
+        yield piece
 
 
 def _add(piece: Piece, text: str, place: str, encoder: DocumentEncoder, excluded: frozenset[int]) -> None:
@@ -178,7 +162,7 @@ def tokenized(
 
     def texts() -> Iterator[list[str]]:
         for piece in pieces:
-            found = piece.batches()
+            found = list(batches(chain.from_iterable(piece.fragments))) or [[]]
             read.append((piece, len(found)))
             yield from found
 
@@ -198,7 +182,7 @@ def _joined(piece: Piece, tokens: np.ndarray, lengths: np.ndarray, encoder: Docu
     starts = np.append(0, ends)[:-1]
     kept = ends > starts
     for place in (place for place, whole in zip(piece.places, kept, strict=True) if not whole):
-        piece.skip(_NO_TOKENS, place)
+        piece.left_out.skip(_NO_TOKENS, place)
     assert encoder.eos_token_id is not None  # `load_training_tokenizer` accepts no other
     begin, end = list(encoder.begin), encoder.eos_token_id
     positions = np.column_stack([*[starts[kept]] * len(begin), ends[kept]])

@@ -23,7 +23,7 @@ from mixln.data.build import (
 from mixln.data.cache import Report, finished_folder
 from mixln.data.config import DataConfig
 from mixln.data.corpora import open_corpus
-from mixln.data.corpus import describe_skipped
+from mixln.data.corpus import LeftOut
 from mixln.data.packing import PackedDataset
 from mixln.data.prepared_folder import find_prepared_folder, open_prepared_folder
 from mixln.data.store import TokenStore
@@ -162,7 +162,7 @@ def _pack(
             f"({statistics.examples[cut_off[0]]}); fix or remove it, and prepare them again"
         )
     if statistics.skipped:
-        say(f"skipped {describe_skipped(statistics.skipped, statistics.examples)}")
+        say(f"skipped {LeftOut(statistics.skipped, statistics.examples).describe()}")
     if statistics.duplicates_removed:
         say(f"dropped {statistics.duplicates_removed:,} training documents that are validation documents too")
     tokenizer = tokenizer or load_training_tokenizer(str(folder / TOKENIZER_FOLDER))

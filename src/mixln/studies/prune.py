@@ -132,7 +132,7 @@ def select_layers(
     )
     corpus = open_corpus(request.text, text_field=request.text_field)
     texts = corpus.first(config.max_documents)
-    if skipped := corpus.describe_skipped():
+    if skipped := corpus.left_out.describe():
         say(f"left out of {corpus.name}: {skipped}")
     with blocks_named_by_stack():
         diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
