@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ def write_file(path: Path, content: str | bytes) -> Path:
     data = content.encode() if isinstance(content, str) else content
     # Not `tempfile`: its files are readable by their owner alone, and would stay so after the rename.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with DiskErrors(f"Cannot write {path}", _USABLE_FOLDER):
+    with disk_errors(f"Cannot write {path}", _USABLE_FOLDER):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
@@ -46,7 +45,7 @@ def remove_file(path: Path) -> None:
     Raises:
         InputError: it cannot be removed.
     """
-    with DiskErrors(f"Cannot remove {path}", _USABLE_FOLDER):
+    with disk_errors(f"Cannot remove {path}", _USABLE_FOLDER):
         path.unlink(missing_ok=True)
 
 
@@ -68,7 +67,7 @@ def claim_folder(folder: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    with DiskErrors(f"{folder} cannot be written", "Choose another folder"):
+    with disk_errors(f"{folder} cannot be written", "Choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
@@ -156,8 +155,9 @@ def held_lock(path: Path, otherwise: str, *, report: Callable[[str], None] | Non
         lock.release()
 
 
-class DiskErrors:
-    """A `with` block in which errors of the disk, whichever library reports them, become one message.
+@contextmanager
+def disk_errors(what: str, fix: str, *, leftover: Path | None = None) -> Iterator[None]:
+    """Make errors of the disk inside the block, whichever library reports them, one message.
 
     Args:
         what: what could not be done, and where.
@@ -167,19 +167,15 @@ class DiskErrors:
     Raises:
         InputError: with `what`, the system's reason and `fix`; or `what` and how to get what the system lacks.
     """
-
-    def __init__(self, what: str, fix: str, *, leftover: Path | None = None) -> None:
-        self._what, self._fix, self._leftover = what, fix, leftover
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if error is None or isinstance(error, InputError):
-            return
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         reason = disk_reason(error) or (isinstance(error, OSError | SafetensorError) and str(error))
-        if reason:
-            if self._leftover is not None:
-                shutil.rmtree(self._leftover, ignore_errors=True)
-            lack = exhaustion(error)  # of memory, threads or open files, which a larger disk does not help
-            raise InputError(f"{self._what}: {lack}" if lack else f"{self._what} ({reason}). {self._fix}") from error
+        if not reason:
+            raise
+        if leftover is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+        lack = exhaustion(error)  # of memory, threads or open files, which a larger disk does not help
+        raise InputError(f"{what}: {lack}" if lack else f"{what} ({reason}). {fix}") from error

@@ -319,9 +319,9 @@ def test_who_waits_says_so_and_uses_what_the_other_built(tmp_path: Path) -> None
 
     final = tmp_path / "key"
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(cache.finished_folder, final, build, report, accept=accept)
+        first = pool.submit(cache.finished_folder, final, build, report, accept=accept, chosen_by="cache")
         assert started.wait(10)
-        second = cache.finished_folder(final, never, report, accept=accept)
+        second = cache.finished_folder(final, never, report, accept=accept, chosen_by="cache")
         assert second == first.result()
     assert len(lines) == 1
     assert "waiting for it" in lines[0]
@@ -336,8 +336,11 @@ def test_a_full_or_read_only_disk_is_an_input_error(
         raise OSError(code, "cannot write")
 
     monkeypatch.setattr("mixln.data.store.TokenStoreWriter.extend", fail)
-    with pytest.raises(InputError, match=r"cannot store prepared data in .*cache.* \(cannot write\)\. Free some space"):
+    place = r"cannot store prepared data in .*cache.* \(cannot write\)\. Free some space, or choose another folder"
+    with pytest.raises(InputError, match=rf"{place} \(`cache`\)"):
         prepare_data(config, tmp_path / "cache")
+    with pytest.raises(InputError, match=rf"{place} \(`out`\)"):
+        prepare_data(config, out=tmp_path / "cache" / "out")
 
 
 def test_a_file_in_place_of_the_cache_folder_is_an_input_error(config: DataConfig, tmp_path: Path) -> None:

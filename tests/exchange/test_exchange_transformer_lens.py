@@ -241,6 +241,30 @@ def test_other_models_and_headless_ones_are_refused() -> None:
         to_transformer_lens(headless)
 
 
+@needs_package
+def test_what_no_field_of_the_config_tells_is_refused_by_the_logits() -> None:
+    """Layers without rotary positions, which other architectures choose by fields of their own."""
+    model = norm_free("llama")
+    _, blocks = stack_of(model)
+
+    def without_rotation(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        cosine, sine = named["position_embeddings"]
+        return arguments, named | {"position_embeddings": (torch.ones_like(cosine), torch.zeros_like(sine))}
+
+    blocks[2].get_submodule("self_attn").register_forward_pre_hook(without_rotation, with_kwargs=True)
+    model.train()
+    with pytest.raises(InputError, match=r"other logits than the MixLNLlamaForCausalLM: they differ by [\d.]+"):
+        to_transformer_lens(model)
+    assert all(module.training for module in model.modules())
+
+
+@needs_package
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_less_precise_weights_are_no_difference(dtype: torch.dtype) -> None:
+    model: Any = norm_free("llama")
+    assert to_transformer_lens(model.to(dtype)).cfg.dtype == dtype
+
+
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformer_lens", None)
     with pytest.raises(InputError, match=r"pip install 'mixln\[transformer-lens\]'"):

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mixln.errors import InputError
-from mixln.storage import DiskErrors, held_lock, whole_folder
+from mixln.storage import disk_errors, held_lock, whole_folder
 
 
 def test_a_lock_is_held_by_one_alone_and_given_back(tmp_path: Path) -> None:
@@ -35,19 +35,19 @@ def test_a_lock_is_held_by_one_alone_and_given_back(tmp_path: Path) -> None:
 )
 def test_an_error_of_the_disk_is_one_message(error: Exception, reason: str) -> None:
     message = f"x could not be written {reason}. Make room"
-    with pytest.raises(InputError, match=message), DiskErrors("x could not be written", "Make room"):
+    with pytest.raises(InputError, match=message), disk_errors("x could not be written", "Make room"):
         raise error
 
 
 def test_a_lack_of_threads_or_open_files_is_not_blamed_on_the_disk() -> None:
     message = r"x could not be written: Too many open files\. Allow more open files"
-    with pytest.raises(InputError, match=message), DiskErrors("x could not be written", "Make room"):
+    with pytest.raises(InputError, match=message), disk_errors("x could not be written", "Make room"):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @pytest.mark.parametrize("error", [InputError("as it is"), KeyError("a defect"), KeyboardInterrupt()])
 def test_other_errors_pass_as_they_are(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, DiskErrors("x could not be written", "Make room"):
+    with pytest.raises(type(error)) as caught, disk_errors("x could not be written", "Make room"):
         raise error
     assert caught.value is error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixln.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from mixln.storage import DiskErrors, held_lock
+from mixln.storage import disk_errors, held_lock
 
 Report = Callable[[str], None]
 Accept = Callable[[dict[str, Any] | None], None]
@@ -17,7 +17,7 @@ Accept = Callable[[dict[str, Any] | None], None]
 Build = Callable[[Path, Path], dict[str, Any]]
 
 
-def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept) -> dict[str, Any]:
+def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept, chosen_by: str) -> dict[str, Any]:
     """Build the folder `final`, if it is not there.
 
     `build(folder, work)` fills a temporary folder and returns the manifest's entries; checksums of all files are added,
@@ -33,6 +33,7 @@ def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept
         report: Called with lines of progress.
         accept: Called with the manifest of a folder that is there (None: it is damaged); raises InputError if it is
             not to be used (or not to be replaced).
+        chosen_by: The parameter that says where the folder is; for messages.
 
     Returns:
         The manifest.
@@ -42,10 +43,10 @@ def finished_folder(final: Path, build: Build, report: Report, *, accept: Accept
     """
     parent = final.parent
     fix = (
-        "Free some space, or choose another folder (`cache`, `out`); the same command then goes on from the pieces "
+        f"Free some space, or choose another folder (`{chosen_by}`); the same command then goes on from the pieces "
         "that are finished"
     )
-    with DiskErrors(f"cannot store prepared data in {parent}", fix):
+    with disk_errors(f"cannot store prepared data in {parent}", fix):
         manifest = _found(final, accept, report, rebuild=False)
         if manifest is not None:
             return manifest

@@ -104,7 +104,8 @@ def prepare_data(
     cache = (cache_dir or Path.home() / ".cache" / "mixln") / "data"
     final = out.expanduser().absolute() if out else cache / sources.fingerprint
     accept = partial(_accept, final, sources.fingerprint) if out else (lambda _: None)
-    manifest = finished_folder(final, partial(build_stores, sources, workers, say), say, accept=accept)
+    build = partial(build_stores, sources, workers, say)
+    manifest = finished_folder(final, build, say, accept=accept, chosen_by="out" if out else "cache")
     return _pack(config, final, manifest, sources.tokenizer, say)
 
 

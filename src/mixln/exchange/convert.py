@@ -21,7 +21,7 @@ from mixln.exchange.published import rename_published_gates
 from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.placement import Placement, PlacementError
 from mixln.records import read_json
-from mixln.storage import DiskErrors, require_new_folder, whole_folder
+from mixln.storage import disk_errors, require_new_folder, whole_folder
 
 _ROTARY_SUFFIX = "rotary_emb.inv_freq"
 _LAYER_NORM = re.compile(r"model\.layers\.\d+\..*norm\..*")
@@ -270,7 +270,7 @@ def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCaus
     """
     require_new_folder(out)
     model = convert_published(source, placement)
-    saving = DiskErrors(f"{out} could not be written", "Make room, or choose another place")
+    saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")
     with saving, whole_folder(out) as temporary:
         model.save_pretrained(temporary)
         copy_companions(source, temporary)

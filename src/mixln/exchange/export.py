@@ -27,7 +27,7 @@ from mixln.models.load import load_bare_causal_lm, load_tokenizer
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement, StackPlan
 from mixln.placement.departures import departures
-from mixln.storage import DiskErrors, require_new_folder, whole_folder
+from mixln.storage import disk_errors, require_new_folder, whole_folder
 
 TOLERANCE = 1e-5
 """Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""
@@ -129,7 +129,7 @@ def save_stock(source: str | Path, out: Path, *, neutral_norms: bool = False) ->
             "training code wrote it, its config.json hides the placement: import it first, with `placement`"
         )
     stock = stock_model(model, neutral_norms=neutral_norms)
-    saving = DiskErrors(f"{out} could not be written", "Make room, or choose another place")
+    saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")
     with saving, whole_folder(out) as temporary:
         stock.save_pretrained(temporary)
         if Path(source).is_dir():

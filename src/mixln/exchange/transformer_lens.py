@@ -15,10 +15,12 @@ import importlib.metadata
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mixln.errors import InputError
+from mixln.exchange.export import precise_logits, random_tokens
 from mixln.exchange.fold import Folded, fold
 from mixln.exchange.layouts import has_window
 from mixln.models.decoder import PlacedDecoderLayer
@@ -26,6 +28,7 @@ from mixln.models.graft import has_adapters
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.roles import role_matrices
 from mixln.models.transformers_internals import Conv1D
+from mixln.modes import evaluation_mode
 from mixln.placement import Placement, Role, StackPlan
 from mixln.placement.departures import departures
 
@@ -41,6 +44,9 @@ _ACTIVATIONS = {
 
 _LIMITS = ("clip_qkv", "attn_logit_softcapping", "final_logit_softcapping")
 """Fields of configs that clamp activations or logits, if they are not None."""
+
+TOLERANCE = 1e-4
+"""Largest difference of logits, relative to the largest logit, that an export of float32 weights may have."""
 
 _Weights = dict[tuple[Role, int | None], tuple[Tensor, Tensor | None]]
 """By role and block: the matrix, (in, out) or (rows, hidden), and its bias."""
@@ -68,8 +74,8 @@ def to_transformer_lens(
         A `TransformerBridge`, with TransformerLens before 4.0 a `HookedTransformer`; its `normalization_type` is None.
 
     Raises:
-        InputError: the model has norms, or another part that TransformerLens has no room for; or TransformerLens is not
-            installed.
+        InputError: the model has norms, or another part that TransformerLens has no room for; or the logits of some
+            random tokens differ; or TransformerLens is not installed.
     """
     _check_model(model)
     folded = fold(model)
@@ -81,7 +87,9 @@ def to_transformer_lens(
     package = import_transformer_lens()
     major = int(importlib.metadata.version("transformer-lens").partition(".")[0])
     build = _hooked_transformer if major < 4 else _bridge
-    return build(package, fields, state, None if tokenizer is None else _own_copy(tokenizer))
+    hooked = build(package, fields, state, None if tokenizer is None else _own_copy(tokenizer))
+    _check_logits(model, hooked)
+    return hooked
 
 
 def import_transformer_lens() -> Any:
@@ -122,6 +130,22 @@ def _check_model(model: PlacedPreTrainedModel) -> None:
                 f"{name} clamps what it computes ({field}={limit}), which not every version of TransformerLens does: "
                 f"only models with {field}=None can be exported"
             )
+
+
+def _check_logits(model: PlacedPreTrainedModel, hooked: Any) -> None:
+    """Refuse a model that has a part which neither its config nor the roles of its matrices tell."""
+    ids = random_tokens(model)[:, : hooked.cfg.n_ctx]
+    with evaluation_mode(model):
+        expected = precise_logits(model, ids)
+    with torch.no_grad():
+        found = hooked(ids.to(model.device)).double()
+    difference, largest = (expected - found).abs().max().item(), expected.abs().max().item()
+    # 32 roundings: a dtype with less precision than float32 shows only what is grossly wrong
+    if not difference <= max(TOLERANCE, 32 * torch.finfo(model.dtype).eps) * largest:
+        raise InputError(
+            f"TransformerLens computes other logits than the {type(model).__name__}: they differ by {difference:.2g}, "
+            f"and the largest is {largest:.3g}. The model has a part that is not exported: use it as it is"
+        )
 
 
 def _check_plan(plan: StackPlan, config: Any) -> None:

@@ -19,7 +19,7 @@ from mixln.models.causal import is_causal_language_model
 from mixln.models.companions import companions_of
 from mixln.models.load import load_config
 from mixln.records import decode, read_json
-from mixln.storage import DiskErrors, put_on_disk, require_new_folder, whole_folder, write_file
+from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
 from mixln.studies.pruning_request import (
@@ -160,7 +160,7 @@ class PruneAndHeal(TrainingWork):
         report = replace(self._report, loss_healed=healed.mean, train_tokens=trained.train_tokens)
         model = self._folder / MODEL_FOLDER
         fix = f"Make room, and run the same command again: the healed model is in {model}"
-        with DiskErrors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
+        with disk_errors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
             companions_of(self._pruned).copy_to(temporary)
             shutil.copytree(model, temporary, dirs_exist_ok=True)
             (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")

@@ -33,7 +33,7 @@ from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.models.load import load_config, load_whole_model
 from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared, write_shorter_weights
 from mixln.models.weight_files import StoredTensor, stored_tensors
-from mixln.storage import DiskErrors, put_on_disk, require_new_folder, whole_folder
+from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder
 from mixln.studies.pruning_request import PRUNING_FILE, PruningRequest, blocks_named_by_stack, to_text
 
 _MOST_CONFIGS = 4
@@ -94,7 +94,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
     renamed = {name: new for name in tensors if (new := blocks.after(name)) is not None}
     keep_shared(renamed, blocks, stack.name, _shared(stack.model))
     changes = _slices(found, tensors)
-    saving = DiskErrors(f"the model could not be saved in {out}", "Make room, or choose another place")
+    saving = disk_errors(f"the model could not be saved in {out}", "Make room, or choose another place")
     with saving, whole_folder(out) as temporary:
         companions.copy_to(temporary)
         write_shorter_weights(tensors, renamed, changes, temporary)

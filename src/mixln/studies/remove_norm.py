@@ -20,7 +20,7 @@ from mixln.models.load import load_causal_lm, load_plausible_config
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.records import read_json
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
-from mixln.storage import DiskErrors, require_new_folder, whole_folder, write_file
+from mixln.storage import disk_errors, require_new_folder, whole_folder, write_file
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks import FineTuning, validation_loss
 from mixln.tasks.fine_tuning import model_fingerprint
@@ -170,7 +170,7 @@ class RemoveNorm(TrainingWork):
         model, tokenizer = load_causal_lm(str(self._folder / _REMOVAL / MODEL_FOLDER))
         assert isinstance(model, PlacedPreTrainedModel)
         fix = "Make room, and run the same command again: the trained model is kept"
-        with DiskErrors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
+        with disk_errors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
             save_self_contained(model, temporary)
             tokenizer.save_pretrained(temporary)
             (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from mixln.errors import InputError
 from mixln.manifest import read_manifest, write_manifest
 from mixln.modes import all_requiring_grad
-from mixln.storage import DiskErrors, put_on_disk, sync_folder
+from mixln.storage import disk_errors, put_on_disk, sync_folder
 from mixln.training.config import ExecutionConfig
 from mixln.training.distributed import Processes
 from mixln.training.saved_checkpoint import (
@@ -327,6 +327,6 @@ def _part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _disk_errors(final: Path, temporary: Path) -> DiskErrors:
+def _disk_errors(final: Path, temporary: Path) -> AbstractContextManager[None]:
     fix = "Those before it are intact: make room, and run the same command again to go on from the newest"
-    return DiskErrors(f"the checkpoint {final} could not be written", fix, leftover=temporary)
+    return disk_errors(f"the checkpoint {final} could not be written", fix, leftover=temporary)

@@ -11,7 +11,7 @@ from typing import Any
 
 from mixln.errors import InputError
 from mixln.records import read_json
-from mixln.storage import DiskErrors, held_lock, put_on_disk, whole_folder, write_file
+from mixln.storage import disk_errors, held_lock, put_on_disk, whole_folder, write_file
 from mixln.training.callbacks.metrics import METRICS_FILE
 from mixln.training.saved_checkpoint import CHECKPOINTS_FOLDER
 
@@ -77,6 +77,6 @@ def fill_folder(folder: Path, fill: Callable[[Path], object], remedy: str) -> No
     Raises:
         InputError: the folder cannot be written.
     """
-    with DiskErrors(f"the model could not be saved in {folder}", remedy), whole_folder(folder) as temporary:
+    with disk_errors(f"the model could not be saved in {folder}", remedy), whole_folder(folder) as temporary:
         fill(temporary)
         put_on_disk(temporary)  # the checkpoints it was made from may be removed next
