@@ -19,10 +19,21 @@ def test_tables_say_parameters_memory_time_cost_and_assumptions(capsys: pytest.C
         "tokens per second",
         "cost",
         "Assumptions:",
-        "`utilization` sets it",
+        "; --utilization sets it",
     ):
         assert part in shown
     assert "Does not fit" not in shown
+
+
+def test_no_word_of_the_tables_is_broken_on_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    plan = ["--execution.strategy", "fsdp", "--execution.tensor_parallel_size", "4"]
+    assert main(["estimate", "--recipe", "7b", "--device", "h100", "--count", "8", *plan]) == 0
+    words = capsys.readouterr().out.split()
+    for word in ("weights", "gradients", "activations", "libraries", "checkpointing", "parallel", "117.84"):
+        assert word in words
 
 
 def test_json_is_the_same_estimate(capsys: pytest.CaptureFixture[str]) -> None:

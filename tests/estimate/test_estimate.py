@@ -218,7 +218,7 @@ def test_advice_is_true(count: int) -> None:
 
 
 def test_time_follows_operations_utilization_and_price() -> None:
-    half, full = (estimate(recipe_71m(), "h100", 8, utilization=u, price_per_hour=2.5) for u in (0.25, 0.5))
+    half, full = (estimate(recipe_71m(), "h100", 8, utilization=u, price=2.5) for u in (0.25, 0.5))
     assert half.time.step_seconds == pytest.approx(2 * full.time.step_seconds)
     time = full.time
     assert time.step_seconds == pytest.approx((time.matrix_seconds + time.traffic_seconds) / 0.5)
@@ -304,7 +304,7 @@ def test_every_device_is_plausible_and_json_has_everything() -> None:
         (3, {}, {}, r"batch_size \(512\) is not a multiple of the 3 shares"),
         (4, {"utilization": 0.0}, {}, "`utilization` must be above 0"),
         (4, {"utilization": 1.5}, {}, "`utilization` must be above 0"),
-        (4, {"price_per_hour": -1.0}, {}, "`price` must be a number of at least 0"),
+        (4, {"price": -1.0}, {}, "`price` must be a number of at least 0"),
         (2, {}, {"tensor_parallel_size": 4, "strategy": "fsdp"}, r"`count` \(2\) is not a multiple of execution"),
         (4, {}, {"tensor_parallel_size": 4}, "goes with execution.strategy fsdp"),
         (16, {}, {"tensor_parallel_size": 16, "strategy": "fsdp"}, "does not divide model.num_attention_heads"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +42,9 @@ def estimate(
     from mixln.estimate.tables import print_estimate
 
     del cache  # no data are needed; taken so that all arguments of `mixln train` can be given here
-    result = estimate_run(recipe, device, count, utilization=utilization, price_per_hour=price)
+    result = estimate_run(recipe, device, count, utilization=utilization, price=price)
+    # assumptions name parameters as messages do
+    result = replace(result, assumptions=tuple(re.sub(r"`(\w+)`", r"--\1", line) for line in result.assumptions))
     if json:
         print(json_format.dumps(result.to_dict(), indent=2))
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixln.errors import InputError
+from mixln.placement.words import did_you_mean
 
 CPU = "cpu"
 """The name of this machine's processor, which is measured, not looked up."""
@@ -87,6 +88,4 @@ def find_device(name: str) -> Device:
     if name in DEVICES:
         return DEVICES[name]
     known = device_names()
-    from mixln.placement.words import did_you_mean
-
     raise InputError(f"`device={name}`: no such device.{did_you_mean(name, known)} Known: {', '.join(known)}")

@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from mixln.estimate.parameters import ParameterCount
-from mixln.estimate.shape import ModelShape
-from mixln.estimate.traffic import FLOAT32
+from mixln.estimate.shape import FLOAT32, ModelShape
 from mixln.placement import BlockPlan
 from mixln.tasks.linear_cross_entropy import CHUNK_LOGITS
 
@@ -121,17 +120,17 @@ def memory_use(
     ends = parameters.total - parameters.in_blocks
     held = blocks + ends
     tokens = micro_batch.rows * shape.sequence
-    accumulates = micro_batch.count > 1
 
     weights = FLOAT32 * held / shards
-    gradients = _gradients(plan, held / shards, accumulates)
+    # before the last backward: DDP's buckets stay, and several micro-batches are summed up
+    keeps_gradients = micro_batch.count > 1 or (plan.strategy == "ddp" and plan.devices > 1)
+    gradients = weights if keeps_gradients else 0.0
     copies = _copies(shape, parameters, plan, low)
     activations = tokens * _activations(shape, plan, low, explicit_attention)
     loss_head = _loss_head(shape, tokens, low)
     before_backward = gradients + copies + activations + loss_head
     # all gradients in float32, the weight's of head and embedding once whole on their way
-    after_backward = max(gradients, FLOAT32 * held / shards) + FLOAT32 * parameters.embedding
-    after_backward += _gathered(parameters, plan, low)
+    after_backward = weights + FLOAT32 * parameters.embedding + _gathered(parameters, plan, low)
     return MemoryUse(
         weights=weights,
         gradients=gradients,
@@ -142,13 +141,6 @@ def memory_use(
         backward_extra=max(0.0, after_backward - before_backward),
         libraries=libraries,
     )
-
-
-def _gradients(plan: ShardingPlan, held: float, accumulates: bool) -> float:
-    """Gradients before the last backward: DDP's buckets stay, and several micro-batches are summed up."""
-    if plan.strategy == "ddp" and plan.devices > 1:
-        return FLOAT32 * held
-    return FLOAT32 * held if accumulates else 0.0
 
 
 def _copies(shape: ModelShape, parameters: ParameterCount, plan: ShardingPlan, low: int) -> float:

@@ -9,15 +9,14 @@ from dataclasses import replace
 import torch
 
 from mixln.errors import InputError
-from mixln.estimate.communication import count_communication
 from mixln.estimate.devices import CPU, Device, find_device
 from mixln.estimate.measure import measure_cpu
 from mixln.estimate.memory import MemoryUse, MicroBatch, ShardingPlan, memory_use
-from mixln.estimate.operations import Operations, count_operations
+from mixln.estimate.operations import count_operations
 from mixln.estimate.parameters import count_parameters
 from mixln.estimate.result import Estimate, PlanEstimate, TimeEstimate
-from mixln.estimate.shape import ModelShape
-from mixln.estimate.traffic import count_traffic
+from mixln.estimate.shape import FLOAT32, ModelShape
+from mixln.estimate.traffic import count_communication, count_traffic
 from mixln.tasks.build import check_model
 from mixln.tasks.objective import SPLIT_EVENLY, check_tensor_parallel_size, choose_attention
 from mixln.tasks.recipe import Recipe
@@ -35,7 +34,7 @@ def estimate(
     count: int = 1,
     *,
     utilization: float | None = None,
-    price_per_hour: float | None = None,
+    price: float | None = None,
 ) -> Estimate:
     """Return what a recipe's run needs on some devices.
 
@@ -51,13 +50,13 @@ def estimate(
         device: name of a device, or one with values of your own.
         count: number of devices.
         utilization: share of its peaks that a training step reaches, in (0, 1]; None: the device's default.
-        price_per_hour: of one device; None: the device's default, if it has one.
+        price: of one device for one hour; None: the device's default, if it has one.
 
     Raises:
         InputError: no such device, numbers out of range, or a count that the recipe cannot be shared among.
         PlacementError: the recipe's model cannot be built.
     """
-    return _Estimator(recipe, device, count, utilization, price_per_hour).estimate()
+    return _Estimator(recipe, device, count, utilization, price).estimate()
 
 
 class _Estimator:
@@ -72,7 +71,7 @@ class _Estimator:
         found = find_device(device) if isinstance(device, str) and device != CPU else device
         rows = self.micro_batch(self.own_plan).rows
         self.precision = _precision(recipe, found, rows)
-        self.low = 2 if self.precision.name == "bfloat16" else 4
+        self.low = 2 if self.precision.name == "bfloat16" else FLOAT32
         if isinstance(found, str):
             found = measure_cpu(self.shape, rows, torch.bfloat16 if self.low == 2 else torch.float32)
         self.device = replace(
@@ -87,6 +86,13 @@ class _Estimator:
         )
         self.explicit_attention = attention == "eager"
         self.parameters = count_parameters(recipe)
+        self.operations = count_operations(
+            self.shape,
+            self.parameters,
+            explicit_attention=self.explicit_attention,
+            activation_checkpointing=self.own_plan.activation_checkpointing,
+        )
+        self.peak = self.device.bfloat16_tflops if self.low == 2 else self.device.float32_tflops
         self.usable = USABLE_MEMORY * self.device.memory_gib * 2**30
 
     def estimate(self) -> Estimate:
@@ -94,7 +100,7 @@ class _Estimator:
         own = next(plan for plan in plans if plan.chosen)
         return Estimate(
             parameters=self.parameters,
-            operations=self.operations(),
+            operations=self.operations,
             tokens_per_step=self.recipe.tokens_per_step,
             steps=self.recipe.last_step,
             device=self.device,
@@ -145,22 +151,23 @@ class _Estimator:
             plans += [ShardingPlan("fsdp", self.count, size, again) for again in (False, True)]
         return plans
 
-    def operations(self) -> Operations:
-        return count_operations(
-            self.shape,
-            self.parameters,
-            explicit_attention=self.explicit_attention,
-            activation_checkpointing=self.own_plan.activation_checkpointing,
-        )
-
     def time(self) -> TimeEstimate:
         recipe, device, plan = self.recipe, self.device, self.own_plan
-        operations = self.operations()
-        peak = 1e12 * (device.bfloat16_tflops if self.low == 2 else device.float32_tflops)
-        matrix_seconds = operations.executed * recipe.tokens_per_step / self.count / peak
-        traffic_seconds = self.bytes_per_step() / (1e9 * device.bandwidth)
-        sent = count_communication(self.shape, self.parameters, plan, self.micro_batch(plan), low=self.low)
-        overlapping, blocking = (part / (1e9 * device.interconnect) for part in (sent.overlapping, sent.blocking))
+        micro_batch, peak = self.micro_batch(plan), 1e12 * self.peak
+        matrix_seconds = self.operations.executed * recipe.tokens_per_step / self.count / peak
+        moved = count_traffic(
+            self.shape,
+            self.parameters,
+            plan,
+            tokens=recipe.tokens_per_step / plan.data_shares,
+            micro_batches=micro_batch.count,
+            low=self.low,
+            explicit_attention=self.explicit_attention,
+            clips=recipe.optimizer.max_grad_norm > 0,
+        )
+        traffic_seconds = moved / (1e9 * device.bandwidth)
+        sent = count_communication(self.shape, self.parameters, plan, micro_batch, low=self.low)
+        overlapping, blocking = (part / (1e9 * device.interconnect) for part in sent)
         step_seconds = max((matrix_seconds + traffic_seconds) / device.utilization, overlapping) + blocking
         hours = step_seconds * recipe.last_step / 3600
         tokens_per_second = recipe.tokens_per_step / step_seconds
@@ -171,29 +178,10 @@ class _Estimator:
             traffic_seconds=traffic_seconds,
             communication_seconds=overlapping + blocking,
             tokens_per_second=tokens_per_second,
-            model_flops_utilization=operations.model * tokens_per_second / (peak * self.count),
+            model_flops_utilization=self.operations.model * tokens_per_second / (peak * self.count),
             hours=hours,
             device_hours=hours * plan.devices,
             cost=None if price is None else hours * plan.devices * price,
-        )
-
-    def bytes_per_step(self) -> float:
-        """Bytes that one device moves in a step."""
-        plan = self.own_plan
-        traffic = count_traffic(
-            self.shape,
-            self.parameters,
-            low=self.low,
-            explicit_attention=self.explicit_attention,
-            activation_checkpointing=plan.activation_checkpointing,
-            clips=self.recipe.optimizer.max_grad_norm > 0,
-        )
-        tokens = self.recipe.tokens_per_step / plan.data_shares
-        shards = plan.devices if plan.strategy == "fsdp" else 1
-        return (
-            tokens * (traffic.token_blocks / plan.tensor_parallel_size + traffic.token_ends)
-            + self.micro_batch(plan).count * traffic.micro_batch / plan.tensor_parallel_size
-            + traffic.optimizer_step / shards
         )
 
     def advice(self) -> Iterator[str]:
@@ -244,7 +232,8 @@ class _Estimator:
             f"a step takes (operations / peak + bytes / bandwidth) / utilisation; utilisation {device.utilization:g}: "
             f"{device.utilization_reason}; `utilization` sets it"
         )
-        yield f"{device.name}: {self.peak_text()}, {device.memory_gib:.3g} GiB, {device.bandwidth:,.0f} GB/s"
+        peak = f"{self.peak:.4g} TFLOP/s {'bfloat16' if self.low == 2 else 'float32'}"
+        yield f"{device.name}: {peak}, {device.memory_gib:.3g} GiB, {device.bandwidth:,.0f} GB/s"
         if self.count > 1:
             yield (
                 f"{self.count} devices at {device.interconnect:,.0f} GB/s to each other, as in one machine; exchange "
@@ -262,12 +251,6 @@ class _Estimator:
             f"vocabulary of {self.shape.vocabulary:,} tokens; all token slots count; validation, checkpoints, data "
             "loading and compilation take no time"
         )
-
-    def peak_text(self) -> str:
-        name, peak = (
-            ("bfloat16", self.device.bfloat16_tflops) if self.low == 2 else ("float32", self.device.float32_tflops)
-        )
-        return f"{peak:.4g} TFLOP/s {name}"
 
 
 def _check_numbers(count: int, utilization: float | None, price: float | None) -> None:

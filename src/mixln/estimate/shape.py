@@ -8,6 +8,9 @@ from mixln.placement import BlockPlan
 from mixln.tasks.recipe import Recipe
 from mixln.tasks.stability import recipe_config, vocabulary_size
 
+FLOAT32 = 4
+"""Bytes of a float32."""
+
 
 @dataclass(frozen=True)
 class ModelShape:

@@ -2,91 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mixln.estimate.parameters import ParameterCount
-from mixln.estimate.result import Estimate, PlanEstimate
+from mixln.estimate.result import Estimate
 
 _GIB = 2**30
 
 
 def print_estimate(estimate: Estimate, console: Console) -> None:
     """Print everything that an estimate holds."""
-    console.print(_model_table(estimate))
-    console.print(_memory_table(estimate))
-    console.print(_time_table(estimate))
-    for line in _verdict(estimate):
+    for table in (_model_table(estimate), _memory_table(estimate), _time_table(estimate)):
+        console.print(table)
+    for line in (*_verdict(estimate), "Assumptions:", *(f"- {one}" for one in estimate.assumptions)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print("Assumptions:", highlight=False)
-    for line in estimate.assumptions:
-        console.print(f"- {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _model_table(estimate: Estimate) -> Table:
     parameters, operations = estimate.parameters, estimate.operations
-    table = _table("Model", "", "")
-    table.add_row("parameters", f"{parameters.total:,}")
-    table.add_row("  input embedding", f"{parameters.embedding:,}")
-    table.add_row("  head", f"{parameters.head:,}" if parameters.head else "the embedding's")
-    table.add_row(f"  {len(parameters.blocks)} blocks", _blocks(parameters))
-    table.add_row("  other norms", f"{parameters.other:,}")
-    table.add_row("MFLOP per token, forward and backward", f"{operations.model / 1e6:,.1f}")
-    table.add_row("  6 * parameters but the input embedding", f"{operations.matrices / 1e6:,.1f}")
-    table.add_row("  attention, 12 * layers * width * T / 2 (causal)", f"{operations.attention / 1e6:,.1f}")
-    if operations.masked_attention:
-        table.add_row("beside it: attention that is masked out", f"{operations.masked_attention / 1e6:,.1f}")
-    if operations.recomputation:
-        table.add_row("beside it: activation checkpointing", f"{operations.recomputation / 1e6:,.1f}")
-    table.add_row("token slots per step, steps", f"{estimate.tokens_per_step:,}, {estimate.steps:,}")
-    return table
-
-
-def _blocks(parameters: ParameterCount) -> str:
     sizes = sorted(set(parameters.blocks))
     each = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    return f"{parameters.in_blocks:,} ({each} each)"
+    rows = {
+        "parameters": f"{parameters.total:,}",
+        "  input embedding": f"{parameters.embedding:,}",
+        "  head": f"{parameters.head:,}" if parameters.head else "the embedding's",
+        f"  {len(parameters.blocks)} blocks": f"{parameters.in_blocks:,} ({each} each)",
+        "  other norms": f"{parameters.other:,}",
+        "MFLOP per token, forward and backward": f"{operations.model / 1e6:,.1f}",
+        "  6 * parameters but the input embedding": f"{operations.matrices / 1e6:,.1f}",
+        "  attention, 12 * layers * width * T / 2 (causal)": f"{operations.attention / 1e6:,.1f}",
+    }
+    if operations.masked_attention:
+        rows["beside it: attention that is masked out"] = f"{operations.masked_attention / 1e6:,.1f}"
+    if operations.recomputation:
+        rows["beside it: activation checkpointing"] = f"{operations.recomputation / 1e6:,.1f}"
+    rows["token slots per step, steps"] = f"{estimate.tokens_per_step:,}, {estimate.steps:,}"
+    return _table("Model", rows)
 
 
 def _memory_table(estimate: Estimate) -> Table:
-    title = f"Memory per device, GiB (usable: {estimate.usable_bytes / _GIB:.1f})"
-    names = ("weights", "gradients", "Adam", "copies", "activations", "loss head", "libraries", "total")
-    table = _table(title, "plan", "rows", *names, "fits")
-    for plan in estimate.plans:
-        table.add_row(*_memory_row(plan), style="bold" if plan.chosen else None)
+    """A column for each plan: there are more parts of the memory than 80 characters have room for."""
+    plans = estimate.plans
+    names = [plan.label.removesuffix(" + activation checkpointing") + " *" * plan.chosen for plan in plans]
+    again = ["yes" if plan.plan.activation_checkpointing else "no" for plan in plans]
+    rows = {"activation checkpointing": again, "rows": [str(plan.rows) for plan in plans]}
+    uses = [plan.memory for plan in plans]
+    parts = {
+        "weights": [use.weights for use in uses],
+        "gradients": [use.gradients + use.backward_extra for use in uses],
+        "Adam": [use.optimizer for use in uses],
+        "copies": [use.copies for use in uses],
+        "activations": [use.activations for use in uses],
+        "loss head": [use.loss_head for use in uses],
+        "libraries": [use.libraries for use in uses],
+        "total": [use.total for use in uses],
+    }
+    rows |= {name: [f"{size / _GIB:.2f}" for size in sizes] for name, sizes in parts.items()}
+    rows["fits"] = ["yes" if plan.fits else "no" for plan in plans]
+    table = _table(f"Memory per device, GiB (usable: {estimate.usable_bytes / _GIB:.1f})", rows, names)
+    for column, plan in zip(table.columns[1:], plans, strict=True):
+        column.style = "bold" if plan.chosen else ""
     table.caption = "* this recipe's; rows: sequences in a micro-batch on one device"
     return table
 
 
-def _memory_row(plan: PlanEstimate) -> list[str]:
-    use = plan.memory
-    parts = (
-        use.weights,
-        use.gradients + use.backward_extra,
-        use.optimizer,
-        use.copies,
-        use.activations,
-        use.loss_head,
-        use.libraries,
-    )
-    numbers = [f"{part / _GIB:.2f}" for part in (*parts, use.total)]
-    return [plan.label + " *" * plan.chosen, str(plan.rows), *numbers, "yes" if plan.fits else "no"]
-
-
 def _time_table(estimate: Estimate) -> Table:
     time, device = estimate.time, estimate.device
-    table = _table(f"Time on {estimate.count} x {device.description}", "", "")
-    table.add_row("tokens per second", f"{time.tokens_per_second:,.0f}")
-    table.add_row("seconds per step", f"{time.step_seconds:.3g}")
-    table.add_row("  matrices at the peak", f"{time.matrix_seconds:.3g}")
-    table.add_row("  memory traffic at the bandwidth", f"{time.traffic_seconds:.3g}")
+    rows = {
+        "tokens per second": f"{time.tokens_per_second:,.0f}",
+        "seconds per step": f"{time.step_seconds:.3g}",
+        "  matrices at the peak": f"{time.matrix_seconds:.3g}",
+        "  memory traffic at the bandwidth": f"{time.traffic_seconds:.3g}",
+    }
     if estimate.count > 1:
-        table.add_row("  communication at the interconnect's", f"{time.communication_seconds:.3g}")
-    table.add_row("model-FLOPs utilisation", f"{time.model_flops_utilization:.0%}")
-    table.add_row("wall-clock", _duration(time.hours))
-    table.add_row("device-hours", f"{time.device_hours:,.1f}")
-    table.add_row("cost", "give a price, per device and hour" if time.cost is None else f"{time.cost:,.2f}")
-    return table
+        rows["  communication at the interconnect's"] = f"{time.communication_seconds:.3g}"
+    rows |= {
+        "model-FLOPs utilisation": f"{time.model_flops_utilization:.0%}",
+        "wall-clock": _duration(time.hours),
+        "device-hours": f"{time.device_hours:,.1f}",
+        "cost": "give a price, per device and hour" if time.cost is None else f"{time.cost:,.2f}",
+    }
+    return _table(f"Time on {estimate.count} x {device.description}", rows)
 
 
 def _duration(hours: float) -> str:
@@ -106,8 +105,13 @@ def _verdict(estimate: Estimate) -> list[str]:
     return [what + " Any of these makes it fit:", *(f"- {line}" for line in estimate.advice)]
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", show_header=any(columns))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+def _table(title: str, rows: Mapping[str, str | Sequence[str]], columns: Sequence[str] = ()) -> Table:
+    """A table with a row for each label; without names of columns there is one."""
+    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_header=bool(columns))
+    table.pad_edge, table.collapse_padding = False, True
+    table.add_column()
+    for column in columns or [""]:
+        table.add_column(column, justify="right")
+    for label, cells in rows.items():
+        table.add_row(label, *([cells] if isinstance(cells, str) else cells))
     return table
