@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_line_a_step_and_the_same_in_tensorboard(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path) as log:
+    with closing(MetricsLog(tmp_path)) as log:
         log.write(1, {"loss": 2.5, "gradient_norm/layer_01": 0.5})
         log.write(2, {"loss": float("nan"), "tokens": float("inf")})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -74,14 +75,14 @@ def test_steps_written_again_do_not_appear_twice(
 ) -> None:
     # of files opened in one second, TensorBoard reads the tenth of a process before the ninth
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid._value", 9)
-    with MetricsLog(tmp_path) as log:
+    with closing(MetricsLog(tmp_path)) as log:
         for step in range(1, 6):
             log.write(step, {"loss": float(step)})
         if in_one_process:
             log.rewind(3)
             log.write(4, {"loss": 40.0})
     if not in_one_process:
-        with MetricsLog(tmp_path, resume_step=3) as log:
+        with closing(MetricsLog(tmp_path, resume_step=3)) as log:
             log.write(4, {"loss": 40.0})
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == expected
@@ -89,24 +90,30 @@ def test_steps_written_again_do_not_appear_twice(
 
 
 def test_without_trackers_there_is_the_file_alone(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path, trackers=()) as log:
+    with closing(MetricsLog(tmp_path, trackers=())) as log:
         log.write(1, {"loss": 1.0})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "trackers.json"]
 
 
 def test_a_tracker_gets_every_call_and_is_told_its_run(tmp_path: Path, recorder: str) -> None:
-    with MetricsLog(tmp_path, trackers=[recorder], run_name="mix", config={"seed": 3}) as log:
+    with closing(MetricsLog(tmp_path / "mix", trackers=[recorder], config={"seed": 3})) as log:
         log.write(1, {"loss": 1.0})
         log.flush()
         log.rewind(0)
     assert Recorder.last.calls == ["log 1 {'loss': 1.0}", "flush", "rewind 0", "close"]
     run = Recorder.last.run
-    assert (run.folder, run.name, run.config, run.resume_step, run.logged_step) == (tmp_path, "mix", {"seed": 3}, 0, 0)
+    assert (run.folder, run.name, run.config, run.resume_step, run.logged_step) == (
+        tmp_path / "mix",
+        "mix",
+        {"seed": 3},
+        0,
+        0,
+    )
 
 
 def test_a_resumed_run_is_the_same_run_and_knows_how_far_its_trackers_were(tmp_path: Path, recorder: str) -> None:
     def start(resume_step: int, trackers: list[str], last: int) -> None:
-        with MetricsLog(tmp_path, resume_step, trackers) as log:
+        with closing(MetricsLog(tmp_path, resume_step, trackers)) as log:
             for step in range(resume_step + 1, last + 1):
                 log.write(step, {"loss": 1.0})
 
@@ -122,7 +129,7 @@ def test_a_resumed_run_is_the_same_run_and_knows_how_far_its_trackers_were(tmp_p
 
 
 def test_a_tracker_that_fails_is_warned_of_once_and_the_run_goes_on(tmp_path: Path, recorder: str) -> None:
-    with MetricsLog(tmp_path, trackers=["tensorboard", recorder]) as log:
+    with closing(MetricsLog(tmp_path, trackers=["tensorboard", recorder])) as log:
         log.write(1, {"loss": 1.0})
         Recorder.last.fails = True
         with pytest.warns(TrackerWarning, match="recorder failed .ConnectionError: the network is down"):
@@ -146,7 +153,7 @@ def test_a_tracker_that_cannot_start_is_done_without(tmp_path: Path, monkeypatch
     monkeypatch.setitem(TRACKERS, "unreachable", unreachable)
     with pytest.warns(TrackerWarning, match="unreachable failed"):
         log = MetricsLog(tmp_path, trackers=["unreachable"])
-    with log:
+    with closing(log):
         log.write(1, {"loss": 1.0})
     assert len(read_metrics(tmp_path)) == 1
 
@@ -167,7 +174,7 @@ def test_a_tracker_that_its_user_can_mend_is_an_error(
 
 def test_a_full_disk_leaves_the_lines_before_whole(tmp_path: Path) -> None:
     """The system's limit on file sizes cuts a line in half, as a full disk does."""
-    with MetricsLog(tmp_path, trackers=()) as log:
+    with closing(MetricsLog(tmp_path, trackers=())) as log:
         log.write(1, {"loss": 1.0})
         size = (tmp_path / "metrics.jsonl").stat().st_size
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -202,9 +209,9 @@ def test_a_damaged_tracker_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_starts_anew_does_not_mind_damaged_metrics(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path):
+    with closing(MetricsLog(tmp_path)):
         (tmp_path / "metrics.jsonl").write_text("garbage\n")
-    with MetricsLog(tmp_path) as log:
+    with closing(MetricsLog(tmp_path)) as log:
         log.write(1, {"loss": 1.0})
     (tmp_path / "metrics.jsonl").write_text("garbage\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl is damaged"):

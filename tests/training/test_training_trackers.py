@@ -9,6 +9,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,10 +26,10 @@ needs_trackio = pytest.mark.skipif(importlib.util.find_spec("trackio") is None, 
 
 def write_with_a_kill_between(folder: Path, tracker: str) -> None:
     """Steps 1 to 5, taken up again from the checkpoint of step 3 up to step 8."""
-    with MetricsLog(folder, trackers=[tracker], run_name="mix", config={"seed": 3}) as log:
+    with closing(MetricsLog(folder, trackers=[tracker], config={"seed": 3})) as log:
         for step in range(1, 6):
             log.write(step, {"loss": float(step), "gradient_norm/layer_01": 0.5})
-    with MetricsLog(folder, resume_step=3, trackers=[tracker], run_name="mix", config={"seed": 3}) as log:
+    with closing(MetricsLog(folder, resume_step=3, trackers=[tracker], config={"seed": 3})) as log:
         for step in range(4, 9):
             log.write(step, {"loss": float(step)})
 
@@ -83,7 +84,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 def test_online_the_server_says_which_steps_wandb_has(tmp_path: Path, fake_wandb: FakeWandb) -> None:
     # a kill kept steps 6 to 9 from the server, so these are sent, and 4 and 5 are not
-    tracker = WandbTracker(TrackedRun(tmp_path, "abc", "mix", resume_step=3, logged_step=9, config={"seed": 3}))
+    tracker = WandbTracker(TrackedRun(tmp_path / "mix", "abc", resume_step=3, logged_step=9, config={"seed": 3}))
     for step in range(4, 12):
         tracker.log({"loss": 1.0}, step)
     assert fake_wandb.logged == list(range(6, 12))
@@ -153,7 +154,7 @@ def test_trackio_gets_every_step_once(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in [name for name in sys.modules if name == "trackio" or name.startswith("trackio.")]:
         monkeypatch.delitem(sys.modules, name)  # it reads TRACKIO_DIR when it is imported
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    write_with_a_kill_between(tmp_path, "trackio")
+    write_with_a_kill_between(tmp_path / "mix", "trackio")
     database = sqlite3.connect(tmp_path / "trackio" / "mixln.db")
     rows = database.execute("select run_id, run_name, step, metrics from metrics order by step").fetchall()
     assert [row[2] for row in rows] == list(range(1, 9))

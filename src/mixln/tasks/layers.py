@@ -13,7 +13,6 @@ from mixln.measure import record_block_inputs
 from mixln.measure.forward import TokenBatch, counted_positions
 from mixln.measure.sums import at_least_float32
 from mixln.models.anatomy import find_anatomy
-from mixln.training.callbacks.layer_metrics import measuring, unwrapped
 
 MEASURED_ROWS = 2
 """Rows of a batch that activations are measured on."""
@@ -33,15 +32,13 @@ def layer_activations(
     measures the rows that it is given.
 
     Args:
-        model: a causal language model whose blocks `find_block_stack` finds; it may be wrapped in DDP,
-            sharded with FSDP2 or compiled (the pass itself runs without compilation).
+        model: a causal language model whose blocks `find_block_stack` finds.
         batch: (batch, sequence) tokens.
         autocast_dtype: autocast to this; None: the model's own precision.
         rows: so many rows of the batch.
     """
     few = Batch(batch.input_ids[:rows], batch.targets[:rows], batch.position_ids[:rows])
-    with measuring(model) as inner:
-        states = record_block_inputs(inner, few, autocast_dtype=autocast_dtype).hidden_states
+    states = record_block_inputs(model, few, autocast_dtype=autocast_dtype).hidden_states
     names = ["embedding", *_layer_names(len(states) - 1), "final_norm"]
     counted = counted_positions(few).to(states[0].device)
     values: dict[str, Tensor] = {}
@@ -58,7 +55,7 @@ def parameters_by_layer(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     Raises:
         InputError: which list holds the model's blocks is not clear.
     """
-    anatomy = find_anatomy(unwrapped(model))
+    anatomy = find_anatomy(model)
     layer_names = _layer_names(len(anatomy.stack.layers))
     parts = anatomy.parameters()
     return [

@@ -16,8 +16,7 @@ from mixln.errors import InputError
 from mixln.modes import autocast, evaluation_mode
 from mixln.training.callback import Callback, StepRecord
 from mixln.training.callbacks.faults import FaultWatch
-from mixln.training.callbacks.layer_measurements import LayerMeasurements
-from mixln.training.callbacks.layer_metrics import blame_activations, layer_gradient_norms
+from mixln.training.callbacks.layer_metrics import LayerMeasurements, blame_activations, layer_gradient_norms
 from mixln.training.callbacks.metrics import Metrics, ReportStep
 from mixln.training.callbacks.validation import Validation
 from mixln.training.checkpoint import Checkpoints
@@ -191,13 +190,13 @@ class TrainingRun:
 
     def activations(self) -> dict[str, Tensor]:
         """Measure what goes through the layers on the batch of the last step."""
-        with gathered_weights(self.module):
+        with gathered_weights(self.module), uncompiled():
             return self.task.activations(self.objective, self._last_batch, self.autocast_dtype)
 
     def find_fault(self, step: int) -> str:
         """Compute a step, from 1, again, its forward without compilation, and return in words where it goes wrong."""
         batch = self.to_device(self.batch(step - 1))
-        with gathered_weights(self.module):
+        with gathered_weights(self.module), uncompiled():
             found = [
                 blame_activations(
                     self.model, lambda part=part: self.task.forward(self.objective, part), self.autocast_dtype

@@ -9,25 +9,48 @@ several processes each function must be called on all of them.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from mixln.modes import autocast, evaluation_mode
+from mixln.training.callback import Callback, Run, StepRecord
 
 Layers = Iterable[tuple[str, nn.Parameter]]
 """Parameters, each with the name of its layer."""
 
-_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
-"""Name components that DDP, torch.compile and activation checkpointing put in."""
+
+class LayerMeasurements(Callback):
+    """Measures gradients, updates and activations of every layer, every so many steps.
+
+    Args:
+        every: steps between measurements; 0: never.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._is_due = False
+        self._gradient_norms: dict[str, Tensor] = {}
+
+    def after_backward(self, run: Run, step: int) -> None:
+        """Measure the gradients."""
+        self._is_due = self._every > 0 and step % self._every == 0
+        if self._is_due:
+            self._gradient_norms = layer_gradient_norms(run.layers())
+
+    def after_step(self, run: Run, record: StepRecord, good: Tensor) -> None:
+        """Measure the update, and the activations on the batch of the step."""
+        del good
+        if self._is_due:
+            record.values |= self._gradient_norms
+            record.values |= layer_update_ratios(run.layers(), run.optimizer)
+            record.values |= run.activations()
 
 
 def layer_gradient_norms(layers: Layers) -> dict[str, Tensor]:
@@ -36,10 +59,7 @@ def layer_gradient_norms(layers: Layers) -> dict[str, Tensor]:
     To be called after the last backward of a step and before clipping. Where weights are sharded (DTensor), the norm is
     that of the whole gradient, on every process. Parameters without a gradient count as 0.
     """
-    squares = _sums(
-        ((layer, p.grad) for layer, p in layers if p.grad is not None),
-        _square_sum,
-    )
+    squares = _sums(((layer, p.grad) for layer, p in layers if p.grad is not None), _square_sum)
     return {f"gradient_norm/{layer}": square.sqrt() for layer, square in squares.items()}
 
 
@@ -84,10 +104,10 @@ def blame_activations(
 
     One forward pass, dropout off, that waits for the device after every module; a module comes
     before those around it, so the name is the innermost (`model.layers.4.mlp.down_proj`). Each process answers for the
-    rows that it is given.
+    rows that it is given. To be called where nothing is compiled, since compiled code does not see the hooks.
 
     Args:
-        model: whose modules are watched; it may be wrapped in DDP, sharded with FSDP2 or compiled.
+        model: whose modules are watched.
         forward: runs it.
         autocast_dtype: autocast to this; None: the model's own precision.
     """
@@ -95,15 +115,16 @@ def blame_activations(
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(output)):
+            tensors = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+            if not found and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 found.append(name)
 
         return after
 
     device = next(model.parameters()).device
-    with measuring(model) as inner, ExitStack() as hooks, evaluation_mode(inner), autocast(device, autocast_dtype):
-        for name, module in inner.named_modules():
-            hooks.enter_context(module.register_forward_hook(watch(_clean(name) or "the model")))
+    with ExitStack() as hooks, evaluation_mode(model), autocast(device, autocast_dtype):
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(watch(name or "the model")))
         forward()
     return found[0] if found else None
 
@@ -173,37 +194,3 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _square_sum(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(_local(tensor), dtype=torch.float32).square()
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model that DDP or torch.compile wraps."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    return getattr(inner, "_orig_mod", inner)
-
-
-def _clean(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (Mapping, tuple, list)):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(value)
-
-
-@contextmanager
-def measuring(model: nn.Module) -> Iterator[nn.Module]:
-    """Give the model that DDP or torch.compile wraps, to be run once without compilation and without a backward."""
-    inner = unwrapped(model)
-    # compiled code does not see hooks set after compilation; importing dynamo takes seconds, so not for nothing
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    try:
-        with eager:
-            yield inner
-    finally:
-        for module in inner.modules():
-            if isinstance(module, FSDPModule):
-                # FSDP2 leaves the root gathered for a backward that does not come, and would go on with those weights
-                module.reshard()

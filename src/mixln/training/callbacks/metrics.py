@@ -8,7 +8,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +42,6 @@ class MetricsLog:
         resume_step: the step that the run goes on from; lines of later steps are dropped, since they will be
             written again.
         trackers: names in `mixln.training.callbacks.trackers.TRACKERS`. One that fails is warned of once.
-        run_name: what trackers call the run; None: the folder's name.
         config: the recipe as nested dictionaries, for trackers to show.
 
     Raises:
@@ -55,8 +54,6 @@ class MetricsLog:
         folder: Path,
         resume_step: int = 0,
         trackers: Iterable[str] = ("tensorboard",),
-        *,
-        run_name: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         trackers = tuple(dict.fromkeys(trackers))
@@ -69,14 +66,7 @@ class MetricsLog:
         self._open(resume_step)
         try:
             for name in trackers:
-                run = TrackedRun(
-                    folder=folder,
-                    run_id=run_id,
-                    name=run_name or folder.absolute().name,
-                    resume_step=resume_step,
-                    logged_step=logged_steps[name],
-                    config=config or {},
-                )
+                run = TrackedRun(folder, run_id, resume_step, logged_steps[name], config or {})
                 self._guard(name, lambda name=name, run=run: self._trackers.update({name: TRACKERS[name](run)}))
         except BaseException:
             self.close()
@@ -114,12 +104,6 @@ class MetricsLog:
         self._file.close()
         for name, tracker in self._trackers.items():
             self._guard(name, tracker.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _open(self, resume_step: int) -> None:
         kept = [line for line in read_metrics(self._folder) if line["step"] <= resume_step] if resume_step else []

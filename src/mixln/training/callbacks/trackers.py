@@ -25,11 +25,9 @@ class Tracker(Protocol):
 
     def rewind(self, step: int) -> None:
         """Prepare for steps after `step` being logged again."""
-        ...
 
     def flush(self) -> None:
         """Bring what was logged to safety, if the tracker can."""
-        ...
 
     def close(self) -> None:
         """End the run."""
@@ -43,7 +41,6 @@ class TrackedRun:
     Attributes:
         folder: of the run.
         run_id: made once and kept in the folder, so that a resumed run is the same run.
-        name: for people to read.
         resume_step: the step that the run goes on from.
         logged_step: the last step that this tracker was given before; more than `resume_step` after a kill between
             checkpoints, and then the steps between come again.
@@ -52,10 +49,14 @@ class TrackedRun:
 
     folder: Path
     run_id: str
-    name: str
     resume_step: int = 0
     logged_step: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name for people to read: the folder's."""
+        return self.folder.absolute().name
 
 
 class TensorBoardTracker:
@@ -103,10 +104,10 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-class _ForwardTracker:
+class _ForwardTracker(Tracker):
     """What wandb and trackio share: neither can take a step back, so a step that it has is not sent again.
 
-    Nothing is lost by that: a resumed run repeats such steps bit for bit.
+    Nothing is lost by that: a resumed run repeats such steps bit for bit. Both write by themselves: no need to flush.
     """
 
     _run: Any
@@ -117,12 +118,6 @@ class _ForwardTracker:
         if step > self._logged_step:
             self._run.log(dict(values), step=step)
             self._logged_step = step
-
-    def rewind(self, step: int) -> None:
-        """Nothing: the steps between are not sent again."""
-
-    def flush(self) -> None:
-        """Nothing: the package writes by itself."""
 
     def close(self) -> None:
         """Wait until what was logged is written, as long as the package allows, and end the run."""
@@ -184,7 +179,8 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "wandb": WandbTracker,
     "trackio": TrackioTracker,
 }
-"""By the name in `execution.trackers`. A tracker of one's own is one more entry."""
+"""By the name in `execution.trackers`. A new tracker is one more entry here, and one more name in
+`mixln.training.config.ExecutionConfig.trackers`."""
 
 
 def check_trackers(names: Iterable[str]) -> None:
