@@ -275,7 +275,7 @@ def _bad_progress(text: str | dict[str, Any], words: str) -> Case:
     return made
 
 
-_SETTINGS = {"compiled": False, "threads": 1}
+_SETTINGS = {"compiled": False, "threads": 1, "precision": "float32"}
 _WATCH: dict[str, Any] = {"recent_norms": [], "skipped_steps": [], "num_faults": 0}
 for _name, _text, _words in (
     ("no JSON", "{", "progress.json cannot be read"),

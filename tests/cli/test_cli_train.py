@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixln.cli import main
-from mixln.training.saved_checkpoint import list_checkpoints, newest_whole
+from mixln.training.saved_checkpoint import list_checkpoints, newest_whole, read_progress
 
 SHAPE = [
     *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
@@ -104,7 +104,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert output == ""
     assert_one_message(error, f"interrupted by {number.name}. Run the same command again to go on")
     stopped_after = losses(tmp_path)[-1][0]
-    newest = newest_whole(tmp_path)
+    newest = newest_whole(tmp_path, read_progress)
     assert newest is not None
     assert newest.progress["step"] == stopped_after < 120
     assert main([*command, *LONG, "--out", str(tmp_path)]) == 0
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_intact(
         assert_one_message(capsys.readouterr().err, expected)
         found = list_checkpoints(disk / "run")
         assert len(found) == checkpoints
-        newest = newest_whole(disk / "run")
+        newest = newest_whole(disk / "run", read_progress)
         assert newest is not None
         assert newest.path == found[-1]
         assert not (disk / "run" / "model").exists()

@@ -19,7 +19,7 @@ from mixln.training.decisions import Settings, decide_settings
 from mixln.training.distributed import Processes
 from mixln.training.precision import Precision
 from mixln.training.run import TrainingRun
-from mixln.training.saved_checkpoint import SavedCheckpoint, newest_whole
+from mixln.training.saved_checkpoint import SavedCheckpoint, newest_whole, read_progress
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FLOAT32 = Precision("float32", "as the recipe says", "float32")
@@ -122,7 +122,7 @@ def test_a_compiled_run_goes_on_bit_for_bit_as_it_began(recipe: Recipe, data: Pr
 
     with pytest.raises(TrainingInterrupted):
         pretrain(recipe, data, tmp_path / "cut", interrupt)
-    saved = newest_whole(tmp_path / "cut")
+    saved = newest_whole(tmp_path / "cut", read_progress)
     assert saved is not None
     assert saved.progress["settings"] == {"compiled": True, "threads": 1, "precision": "bfloat16"}
     torch.set_num_threads(2)

@@ -22,10 +22,9 @@ from mixln.tasks import Recipe, build_model, pretrain
 from mixln.tasks.language_model import as_arguments
 from mixln.tasks.objective import CausalLanguageModelObjective
 from mixln.training import ExecutionConfig, TrainingDivergedError, differences, read_metrics
-from mixln.training.optimizer import build_optimizer
+from mixln.training.optimizer import build_optimizer, learning_rate
 from mixln.training.run import accumulate_gradients, cut
 from mixln.training.saved_checkpoint import DamagedCheckpointWarning, checkpoint_step, list_checkpoints
-from mixln.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 

@@ -23,12 +23,11 @@ from mixln.tasks import Recipe, pretrain
 from mixln.tasks.language_model import feed_forward_widths
 from mixln.training import TrainingInterrupted, decide_precision, read_metrics
 from mixln.training import precision as precision_module
-from mixln.training.decisions import agree_on_precision
+from mixln.training.decisions import PRECISION_FILE, agree_on_precision, read_precision, settled_precision
 from mixln.training.distributed import Processes
 from mixln.training.matrix_speed import bfloat16_speedup
 from mixln.training.precision import Precision
-from mixln.training.precision_record import PRECISION_FILE, read_precision, settled_precision
-from mixln.training.saved_checkpoint import newest_whole
+from mixln.training.saved_checkpoint import newest_whole, read_progress
 
 CPU = torch.device("cpu")
 WIDTHS = (32, 64)
@@ -188,7 +187,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(
     machine = Machine(monkeypatch, ZEN_4, speedup=2.0)
     whole = pretrain(auto, data, tmp_path / "whole")
     interrupted(auto, data, tmp_path / "cut", after=3)
-    saved = newest_whole(tmp_path / "cut")
+    saved = newest_whole(tmp_path / "cut", read_progress)
     assert saved is not None
     assert saved.progress["settings"]["precision"] == "bfloat16"
     machine.speedup = 0.5
@@ -222,25 +221,6 @@ def test_the_decision_is_on_record_with_processor_and_measurement(
         "bfloat16_units": ["avx512_bf16"],
         "speedup": 2.25,
     }
-
-
-@pytest.mark.parametrize(("capabilities", "expected"), [(AMX, "bfloat16"), (ZEN_4, "float32")])
-def test_a_run_from_before_there_were_records_goes_on_as_it_began(
-    capabilities: Capabilities,
-    expected: str,
-    auto: Recipe,
-    data: PreparedData,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    machine = Machine(monkeypatch, capabilities, speedup=2.0 if expected == "bfloat16" else 0.5)
-    interrupted(auto, data, tmp_path, after=3)
-    saved = newest_whole(tmp_path)
-    assert saved is not None
-    (tmp_path / PRECISION_FILE).unlink()
-    del saved.progress["settings"]["precision"]
-    machine.speedup = 1 / machine.speedup
-    assert agree_on_precision(auto.precision, (*WIDTHS, 100), tmp_path, Processes(CPU), saved).name == expected
 
 
 def test_what_was_decided_outlives_recipes_that_say_more(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class RemoveNorm(TrainingWork):
             tasks[_CONTROL] = self._control()
         for name, task in tasks.items():
             if (folder := self._folder / name).exists():
-                with claimed_folder(folder, task.identity(), task.config.to_dict()):
+                with claimed_folder(folder, task):
                     pass
 
     def measure_original(self) -> EvaluationLoss:

@@ -43,9 +43,9 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
         hint = f". The run is finished: {model} is its model" if model.exists() else " yet"
         raise InputError(f"{path} has no checkpoint{hint}")
     if step is None:
-        newest = newest_whole(path)
+        newest = newest_whole(path, lambda checkpoint: checkpoint)  # weights alone: of any version
         assert newest is not None
-        return newest.path
+        return newest
     steps = {checkpoint_step(checkpoint): checkpoint for checkpoint in found}
     if step not in steps:
         raise InputError(f"{path} has no checkpoint of step {step}. There are: {', '.join(map(str, steps))}")

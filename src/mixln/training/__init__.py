@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from mixln.training.objective import Objective as Objective
     from mixln.training.objective import Reduce as Reduce
     from mixln.training.objective import Share as Share
+    from mixln.training.optimizer import learning_rate as learning_rate
     from mixln.training.precision import Precision as Precision
     from mixln.training.precision import decide_precision as decide_precision
     from mixln.training.run_folder import MODEL_FOLDER as MODEL_FOLDER
     from mixln.training.run_folder import differences as differences
-    from mixln.training.schedule import learning_rate as learning_rate
     from mixln.training.task import Task as Task
 else:
     from mixln.lazy import lazy_names

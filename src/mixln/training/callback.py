@@ -40,8 +40,9 @@ class Verdict:
     """What a callback says of a step. None in its place: go on.
 
     Attributes:
-        action: go_on: with a warning. skip: the same, of a step whose update was refused (`Callback.accepts`). go_back:
-            to a checkpoint, and on from there. stop: end the run.
+        action: go_on: with a warning, of a step that counts. skip: with a warning, of a step whose update the device
+            has refused (`Callback.accepts`), which the warning says. go_back: to a checkpoint, and on from there. stop:
+            end the run.
         step: of which.
         reason: a sentence; empty: `Callback.explain` makes one.
         before: the number of steps made when the run was still well: the newest checkpoint of it or earlier is gone
@@ -102,9 +103,14 @@ class Callback:
     """What happens between the steps of a run; this one does nothing. Every process of a run calls every method.
 
     The life of a callback: `begin`; `restore`, if the run goes on from a checkpoint; `start`; then in each step
-    `skips`, `before_step`, `after_backward`, `accepts`, `after_step`, `end_step`, `wants_checkpoint`; `judge` when the
-    numbers of the step are read, which on a GPU is one step later. `flush`, `needed_checkpoints`, `state` and `tensors`
-    where a checkpoint is written. `restore` and `rewind` after the run has gone back; `result` and `close` in the end.
+    `skips`, `before_step`, `after_backward`, `accepts`, `after_step`, `end_step`; `judge` when the numbers of the step
+    are read, which on a GPU is one step later; `wants_checkpoint`. `flush`, `needed_checkpoints`, `state` and `tensors`
+    where a checkpoint is written. After the run has gone back: `begin`, if it is at its beginning, `restore` and
+    `rewind`. In the end `result`, if all steps are made, and `close`.
+
+    Processes may differ in what they answer in `judge` and `wants_checkpoint` (they may look at the time, say): all
+    follow the first process that has a verdict, and a checkpoint is written if any wants one. `skips` must be a
+    function of the step and of `state`, so that all answer alike.
 
     Attributes:
         needs_loss: whether `judge` has to know the loss of a step before the next step is made.
@@ -122,8 +128,8 @@ class Callback:
         return {}
 
     def begin(self, run: Run) -> None:
-        """Look at a run whose model has its initial weights: before a checkpoint is restored too, and again when the
-        run goes back to the beginning."""
+        """Look at a run whose model has its initial weights, as `Task.adapt` has left them. Also called before a
+        checkpoint is restored (without `Task.adapt`), and again when the run goes back to the beginning."""
 
     def start(self, run: Run) -> None:
         """Prepare for the first step that this process makes: the run is at its beginning, or at a checkpoint."""
@@ -202,7 +208,7 @@ class Callback:
         """Forget the steps after `run.step`: the run has gone back there, and makes them again."""
 
     def result(self) -> dict[str, Any]:
-        """Return what is part of the result of a run whose steps are made, as JSON.
+        """Return what is part of the result of a run whose steps are made, as JSON, under names of its own.
 
         Raises:
             InputError: the run has not done what it was for.
@@ -210,4 +216,4 @@ class Callback:
         return {}
 
     def close(self) -> None:
-        """End, whatever has happened."""
+        """End, whatever has happened, also in other callbacks."""

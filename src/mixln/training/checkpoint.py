@@ -42,6 +42,7 @@ from mixln.training.saved_checkpoint import (
     checkpoint_step,
     list_checkpoints,
     newest_whole,
+    read_progress,
 )
 from mixln.training.tensor_files import TensorReader, first_line, read_tensors
 
@@ -184,16 +185,7 @@ class Checkpoints:
         Raises:
             InputError: there are checkpoints, but none is whole.
         """
-        found: SavedCheckpoint | InputError | None = None
-        if self._processes.is_main:
-            try:
-                found = newest_whole(self._folder.parent, last_step)
-            except InputError as error:
-                found = error
-        found = self._processes.from_main(found)
-        if isinstance(found, InputError):
-            raise found
-        return found
+        return self._processes.on_main(lambda: newest_whole(self._folder.parent, read_progress, last_step))
 
     def restore(
         self,

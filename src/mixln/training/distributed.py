@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from mixln.device import default_device, num_processes
 from mixln.errors import InputError
 from mixln.training.config import ExecutionConfig
 from mixln.training.objective import Objective, Share
+
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,20 @@ class Processes:
             dist.all_reduce(tensor, group=self.mesh["data"].get_group())
         return tensor
 
-    def largest(self, number: int) -> int:
-        """Return the largest of a number that each process gives."""
-        if self.mesh is None:
-            return number
-        tensor = torch.tensor(number)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+    def largest(self, *numbers: int) -> list[int]:
+        """Return, for each of some numbers, the largest that a process gives."""
+        tensor = torch.tensor(numbers)
+        if self.mesh is not None:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def first_of_any(self, things: list[Thing]) -> list[Thing]:
+        """Return, on every process, the list of the first process whose list is not empty; it must be picklable."""
+        if self.mesh is None or not any(self.largest(len(things))):
+            return things
+        lists: list[list[Thing]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(lists, things)
+        return next(filter(None, lists))
 
     def from_main(self, thing: Any) -> Any:
         """Return what the main process gives, on every process; it must be picklable."""
@@ -86,6 +95,19 @@ class Processes:
         things = [thing]
         dist.broadcast_object_list(things, src=0)
         return things[0]
+
+    def on_main(self, function: Callable[[], Thing]) -> Thing:
+        """Return what a function gives on the main process, on every process; its InputError is raised on all."""
+        found: Any = None
+        if self.is_main:
+            try:
+                found = function()
+            except InputError as error:
+                found = error
+        found = self.from_main(found)
+        if isinstance(found, InputError):
+            raise found
+        return found
 
     def wait_for_all(self) -> None:
         """Return once every process has come here."""

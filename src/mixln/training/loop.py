@@ -22,11 +22,11 @@ from mixln.training.callbacks.metrics import ReportStep, read_metrics
 from mixln.training.callbacks.trackers import check_trackers
 from mixln.training.checkpoint import Checkpoints
 from mixln.training.compilation import number_of_threads, undo_compilation
-from mixln.training.decisions import agree_on_precision, decide_settings
+from mixln.training.decisions import decide_settings, run_precision
 from mixln.training.distributed import Processes, check_batch, started_processes
 from mixln.training.interrupt import TrainingInterrupted, deferred_interrupt
 from mixln.training.memory import keep_freed_memory
-from mixln.training.objective import Batch, Evaluation
+from mixln.training.objective import Batch
 from mixln.training.precision import Precision
 from mixln.training.prefetch import Prefetcher
 from mixln.training.run import TrainingRun, evaluate
@@ -118,37 +118,28 @@ def train(
     keep_freed_memory()
     with started_processes(config.execution) as processes, ExitStack() as claim:
         check_batch(config.batch_size, processes)
-        if processes.is_main:
-            own = {"callbacks": {callback.name: callback.identity() for callback in callbacks}} if callbacks else {}
-            claim.enter_context(claimed_folder(folder, {**task.identity(), **own}, config.to_dict()))
-        processes.wait_for_all()
-        vectors = config.rows_of_a_forward(processes.data_count) * task.positions
-
-        def agree(newest: Any = None) -> Precision:
-            sizes = *task.widths(), vectors
-            return agree_on_precision(config.precision, sizes, folder, processes, newest, precision)
-
+        processes.on_main(lambda: claim.enter_context(claimed_folder(folder, task, callbacks)))
         if processes.from_main((folder / MODEL_FOLDER).exists()):
-            return _finished_run(task, folder, processes, agree())
+            return _finished_run(task, folder, processes, run_precision(task, folder, processes, None, precision))
         if processes.is_main:
             for warning in task.warnings():
                 warnings.warn(warning, TrainingWarning, stacklevel=2)
         with closing(Checkpoints(folder, processes, config.execution, task.describe)) as checkpoints:
             newest = checkpoints.newest()
+            decided = run_precision(task, folder, processes, newest, precision)
             slots = config.last_step * config.batch_size * task.positions
-            settings = decide_settings(config.execution, slots, processes, newest, agree(newest))
+            settings = decide_settings(config.execution, slots, processes, newest, decided)
             with number_of_threads(settings.threads):
                 run = TrainingRun(task, folder, processes, settings, callbacks, report_step)
                 if newest is None:
                     run.begin()
                 else:
                     run.restore(checkpoints, newest)
-                _train(run, checkpoints)
-                return _finish(run, checkpoints, run.validation.of(run.step) or run.validate())
+                return _finish(run, checkpoints, _train(run, checkpoints))
 
 
-def _train(run: TrainingRun, checkpoints: Checkpoints) -> None:
-    """Make all steps that are left."""
+def _train(run: TrainingRun, checkpoints: Checkpoints) -> list[dict[str, Any]]:
+    """Make all steps that are left, and return the results of the callbacks."""
     config, processes = run.config, run.processes
     # on a GPU the numbers of a step are read one step later, so that the GPU never waits for this process
     waits = processes.device.type != "cuda" or any(callback.needs_loss for callback in run.callbacks)
@@ -164,7 +155,8 @@ def _train(run: TrainingRun, checkpoints: Checkpoints) -> None:
         run.running_callbacks(),
     ):
         unread: list[StepRecord] = []
-        while run.step < config.last_step:
+        # numbers may be left to read here if the last step is left out
+        while run.step < config.last_step or _judge(run, checkpoints, unread, keep=0):
             if any(callback.skips(run.step + 1) for callback in run.callbacks):
                 run.step += 1
                 continue
@@ -176,28 +168,32 @@ def _train(run: TrainingRun, checkpoints: Checkpoints) -> None:
             for callback in run.callbacks:
                 callback.end_step(run, record)
 
-            due = run.step % config.checkpoint_every == 0 or any(one.wants_checkpoint() for one in run.callbacks)
-            save = due and run.step < config.last_step
-            if _judge(run, checkpoints, unread, keep=0 if record.urgent or save else lag):
+            if _judge(run, checkpoints, unread, keep=0 if record.urgent else lag):
                 continue
-            signal_number = processes.largest(interruption.signal_number)
-            if signal_number:
-                _judge(run, checkpoints, unread, keep=0)
-            if save or signal_number:
+            wanted = any(callback.wants_checkpoint() for callback in run.callbacks)
+            signal_number, wanted = processes.largest(interruption.signal_number, wanted)
+            due = wanted or run.step % config.checkpoint_every == 0
+            if signal_number or (due and run.step < config.last_step):
+                if _judge(run, checkpoints, unread, keep=0) and not signal_number:
+                    continue
                 run.save(checkpoints)
             if signal_number:
                 checkpoints.wait()
                 raise TrainingInterrupted(signal_number)
             checkpoints.check()
+        run.validation.of(run)  # for the first time if the last step is left out
+        if verdict := run.validation.verdict(run.step):
+            _heed(run, checkpoints, run.validation, verdict, last=None)
+        return [callback.result() for callback in run.callbacks]
 
 
 def _judge(run: TrainingRun, checkpoints: Checkpoints, unread: list[StepRecord], *, keep: int) -> bool:
     """Show the callbacks the numbers of all but the last `keep` steps; return whether the run has gone back."""
     while len(unread) > keep:
         record = unread.pop(0)
-        verdicts = [(callback, verdict) for callback in run.callbacks if (verdict := callback.judge(record))]
-        for callback, verdict in verdicts:
-            if _heed(run, checkpoints, callback, verdict, last=None if unread else record):
+        verdicts = [(number, verdict) for number, one in enumerate(run.callbacks) if (verdict := one.judge(record))]
+        for number, verdict in run.processes.first_of_any(verdicts):
+            if _heed(run, checkpoints, run.callbacks[number], verdict, last=None if unread else record):
                 unread.clear()
                 return True
     return False
@@ -252,28 +248,35 @@ def _save_if_new(run: TrainingRun, checkpoints: Checkpoints) -> None:
         run.save(checkpoints)
 
 
-def _finish(run: TrainingRun, checkpoints: Checkpoints, validation: Evaluation) -> TrainedModel:
-    """Save the model, which ends the run."""
+def _finish(run: TrainingRun, checkpoints: Checkpoints, results: list[dict[str, Any]]) -> TrainedModel:
+    """Save the model, which ends the run.
+
+    Raises:
+        ValueError: two results have the same name.
+    """
     processes, task, folder = run.processes, run.task, run.folder
     checkpoints.wait()
     if run.settings.compiled:
         undo_compilation(run.objective)
-    results = [callback.result() for callback in run.callbacks]
-    results.append(task.finish(run.objective) or {})
-    result = {name: value for one in results for name, value in one.items()} or None
+    result: dict[str, Any] = {}
+    for own in (*results, task.finish(run.objective) or {}):
+        if twice := result.keys() & own.keys():
+            raise ValueError(f"two results are called {min(twice)!r}: of two callbacks, or of one and of the task")
+        result |= own
     is_sharded = processes.mesh is not None and run.config.execution.strategy == "fsdp"
     # the whole of a sharded model comes together on the CPU of the main process only
     whole = StateDictOptions(full_state_dict=is_sharded, cpu_offload=is_sharded)
     weights = get_model_state_dict(run.model, options=whole)
     if processes.is_main:
-        if result is not None:  # before the model is saved, so that wherever there is one, there is this
+        if result:  # before the model is saved, so that wherever there is one, there is this
             write_file(folder / RESULT_FILE, json.dumps(result) + "\n")
         remedy = "Fix that, and run the same command again: it goes on from the last checkpoint"
         fill_folder(folder / MODEL_FOLDER, lambda temporary: task.save(run.model, weights, temporary), remedy)
     processes.wait_for_all()
     checkpoints.remove_all_but_permanent()
     in_memory = None if is_sharded else run.model.eval()
-    return TrainedModel(folder, task, validation, run.weight, run.settings.precision, result, in_memory)
+    validation, precision = run.validation.of(run), run.settings.precision
+    return TrainedModel(folder, task, validation, run.weight, precision, result or None, in_memory)
 
 
 def _finished_run(task: Task, folder: Path, processes: Processes, precision: Precision) -> TrainedModel:

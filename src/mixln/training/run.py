@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ from mixln.training.distributed import (
     share_out,
 )
 from mixln.training.objective import Batch, Evaluation, Objective
-from mixln.training.optimizer import build_optimizer
+from mixln.training.optimizer import build_optimizer, learning_rate
 from mixln.training.saved_checkpoint import SavedCheckpoint
-from mixln.training.schedule import learning_rate
 from mixln.training.task import Task
 
 _PROCESS_STRIDE = 1_000_003
@@ -95,8 +94,6 @@ class TrainingRun:
             raise ValueError(
                 f"two callbacks have the same name, so that checkpoints could not tell them apart: {names}"
             )
-        for callback in self.callbacks:
-            callback.begin(self)
 
     @property
     def model(self) -> Any:
@@ -104,9 +101,10 @@ class TrainingRun:
         return self.objective.model
 
     def begin(self) -> None:
-        """Seed dropout, and set what the first batch decides about the initial weights; before the first step of a run.
+        """Seed dropout, set what the first batch decides about the initial weights, and begin the callbacks.
 
-        Checkpoints hold the random state, so that a run draws the same numbers however often it is interrupted.
+        Before the first step of a run. Checkpoints hold the random state, so that a run draws the same numbers however
+        often it is interrupted.
         """
         torch.manual_seed(self.config.seed + _PROCESS_STRIDE * self.processes.data_rank)
 
@@ -116,6 +114,11 @@ class TrainingRun:
             release_gathered_weights(self.module)
 
         self.task.adapt(self.objective, forward, self.processes.sum_over_data)
+        self._begin_callbacks()
+
+    def _begin_callbacks(self) -> None:
+        for callback in self.callbacks:
+            callback.begin(self)
 
     def batch(self, step: int) -> Batch:
         """Return this process's share of the batch of a step, from 0."""
@@ -205,7 +208,7 @@ class TrainingRun:
             ]
         activation = next((name for name in found if name is not None), None)
         # what one process has seen, all must know: they go on together
-        if self.processes.largest(int(activation is not None)):
+        if any(self.processes.largest(activation is not None)):
             return f"seen in the output of {activation or 'a layer, on the rows of another process'}"
         self._accumulate(batch, self.task.weight(batch))
         norms = {name.split("/")[1]: float(norm) for name, norm in layer_gradient_norms(self.layers()).items()}
@@ -243,12 +246,12 @@ class TrainingRun:
         states: dict[str, Any] = {}
         if saved is None:
             self.task.restart(self.objective)
-            self.begin()
             self.optimizer.state.clear()
             self.step = self.weight = 0
-            for callback in self.callbacks:
-                callback.begin(self)
+            self.begin()
         else:
+            if not rolled_back:
+                self._begin_callbacks()
             checkpoints.restore(saved, self.model, self.optimizer, self._own_tensors())
             states = saved.progress["callbacks"]
             if states.keys() != {callback.name for callback in self.callbacks}:
@@ -268,14 +271,13 @@ class TrainingRun:
 
     @contextmanager
     def running_callbacks(self) -> Iterator[None]:
-        """Within the block, callbacks are started; they are closed behind it, whatever happens."""
-        try:
+        """Within the block, callbacks are started; every one is closed behind it, whatever happens."""
+        with ExitStack() as closing:
+            for callback in reversed(self.callbacks):
+                closing.callback(callback.close)
             for callback in self.callbacks:
                 callback.start(self)
             yield
-        finally:
-            for callback in self.callbacks:
-                callback.close()
 
     def _own_tensors(self) -> dict[str, Tensor]:
         return {
@@ -290,7 +292,7 @@ def build_objective(task: Task, processes: Processes, settings: Settings) -> tup
         InputError: the model cannot be built, or cannot be shared out as the configuration wants.
     """
     device, execution = processes.device, task.config.execution
-    objective = task.objective(task.build(), device, compiled=settings.compiled)
+    objective = task.objective(task.build_seeded(), device, compiled=settings.compiled)
     share_out(objective, processes, execution, settings.precision.autocast_dtype)
     task.place(objective, device)
     if settings.compiled:
@@ -323,7 +325,7 @@ def accumulate_gradients(
         A scalar; its sum over the processes is the mean loss.
     """
     scale = 1 / max(1, weight)
-    device = tree_leaves(parts[0])[0].device
+    device = _first_tensor(parts[0]).device
     losses: list[Tensor] = []
     for number, part in enumerate(parts):
         with gradient_exchange(module, wanted=number == len(parts) - 1):
@@ -336,8 +338,12 @@ def accumulate_gradients(
 
 def cut(batch: Batch, size: int | None) -> list[Batch]:
     """Return a batch in parts of so many rows; the last may have fewer."""
-    rows = len(next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)))
+    rows = len(_first_tensor(batch))
     if size is None or size >= rows:
         return [batch]
     parts = [slice(start, start + size) for start in range(0, rows, size)]
     return [tree_map_only(Tensor, lambda tensor, part=part: tensor[part], batch) for part in parts]
+
+
+def _first_tensor(batch: Batch) -> Tensor:
+    return next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))

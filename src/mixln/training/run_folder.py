@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from mixln.errors import InputError
 from mixln.records import read_json
 from mixln.storage import disk_errors, held_lock, put_on_disk, whole_folder, write_file
+from mixln.training.callback import Callback
 from mixln.training.callbacks.metrics import METRICS_FILE
 from mixln.training.saved_checkpoint import CHECKPOINTS_FOLDER
+from mixln.training.task import Task
 
 RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
@@ -23,19 +25,22 @@ _MAY_CHANGE = ("execution", "faults")
 
 
 @contextmanager
-def claimed_folder(folder: Path, task: dict[str, Any], config: dict[str, Any]) -> Iterator[None]:
+def claimed_folder(folder: Path, task: Task, callbacks: Sequence[Callback] = ()) -> Iterator[None]:
     """Hold a run's folder for this process alone, created if need be, after making sure that its run is this one.
 
     Args:
         folder: of the run.
-        task: what identifies it, as JSON.
-        config: of the run, as JSON.
+        task: what is trained.
+        callbacks: beside those of the task.
 
     Raises:
         InputError: the run in it is another one, another process is at it, or it cannot be written.
     """
     path = folder / RECIPE_FILE
-    wanted = json.loads(json.dumps({**config, **task}))
+    wanted: dict[str, Any] = {**task.config.to_dict(), **task.identity()}
+    if identities := {callback.name: callback.identity() for callback in (*task.callbacks(), *callbacks)}:
+        wanted["callbacks"] = identities
+    wanted = json.loads(json.dumps(wanted))
     if not path.exists():
         if foreign := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE) if (folder / name).exists()]:
             raise InputError(

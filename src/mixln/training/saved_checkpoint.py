@@ -1,12 +1,12 @@
 """The checkpoints that a run's folder holds: which there are, which are whole, and what was recorded with them."""
 
-# no `from __future__ import annotations`: annotations that are strings are not checked
+from __future__ import annotations
 
-import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from mixln.checked import NonNegativeInt, Range
 from mixln.errors import InputError
@@ -16,23 +16,7 @@ from mixln.records import check_record, read_json
 CHECKPOINTS_FOLDER = "checkpoints"
 PROGRESS_FILE = "progress.json"
 
-
-class WatchState(TypedDict):
-    """What judges steps, as `FaultWatch.state` gives it."""
-
-    recent_norms: list[Annotated[float, Range(low=0, below=math.inf)]]
-    skipped_steps: list[NonNegativeInt]
-    num_faults: NonNegativeInt
-
-
-def check_watch_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of what judges steps, {} being that of a run that begins.
-
-    Raises:
-        InputError: it is none.
-    """
-    beginning: dict[str, Any] = {"recent_norms": [], "skipped_steps": [], "num_faults": 0}
-    return check_record(WatchState, state or beginning, f"the state of FaultWatch in {PROGRESS_FILE}")
+Found = TypeVar("Found")
 
 
 class SettingsState(TypedDict):
@@ -40,7 +24,7 @@ class SettingsState(TypedDict):
 
     compiled: bool
     threads: Annotated[int, Range(low=1, high=4096)]
-    precision: NotRequired[Literal["float32", "bfloat16"]]
+    precision: Literal["float32", "bfloat16"]
 
 
 class Progress(TypedDict):
@@ -51,6 +35,10 @@ class Progress(TypedDict):
     callbacks: dict[str, Any]
     settings: dict[str, Any]
     processes: NonNegativeInt
+
+
+class OtherVersionError(InputError):
+    """A checkpoint is whole, and another version of this library has written it."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -65,14 +53,16 @@ class SavedCheckpoint:
     progress: dict[str, Any]
 
 
-def newest_whole(run_folder: Path, last_step: int | None = None) -> SavedCheckpoint | None:
+def newest_whole(run_folder: Path, read: Callable[[Path], Found], last_step: int | None = None) -> Found | None:
     """Return the newest checkpoint of a run that is whole, warning of those that are not; None if there is none at all.
 
     Args:
         run_folder: of the run.
+        read: gives what is wanted of a checkpoint whose checksums are right, such as `read_progress`.
         last_step: only those of this step or earlier; None: all.
 
     Raises:
+        OtherVersionError: as `read`.
         InputError: there are checkpoints, but none is whole.
     """
     paths = [path for path in list_checkpoints(run_folder) if last_step is None or checkpoint_step(path) <= last_step]
@@ -81,7 +71,9 @@ def newest_whole(run_folder: Path, last_step: int | None = None) -> SavedCheckpo
         try:
             if read_manifest(path) is None:
                 raise ValueError("it has just been removed")
-            return SavedCheckpoint(path, _read_progress(path))
+            return read(path)
+        except OtherVersionError:
+            raise
         except (ValueError, OSError) as error:
             problem = f"the checkpoint {path} is damaged ({error})"
             warnings.warn(f"{problem}; looking for the one before", DamagedCheckpointWarning, stacklevel=2)
@@ -102,22 +94,35 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def _read_progress(checkpoint: Path) -> dict[str, Any]:
-    """Return the progress of a checkpoint, whose checksum says that it was saved so, but not by whom.
+def read_progress(checkpoint: Path) -> SavedCheckpoint:
+    """Return a checkpoint with its progress, whose checksum says that it was saved so, but not by whom.
 
     Raises:
+        OtherVersionError: another version of this library has written it.
         InputError: it is not what a run writes.
         OSError: it cannot be read.
     """
     found = read_json(checkpoint / PROGRESS_FILE)
-    if isinstance(found, dict) and "watch" in found:
-        raise InputError(f"{PROGRESS_FILE} was written by an older version of mixln, which alone can go on from it")
-    progress = check_record(Progress, found, PROGRESS_FILE)
+    try:
+        progress = check_record(Progress, found, PROGRESS_FILE)
+        check_record(SettingsState, progress["settings"], f"settings in {PROGRESS_FILE}")
+    except InputError as error:
+        if isinstance(found, dict) and _has_other_fields(found):
+            raise OtherVersionError(
+                f"the checkpoint {checkpoint} was written by another version of mixln ({error}). It is intact: go on "
+                "with that version, or start anew in another folder"
+            ) from error
+        raise
     for name, state in progress["callbacks"].items():
         if not isinstance(state, dict):
             raise InputError(f"{name} in {PROGRESS_FILE} is no JSON object")
-    check_watch_state(progress["callbacks"].get("FaultWatch", {}))
-    check_record(SettingsState, progress["settings"], f"settings in {PROGRESS_FILE}")
     if progress["step"] != checkpoint_step(checkpoint):
         raise InputError(f"{PROGRESS_FILE} is of step {progress['step']}")
-    return progress
+    return SavedCheckpoint(checkpoint, progress)
+
+
+def _has_other_fields(progress: dict[str, Any]) -> bool:
+    settings = progress.get("settings", {})
+    return progress.keys() != Progress.__annotations__.keys() or (
+        isinstance(settings, dict) and settings.keys() != SettingsState.__annotations__.keys()
+    )

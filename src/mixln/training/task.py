@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
+from mixln.errors import InputError
 from mixln.training.callback import Callback
 from mixln.training.config import TrainingConfig
 from mixln.training.objective import Batch, Evaluation, Objective, Reduce, Share
@@ -23,8 +25,9 @@ class Task(ABC):
     """What a run trains. It holds its configuration and its data, and nothing that training changes.
 
     A task defines `identity`, `build`, `objective`, `batch`, `weight` and `evaluate`; the rest has defaults that suit a
-    model which `build` returns on the CPU with its initial weights. The methods are called by all processes of a run,
-    in the order in which they stand here.
+    model which `build` returns on the CPU with its initial weights. The methods stand here in the order of a run. All
+    processes call them, but for `identity`, `warnings`, `describe` and `save`, which the main process calls alone.
+    `batch` and `weight` are called in a background thread, some steps ahead, and may be called for a step again.
 
     Attributes:
         config: of the run.
@@ -59,9 +62,17 @@ class Task(ABC):
     def build(self) -> nn.Module:
         """Return the model, on the meta device or the CPU, to be shared out among processes.
 
+        It must be the same every time and on every process; PyTorch's global generator is seeded when this is called.
+
         Raises:
             InputError: it cannot be built or opened, or does not fit the configuration.
         """
+
+    def build_seeded(self) -> nn.Module:
+        """Return what `build` gives, its draws seeded with the run's seed; the random state stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return self.build()
 
     @abstractmethod
     def objective(self, model: Any, device: torch.device, *, compiled: bool) -> Objective:
@@ -79,7 +90,7 @@ class Task(ABC):
 
     def restart(self, objective: Any) -> None:
         """Give a placed model its initial weights again."""
-        fresh = self.objective(self.build(), torch.device("cpu"), compiled=False)
+        fresh = self.objective(self.build_seeded(), torch.device("cpu"), compiled=False)
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(objective.model, get_model_state_dict(fresh.model), options=options)
 
@@ -157,7 +168,9 @@ class Task(ABC):
             folder: which exists, and is empty.
         """
         del model
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / _WEIGHTS_FILE)
+        # copies, since safetensors refuses weights that share memory, as tied ones do
+        copies = {name: weight.to("cpu", copy=True).contiguous() for name, weight in weights.items()}
+        save_file(copies, folder / _WEIGHTS_FILE)
 
     def load(self, folder: Path, device: torch.device) -> nn.Module:
         """Open what `save` wrote, in evaluation mode.
@@ -165,6 +178,9 @@ class Task(ABC):
         Raises:
             InputError: it cannot be read.
         """
-        model = self.build()
-        model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        model = self.build_seeded()
+        try:
+            model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
         return nn.Module.to(model, device).eval()

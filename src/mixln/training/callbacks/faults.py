@@ -6,20 +6,30 @@ import json
 import math
 import statistics
 from collections import deque
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
+from mixln.checked import NonNegativeInt, Range
 from mixln.errors import InputError
+from mixln.records import check_record
 from mixln.training.callback import Callback, Run, StepRecord, Verdict
 from mixln.training.config import FaultConfig
-from mixln.training.saved_checkpoint import check_watch_state
+from mixln.training.saved_checkpoint import PROGRESS_FILE
 
 FAULTS_FILE = "faults.jsonl"
 
 ADVICE = "Lower the learning rate or lengthen the warmup, in another folder; Post-LN layers need a long one"
 
 _ROWS_NAMED = 4
+
+
+class WatchState(TypedDict):
+    """What judges steps, as `FaultWatch.state` gives it."""
+
+    recent_norms: list[Annotated[float, Range(low=0, below=math.inf)]]
+    skipped_steps: list[NonNegativeInt]
+    num_faults: NonNegativeInt
 
 
 class FaultWatch(Callback):
@@ -115,8 +125,13 @@ class FaultWatch(Callback):
         }
 
     def restore(self, state: dict[str, Any], *, rolled_back: bool = False) -> None:
-        """Take up `state`; after a roll-back, faults and the steps to skip stay as they are now."""
-        state = check_watch_state(state)
+        """Take up `state`; after a roll-back, faults and the steps to skip stay as they are now.
+
+        Raises:
+            InputError: it is none that `state` gives.
+        """
+        beginning: dict[str, Any] = {"recent_norms": [], "skipped_steps": [], "num_faults": 0}
+        state = check_record(WatchState, state or beginning, f"the state of {self.name} in {PROGRESS_FILE}")
         self._limits.clear()
         self.recent_norms.clear()
         self.recent_norms.extend(state["recent_norms"])

@@ -23,28 +23,32 @@ class Validation(Callback):
         self._every, self._last_step, self._lenient = every, last_step, lenient
         self._latest: tuple[int, Evaluation] | None = None
 
-    def of(self, step: int) -> Evaluation | None:
-        """Return the validation after a step, if it is the latest."""
-        return self._latest[1] if self._latest is not None and self._latest[0] == step else None
-
     def end_step(self, run: Run, record: StepRecord) -> None:
         """Validate, if it is due."""
         if record.step % self._every == 0 or record.step == self._last_step:
-            evaluation = run.validate()
-            self._latest = record.step, evaluation
-            record.values |= evaluation.numbers
+            record.values |= self.of(run).numbers
             record.urgent = True
+
+    def of(self, run: Run) -> Evaluation:
+        """Return the validation of a run as it is now, which is made once."""
+        if self._latest is None or self._latest[0] != run.step:
+            self._latest = run.step, run.validate()
+        return self._latest[1]
 
     def judge(self, record: StepRecord) -> Verdict | None:
         """See whether the numbers are finite."""
-        if self._latest is None or self._latest[0] != record.step:
+        return self.verdict(record.step)
+
+    def verdict(self, step: int) -> Verdict | None:
+        """See whether the numbers after a step are finite, if they are the latest."""
+        if self._latest is None or self._latest[0] != step:
             return None
         for name, number in self._latest[1].numbers.items():
             if not math.isfinite(number):
-                reason = f"the {name.replace('_', ' ')} was {number} in step {record.step}"
-                if self._lenient and record.step != self._last_step:
-                    return Verdict("go_on", record.step, reason)
-                return Verdict("stop", record.step, reason, saved="nothing", advice=ADVICE)
+                reason = f"the {name.replace('_', ' ')} was {number} in step {step}"
+                if self._lenient and step != self._last_step:
+                    return Verdict("go_on", step, reason)
+                return Verdict("stop", step, reason, saved="nothing", advice=ADVICE)
         return None
 
     def rewind(self, run: Run) -> None:
