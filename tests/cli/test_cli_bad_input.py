@@ -277,6 +277,7 @@ def _bad_progress(text: str | dict[str, Any], words: str) -> Case:
 
 _SETTINGS = {"compiled": False, "threads": 1, "precision": "float32"}
 _WATCH: dict[str, Any] = {"recent_norms": [], "skipped_steps": [], "num_faults": 0}
+_OTHERS: dict[str, Any] = {"Validation": {}, "LayerMeasurements": {}, "Metrics": {}}
 for _name, _text, _words in (
     ("no JSON", "{", "progress.json cannot be read"),
     ("no UTF-8", '"\\ud800', "progress.json cannot be read"),
@@ -297,8 +298,12 @@ for _name, _text, _words in (
     ("a billion threads", {"settings": _SETTINGS | {"threads": 10**9}}, "threads must be"),
     ("an unknown precision", {"settings": _SETTINGS | {"precision": "float8"}}, "precision"),
     ("no threads", {"settings": _SETTINGS | {"threads": 0}}, "threads must be"),
-    ("words for norms", {"callbacks": {"FaultWatch": _WATCH | {"recent_norms": ["a"]}}}, "recent_norms"),
-    ("null for steps to skip", {"callbacks": {"FaultWatch": _WATCH | {"skipped_steps": None}}}, "skipped_steps"),
+    ("words for norms", {"callbacks": _OTHERS | {"FaultWatch": _WATCH | {"recent_norms": ["a"]}}}, "recent_norms"),
+    (
+        "null for steps to skip",
+        {"callbacks": _OTHERS | {"FaultWatch": _WATCH | {"skipped_steps": None}}},
+        "skipped_steps",
+    ),
     ("a number for what judges", {"callbacks": 3}, "callbacks must be an object, not 3"),
     ("a list for a callback", {"callbacks": {"FaultWatch": []}}, "FaultWatch in progress.json is no JSON object"),
 ):
