@@ -82,6 +82,63 @@ def test_transformers_lists_the_model_types_and_refuses_others() -> None:
     assert "mixln_nothing" not in CONFIG_MAPPING
 
 
+def test_a_package_gives_no_names_that_its_modules_only_import() -> None:
+    assert mixln.placement.Residual is not None
+    for name in ("torch", "nn", "Callable", "replace", "POINTWISE"):
+        assert not hasattr(mixln.placement, name)
+
+
+@pytest.mark.parametrize("importer", ["the module itself", "another thread"])
+def test_an_action_for_a_module_whose_code_is_running_is_done_after_it(importer: str, tmp_path: Path) -> None:
+    ask = "after_import('slow', lambda module: done.append(module.last))"
+    (tmp_path / "slow.py").write_text(
+        "import hook\nhook.started.set()\n"
+        + (f"from hook import *\n{ask}\n" if importer == "the module itself" else "hook.asked.wait(60)\n")
+        + "last = 1\n"
+    )
+    (tmp_path / "hook.py").write_text(
+        "import threading\nfrom mixln.lazy import after_import\n"
+        "done, started, asked = [], threading.Event(), threading.Event()\n"
+    )
+    code = "import threading\nfrom hook import *\n"
+    if importer == "the module itself":
+        code += "import slow\n"
+    else:
+        code += "def load(): import slow\nthread = threading.Thread(target=load); thread.start(); started.wait(60)\n"
+        code += f"{ask}; assert done == []; asked.set(); thread.join()\n"
+    code += "print(done)\nimport slow\nassert len(done) == 1"
+    assert run(code, tmp_path) == "[1]"
+
+
+def test_an_action_that_fails_makes_every_import_fail(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text("")
+    code = """
+from mixln.lazy import after_import
+def refuse(module): raise ImportError("not this one")
+after_import("told", refuse)
+for _ in range(2):
+    try: import told
+    except ImportError as error: print(error)
+"""
+    assert run(code, tmp_path).splitlines() == ["not this one"] * 2
+
+
+@pytest.mark.parametrize("first", ["mixln", "transformers.models.auto"])
+def test_another_transformers_without_the_mapping_of_model_types_is_named(first: str, tmp_path: Path) -> None:
+    auto = tmp_path / "transformers" / "models" / "auto"
+    auto.mkdir(parents=True)
+    (tmp_path / "transformers" / "__init__.py").write_text("__version__ = '99.0'")
+    (tmp_path / "transformers" / "models" / "__init__.py").write_text("")
+    (auto / "__init__.py").write_text("")
+    (auto / "configuration_auto.py").write_text("CONFIG_MAPPING = {}")
+    code = f"""
+try: import {first}, mixln, transformers.models.auto.configuration_auto
+except ImportError as error: print(error)
+"""
+    message = "mixln does not work with transformers 99.0: CONFIG_MAPPING has no _extra_content. Install a version"
+    assert run(code, tmp_path).startswith(message)
+
+
 def test_two_actions_for_one_module_are_both_done() -> None:
     """Each asks all finders where the module is, the other one too."""
     program = (

@@ -12,6 +12,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from types import ModuleType
 
+from mixln.errors import unsupported_transformers
 from mixln.lazy import after_import
 
 _PREFIX = "mixln_"
@@ -37,6 +38,8 @@ def register_on_demand() -> None:
 
 def _extend(module: ModuleType) -> None:
     mapping = module.CONFIG_MAPPING
+    if not hasattr(mapping, "_extra_content"):
+        raise unsupported_transformers("CONFIG_MAPPING has no _extra_content")
     mapping._extra_content = _RegisteredTypes(mapping._extra_content)
 
 

@@ -18,6 +18,16 @@ FIXABLE_ERRORS = {
 """Errors of the operating system that the user can fix, and how."""
 
 
+def unsupported_transformers(what: str) -> ImportError:
+    """Return the error of a release of transformers that lacks what this library uses of it."""
+    from transformers import __version__
+
+    return ImportError(
+        f"mixln does not work with transformers {__version__}: {what}. Install a version that the README "
+        "lists as supported, or a newer mixln"
+    )
+
+
 class InputError(ValueError):
     """Something the user gave cannot be used.
 

@@ -28,10 +28,9 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     @functools.cache
     def origins() -> dict[str, tuple[str, str]]:
         import ast
+        import pkgutil
 
-        spec = sys.modules[package].__spec__
-        assert spec is not None
-        source: str = spec.loader.get_source(package)  # type: ignore[union-attr]
+        source = pkgutil.get_data(package, "__init__.py") or b""
         blocks = [
             node.body
             for node in ast.parse(source).body
@@ -64,10 +63,24 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
     """Call an action with the module of this name: now if it is imported, else right after its code has run."""
     module = sys.modules.get(name)
-    if module is not None and not getattr(module.__spec__, "_initializing", False):
-        action(module)
-    else:
+    spec = getattr(module, "__spec__", None)
+    if module is None:
         sys.meta_path.insert(0, _AfterImport(name, action))
+    elif spec is not None and getattr(spec, "_initializing", False):
+        spec.__class__ = _RunningSpec
+        vars(spec).setdefault("waiting", []).append(action)
+    else:
+        action(module)
+
+
+class _RunningSpec(ModuleSpec):
+    """The spec of a module whose code is running. Python sets `_initializing` to False when that has ended."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            for action in vars(self).pop("waiting", ()):
+                after_import(self.name, action)  # waits for the next import, if this one has failed
 
 
 class _AfterImport:
@@ -94,8 +107,8 @@ class _AfterImport:
         def run_and_act(module: ModuleType) -> None:
             vars(spec.loader).pop("exec_module", None)  # a loader may have other modules to load
             run(module)
-            sys.meta_path.remove(self)
             self._action(module)
+            sys.meta_path.remove(self)  # an action that fails makes the import fail, and is tried again with the next
 
         spec.loader.exec_module = run_and_act
         return spec

@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import transformers
+from mixln.errors import unsupported_transformers
 
 try:
     from mixln.models.transformers_internals import check_internals
 except ImportError as error:
-    raise ImportError(
-        f"mixln does not work with transformers {transformers.__version__}: {error}. Install a version that the README "
-        "lists as supported, or a newer mixln"
-    ) from error
+    raise unsupported_transformers(str(error)) from error
 from mixln.models.architectures.llama import MixLNLlamaConfig as MixLNLlamaConfig
 from mixln.models.architectures.llama import MixLNLlamaForCausalLM as MixLNLlamaForCausalLM
 from mixln.models.architectures.llama import MixLNLlamaModel as MixLNLlamaModel

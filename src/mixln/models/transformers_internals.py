@@ -9,10 +9,11 @@
 | `PreTrainedModel._init_weights`, `_from_config`, `_no_split_modules`, `_can_record_outputs` | building, initialising |
 | the mark `_is_hf_initialized` on what is loaded | initialisation that passes over it (`placed.py`) |
 | `gradient_checkpointing_enable`, later `activation_checkpointing_enable` | activation checkpointing |
+| `CONFIG_MAPPING._extra_content`, what is registered with `AutoConfig` | model types on demand (`mixln.auto_classes`) |
 | the package that code from a checkpoint's folder is imported into | saving such a model (`stock_refusal.py`) |
 
-A name that is gone fails here, at import; `check_internals` looks at the rest. Both errors name the version. What a
-name does is held by the tests, which run with the oldest and the newest supported release.
+A name that is gone fails here, at import; `check_internals` and `auto_classes` look at the rest. The errors name the
+version. What a name does is held by the tests, which run with the oldest and the newest supported release.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from transformers.models.olmo.modeling_olmo import OlmoLayerNorm as OlmoLayerNor
 from transformers.pytorch_utils import Conv1D as Conv1D
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME as TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from mixln.errors import unsupported_transformers
+
 LOADED_MARK = "_is_hf_initialized"
 """The attribute of a tensor by which initialisation passes over it: it holds loaded weights."""
 
@@ -47,13 +50,6 @@ _MODEL_ATTRIBUTES = (
 _GPT2_POSITIONAL = 4
 
 
-def _error(what: str) -> ImportError:
-    return ImportError(
-        f"mixln does not work with transformers {transformers.__version__}: {what}. Install a version that the README "
-        "lists as supported, or a newer mixln"
-    )
-
-
 def check_internals() -> None:
     """Make sure that transformers still has what the table above says.
 
@@ -62,12 +58,14 @@ def check_internals() -> None:
     """
     missing = [name for name in _MODEL_ATTRIBUTES if not hasattr(PreTrainedModel, name)]
     if missing:
-        raise _error(f"PreTrainedModel has no {missing[0]}")
+        raise unsupported_transformers(f"PreTrainedModel has no {missing[0]}")
     block, attention = (
         list(inspect.signature(one.forward).parameters)[1 : 1 + _GPT2_POSITIONAL] for one in (GPT2Block, GPT2Attention)
     )
     if block != attention:
-        raise _error(f"GPT2Block.forward takes {', '.join(block)}, and its attention {', '.join(attention)}")
+        raise unsupported_transformers(
+            f"GPT2Block.forward takes {', '.join(block)}, and its attention {', '.join(attention)}"
+        )
 
 
 def stock_base(placed: type) -> type:
@@ -85,7 +83,7 @@ def stock_part(stock: type, part: str) -> Any:
     name = re.sub("(Model|Config)$", part, stock.__name__)
     found = getattr(importlib.import_module(module), name, None)
     if found is None:
-        raise _error(f"cannot import name {name!r} from {module!r}")
+        raise unsupported_transformers(f"cannot import name {name!r} from {module!r}")
     return found
 
 
@@ -104,7 +102,7 @@ def check_reads(forward: Callable[..., Any], names: Iterable[str]) -> None:
     inner = inspect.unwrap(forward)
     unread = set(names) - set(inner.__code__.co_names)
     if unread:
-        raise _error(f"{inner.__qualname__} does not use {', '.join(sorted(unread))}")
+        raise unsupported_transformers(f"{inner.__qualname__} does not use {', '.join(sorted(unread))}")
 
 
 def unread_projections_error(attention: type, names: Iterable[str]) -> RuntimeError:

@@ -47,11 +47,16 @@ if TYPE_CHECKING:
     from mixln.placement.residual import PlacedBlock as PlacedBlock
     from mixln.placement.residual import Residual as Residual
 
+_NEEDING_PYTORCH = {
+    "initialization": ("FusedRoles", "ParameterRole", "draw", "find_role", "initialize"),
+    "norms": ("ArchitectureNorm", "DynamicErf", "DynamicTanh", "GroupedNorm", "PointwiseNorm", "norm_factory"),
+    "profile": ("has_residual_scales_to_profile", "profile_residual_scales", "set_residual_scales"),
+    "residual": ("ActivationGate", "Block", "NormFactory", "PlacedBlock", "Residual"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_"):
-        for module in ("initialization", "norms", "profile", "residual"):
-            found = vars(importlib.import_module(f"{__name__}.{module}"))
-            if name in found:
-                return found[name]
+    for module, names in _NEEDING_PYTORCH.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
