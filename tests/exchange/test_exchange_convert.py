@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from mixln import MixLNLlamaForCausalLM, PlacementError
 from mixln.errors import InputError
-from mixln.exchange.convert import convert_published, read_state_dict, save_converted
+from mixln.exchange.convert import convert_published, save_converted
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 
@@ -296,7 +296,7 @@ def test_a_file_that_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -
 def test_without_weights_there_is_an_error(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has neither model"):
-        read_state_dict(folder)
+        convert_published(folder, "mix")
 
 
 BAD_CONFIGS: dict[str, tuple[str, str]] = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from architecture_tools import NAMES, STOCK, tiny_architecture, tiny_architecture_config
 from models_tools import gradients_of, logits_of, randomise_gains, token_ids
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
 
 import mixln
@@ -73,6 +74,22 @@ def test_a_new_placement_is_the_model_of_that_placement_and_reloads(name: str, t
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / text)
         assert loaded.config.placement == str(mixln.Placement.parse(text))
         assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
+
+
+def test_new_weights_and_parts_that_somebody_replaced_do_not_keep_the_function() -> None:
+    ids = token_ids()
+    model = stock_model("llama")
+    logits = logits_of(model, ids)
+    drawn, change = apply_placement(model, "pre+gpas", seed=1)
+    assert not change.keeps_function
+    assert not torch.equal(logits_of(drawn, ids), logits)
+    for place, other in (("norm", nn.Identity()), ("layers.1.input_layernorm", nn.LayerNorm(32))):
+        model = stock_model("llama")
+        base: Any = model.base_model
+        base.set_submodule(place, other)
+        placed, change = apply_placement(model, "pre")
+        assert not change.keeps_function
+        assert not torch.equal(logits_of(placed, ids), logits_of(model, ids))
 
 
 @pytest.mark.parametrize("name", NAMES)

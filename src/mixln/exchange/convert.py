@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 
 from mixln.errors import InputError
 from mixln.exchange.published import rename_published_gates
 from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
+from mixln.models.weight_files import read_tensors
 from mixln.placement import Placement, PlacementError
 from mixln.records import read_json
 from mixln.storage import disk_errors, require_new_folder, whole_folder
@@ -56,7 +56,9 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
     """
     Placement.parse(placement)
     fields = _read_fields(source)
-    state = read_state_dict(source)
+    state = read_tensors(source)
+    if not state:
+        raise InputError(f"{source} has neither model.safetensors nor pytorch_model.bin")
     _check_depth(fields["num_hidden_layers"], state, source)
     config = _config(fields, source, placement)
     _check_and_drop_rotary(state, config)
@@ -150,61 +152,6 @@ def _config(found: Mapping[str, Any], source: Path, placement: str) -> MixLNLlam
             "it, or write -1 for none"
         )
     return config
-
-
-def read_state_dict(source: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint folder, from safetensors if there are any, else from PyTorch's format.
-
-    Raises:
-        InputError: there is neither, or a file is damaged or missing from the set.
-    """
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = source / f"{name}.index.json"
-        if index.is_file():
-            shards = [_read_file(source / file) for file in _shard_names(index)]
-            return {name: tensor for shard in shards for name, tensor in shard.items()}
-        if (source / name).is_file():
-            return _read_file(source / name)
-    raise InputError(f"{source} has neither model.safetensors nor pytorch_model.bin")
-
-
-def _shard_names(index: Path) -> list[str]:
-    try:
-        found = read_json(index)
-    except InputError as error:
-        raise InputError(f"{index} is damaged: {error}. Copy it anew") from error
-    names = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"{index} is damaged: it has no weight_map (parameter name to file). Copy it anew")
-    for file in names.values():
-        if not isinstance(file, str) or Path(file).name != file or Path(file).suffix not in (".safetensors", ".bin"):
-            raise InputError(
-                f"{index} is damaged: its weight_map names {file!r}, which is no file of weights beside it"
-            )
-    return sorted(set(names.values()))
-
-
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist, although the index names it") from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of a damaged pickle anything can come, says Python's manual
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"{path} is damaged, or holds more than tensors, of which nothing was run: {reason}. Copy it anew, or save "
-            "its tensors as safetensors"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
-        for name, value in state.items()
-    ):
-        raise InputError(f"{path} does not hold a state dict (parameter name to dense tensor)")
-    return state
 
 
 def _check_and_drop_rotary(state: dict[str, torch.Tensor], config: MixLNLlamaConfig) -> None:

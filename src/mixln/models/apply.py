@@ -7,13 +7,23 @@ from dataclasses import dataclass, replace
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.models.graft import has_adapters, norm_sources, take_tensors
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES, Architecture
-from mixln.models.transformers_internals import enable_activation_checkpointing, has_activation_checkpointing
-from mixln.placement import Placement, PlacementError, StackPlan, SublayerPlan, list_modifiers, list_schemes
+from mixln.models.transformers_internals import Conv1D, enable_activation_checkpointing, has_activation_checkpointing
+from mixln.placement import (
+    ActivationGate,
+    Placement,
+    PlacementError,
+    Residual,
+    StackPlan,
+    SublayerPlan,
+    list_modifiers,
+    list_schemes,
+)
 from mixln.placement.departures import departures
 
 
@@ -23,7 +33,8 @@ class PlacementChange:
 
     Attributes:
         placement: text form of the new placement.
-        keeps_function: whether the model computes what it computed before; if not, its weights need training.
+        keeps_function: whether the model computes what it computed before; if not, its weights need training. What the
+            configs do not say (a forward or an eps that was changed by hand, hooks) is not looked at.
         differences: in words, the parts of the formula that differ, with their layers.
         added: names of new parameters, which have their initial values.
         removed: names of parameters that the new model lacks.
@@ -83,7 +94,10 @@ def apply_placement(
     kept, known = set(map(id, now.values())), set(map(id, before.values()))
     added = tuple(name for name, parameter in now.items() if id(parameter) not in known)
     removed = tuple(name for name, parameter in before.items() if id(parameter) not in kept)
-    return placed, replace(change, added=added, removed=removed)
+    # new weights of these kinds change nothing at first
+    neutral = all(isinstance(module, ActivationGate | Residual | nn.Linear | Conv1D) for module in fresh)
+    keeps = change.keeps_function and seed is None and neutral and not removed
+    return placed, replace(change, keeps_function=keeps, added=added, removed=removed)
 
 
 def preview_placements(model: PreTrainedModel) -> dict[str, PlacementChange]:

@@ -164,6 +164,10 @@ class PlacedWithHead(PlacedPreTrainedModel):
             cls._no_split_modules, cls._can_record_outputs = stack._no_split_modules, stack._can_record_outputs
         super().__init_subclass__(**kwargs)
 
+    def _init_weights(self, module: nn.Module) -> None:
+        # what an architecture has of its own stands in the class of its stack
+        self.base_model._init_weights(module)
+
 
 class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
     """The language model. Mixed in before an architecture's own, whose forward it is."""

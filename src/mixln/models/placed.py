@@ -5,7 +5,7 @@ The models of an architecture inherit from this one and from transformers' model
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -66,12 +66,17 @@ class PlacedPreTrainedModel(PreTrainedModel):
         for tensor in (*self.parameters(), *self.buffers()):
             if hasattr(tensor, LOADED_MARK):
                 delattr(tensor, LOADED_MARK)
+        # a stack draws its own: its architecture may have rules of its own
+        stacks = [child.initialize(seed) for child in self.children() if isinstance(child, PlacedPreTrainedModel)]
+        done = {id(part) for stack in stacks for part in (*stack.modules(), *stack.parameters())}
         for name, module in self.named_modules():
+            if id(module) in done:
+                continue
             if find_role(f"{name}.weight", self._role_patterns()) is None:
                 self._init_weights(module)
             elif getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.get_parameter("bias"))
-        self._draw(seed)
+        self._draw(seed, wanted=lambda parameter: id(parameter) not in done)
         return self
 
     def initialize_weights(self) -> None:
@@ -83,11 +88,11 @@ class PlacedPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         missing = [parameter for parameter in self.parameters() if _is_wanted(parameter)]
         if missing:
-            self._draw(int(torch.randint(2**62, (), device="cpu")), loaded_too=False)
+            self._draw(int(torch.randint(2**62, (), device="cpu")), wanted=_is_wanted)
             for parameter in missing:
                 mark_as_loaded(parameter)
 
-    def _draw(self, seed: int, *, loaded_too: bool = True) -> None:
+    def _draw(self, seed: int, *, wanted: Callable[[torch.Tensor], bool]) -> None:
         config, prefix = self.config, f"{self.base_model_prefix}."
         assert isinstance(config, PlacedConfig)
         initialize(
@@ -98,7 +103,7 @@ class PlacedPreTrainedModel(PreTrainedModel):
             hidden_size=config.hidden_size,
             base_std=config.initializer_range,
             embedding_std=config.embedding_std,
-            wanted=None if loaded_too else _is_wanted,
+            wanted=wanted,
             # the base model alone draws the same weights as inside a model with a head
             draw_name=lambda name: name.removeprefix(prefix),
         )

@@ -69,11 +69,15 @@ def register_architecture(
         causal_lm_class: of the language model; it names the stack, and the stack names the config.
         heads: transformers' classes with other heads, which build their stack by `AutoModel`. Of each a class
             `MixLN...` is made, in the module of the language model.
+
+    Raises:
+        PlacementError: the architecture's norm is not the one that its config describes.
     """
     model_class = causal_lm_class.model_class
     config_class = model_class.config_class
     assert config_class is not None
     assert issubclass(config_class, PlacedConfig)
+    config_class().norm_factory().check()
     head_classes = tuple(_with_head(stock, causal_lm_class) for stock in heads)
     ARCHITECTURES[name] = Architecture(name, config_class, model_class, causal_lm_class, head_classes)
     AutoConfig.register(config_class.model_type, config_class)

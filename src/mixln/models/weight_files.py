@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
@@ -19,6 +20,8 @@ from torch.nn.modules.module import (
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.errors import InputError
+from mixln.records import read_json
+from mixln.system_errors import exhaustion
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -55,26 +58,33 @@ def weight_files(folder: Path) -> list[Path]:
     Safetensors come before pickles.
 
     Raises:
-        InputError: the index is damaged, or names a file that is not there or not in the folder.
+        InputError: the index is damaged, or names a file that is not in the folder.
     """
     for whole, index in _FORMS:
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():
-            return _indexed(folder, folder / index)
+            return _indexed(folder / index)
     return []
 
 
-def _indexed(folder: Path, index: Path) -> list[Path]:
+def _indexed(index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        files = [folder / name for name in names]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} is damaged ({type(error).__name__}: {error}). Fetch the model anew") from error
-    for name, file in zip(names, files, strict=True):
-        if file.parent != folder or not file.is_file():
-            raise InputError(f"{index} names {name}, which is not in the folder. Fetch the model anew")
+        found = read_json(index)
+    except (OSError, InputError) as error:
+        raise InputError(f"{index} is damaged: {error}. Copy it anew") from error
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{index} is damaged: it has no weight_map (parameter name to file). Copy it anew")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise InputError(
+                f"{index} is damaged: its weight_map names {name!r}, which is no file of weights beside it"
+            )
+    files = [index.parent / name for name in sorted(set(names.values()))]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} does not exist, although the index names it. Copy it anew")
     return files
 
 
@@ -82,20 +92,29 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return name, file and shape of every tensor in the weight files of a folder.
 
     Raises:
-        InputError: a file is damaged, or holds anything but tensors.
+        InputError: as `read_tensors`.
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        try:
-            if file.suffix == ".bin":
-                tensors = _unpickled(file)
-                found.update({name: StoredTensor(file, tuple(tensor.shape)) for name, tensor in tensors.items()})
-                continue
-            with safe_open(file, framework="pt") as opened:
-                names = opened.keys()
-                found.update({name: StoredTensor(file, tuple(opened.get_slice(name).get_shape())) for name in names})
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} is damaged or cut off ({error}). Fetch the model anew") from error
+        if file.suffix == ".bin":
+            found |= {name: StoredTensor(file, tuple(tensor.shape)) for name, tensor in _unpickled(file).items()}
+            continue
+        with _naming_damage(file), safe_open(file, framework="pt") as opened:
+            names = opened.keys()
+            found |= {name: StoredTensor(file, tuple(opened.get_slice(name).get_shape())) for name in names}
+    return found
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor in the weight files of a folder, by name; without such files there are none.
+
+    Raises:
+        InputError: a file is damaged or missing from the set, or holds anything but tensors.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        with _naming_damage(file):
+            found |= _unpickled(file) if file.suffix == ".bin" else load_file(file)
     return found
 
 
@@ -115,15 +134,31 @@ def open_weights(file: Path) -> Iterator[Callable[[str], torch.Tensor]]:
 
 
 def _unpickled(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a pickle, mapped and not loaded; nothing in it is run."""
+    """Return the tensors of a pickle, mapped and not loaded where its format allows that; nothing in it is run."""
+    with _naming_damage(file):
+        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
+        for name, value in found.items()
+    ):
+        raise InputError(f"{file} does not hold a state dict (parameter name to dense tensor)")
+    return found
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
+    """Turn what a damaged file raises inside the `with` block into one message: of a pickle anything can come."""
     try:
-        found: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+        yield
     except Exception as error:
+        if isinstance(error, InputError) or exhaustion(error) is not None:
+            raise
+        if file.suffix != ".bin":
+            raise InputError(f"{file} is damaged or cut off ({error}). Copy it anew") from error
         # the reason that PyTorch gives comes with the advice to run what is in the file
         raise InputError(
-            f"{file} is no file of weights alone, is damaged, or is of a format before PyTorch 1.6 "
-            f"({type(error).__name__}). Nothing in it is run; give a model in safetensors"
+            f"{file} is damaged, or holds more than tensors, of which nothing was run ({type(error).__name__}). Copy "
+            "it anew, or save its tensors as safetensors"
         ) from error
 
 

@@ -171,6 +171,39 @@ class ArchitectureNorm:
     has_weight: bool = True
     has_bias: bool = False
 
+    def check(self) -> None:
+        """Make sure that the norm computes what is said of it here, which all that folds or replaces norms relies on.
+
+            N(x) = w * (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) + b
+
+        with the mean taken off only if `centered`, w and b only if it has them.
+
+        Raises:
+            PlacementError: it does not, as the norms of Gemma, which multiply with 1 + w.
+        """
+        width = 4
+        described = GroupedNorm(
+            width, 1, self.eps, centered=self.centered, has_weight=self.has_weight, has_bias=self.has_bias
+        )
+        with torch.device("cpu"), torch.no_grad():
+            norm, described = self.build(width).float(), described.to_empty(device="cpu").float()
+            if any(parameter.is_meta for parameter in norm.parameters()):  # whoever builds models without memory
+                return
+            for number, parameter in enumerate(described.parameters(), start=2):
+                parameter.copy_(torch.linspace(number, -number, width))
+            state = described.state_dict()
+            # so small that eps shows
+            x = torch.tensor([[[1.0, -2.0, 3.0, 1.5]]]) * self.eps**0.5
+            if norm.state_dict().keys() == state.keys():
+                norm.load_state_dict(state)
+                if torch.allclose(norm(x), described(x), rtol=1e-3, atol=1e-4):
+                    return
+        raise PlacementError(
+            f"the norm {type(norm).__name__} does not compute weight * x / scale + bias, or not with the eps, the mean "
+            "and the parameters that its `norm_factory` says (norms of 1 + weight are not supported): correct that, or "
+            "build another norm there"
+        )
+
     def __call__(self, plan: NormPlan, width: int | None = None) -> nn.Module:
         """Return the norm that a plan asks for.
 
