@@ -133,7 +133,7 @@ class OwnRulesForCausalLM(MixLNLlamaForCausalLM):
 
 
 def test_a_model_with_a_head_is_initialised_by_the_rules_of_its_stack() -> None:
-    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
     config = MixLNLlamaConfig(**sizes, num_hidden_layers=2, placement="mix(alpha=0.5)")
     built, plain = OwnRulesForCausalLM(config), MixLNLlamaForCausalLM(config).initialize(3)
     assert (built.model.norm.weight == 7).all()

@@ -166,7 +166,8 @@ class PlacedWithHead(PlacedPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # what an architecture has of its own stands in the class of its stack
-        self.base_model._init_weights(module)
+        stack: Any = self.base_model
+        stack._init_weights(module)
 
 
 class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
