@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each component says for an answer, and what taking it out of the final state does."""
+"""Direct logit attribution: what each component adds to the logit of an answer, and what removing it changes."""
 
 from __future__ import annotations
 

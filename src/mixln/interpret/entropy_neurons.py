@@ -1,4 +1,4 @@
-"""Entropy neurons of the last feed-forward: how sure a model is, told by the scale of its final norm."""
+"""Entropy neurons of the last feed-forward: they set how sure a model is, by the scale of its final norm."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def entropy_neurons(
     share: float = 0.05,
     layers: str | None = None,
 ) -> EntropyNeurons:
-    """Choose neurons of the last feed-forward that say little and write much, and mean-ablate them.
+    """Choose neurons of the last feed-forward with large weights and little effect on logits, and mean-ablate them.
 
         LogitVar_i = Var over the vocabulary of  (u_v . w_i) / (||u_v|| ||w_i||),     u = W_U diag(gamma) P
 
     w_i is the neuron's output weights (column of the down projection; of a gated feed-forward too), u_v a token's row
-    of the head behind the final norm's own weights. Chosen are, of the `share` of neurons with the lowest LogitVar, the
-    `count` with the largest ||w_i|| (Stolfo et al. 2024, arXiv 2406.16254, section 3). Such neurons change hardly any
+    of the head times the final norm's own weights. Of the `share` of neurons with the lowest LogitVar, the `count` with
+    the largest ||w_i|| are chosen (Stolfo et al. 2024, arXiv 2406.16254, section 3). Such neurons change hardly any
     logit against the others; they act through the scale of the final norm. Ablation replaces the neuron's activation
-    by its mean over all counted tokens. With the scale held, what goes through the norm is gone; without norms both
-    effects are one (LN-free: Baroni et al. 2025, arXiv 2507.02559, on confidence neurons).
+    by its mean over all counted tokens. With the scale held, the effect through the norm is gone; without norms both
+    effects are the same (LN-free: Baroni et al. 2025, arXiv 2507.02559, on confidence neurons).
 
     Args:
         model: a causal language model in Pre-LN or without norms; its last feed-forward ends in a linear layer.

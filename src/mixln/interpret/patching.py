@@ -24,7 +24,7 @@ from mixln.modes import evaluation_mode
 
 @dataclass(frozen=True)
 class PatchingEffects:
-    """What putting a clean activation into the corrupted run does to the logit difference, and what its gradient says.
+    """How a clean activation in the corrupted run changes the logit difference, measured and by its gradient.
 
     Attributes:
         activation: (layers, 2, positions), float64, in logits: by activation patching; attention, then feed-forward.
@@ -226,7 +226,7 @@ def _with_rows(clean: Tensor, places: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _gradient_effects(stream: Stream, pair: PromptPair, clean: list[list[Tensor]]) -> Tensor:
-    """Gradient of d at the corrupted run times what the clean run has more, (layers, 2, tokens)."""
+    """Gradient of d at the corrupted run times (clean - corrupted) outputs, (layers, 2, tokens)."""
     outputs: list[Tensor] = []
     probes: list[Tensor] = []
 

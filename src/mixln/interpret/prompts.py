@@ -59,7 +59,7 @@ class PromptPair:
 
 
 def induction_prompts(tokens: Sequence[int], count: int = 8, *, segment: int = 12, seed: int = 0) -> list[PromptPair]:
-    """Random tokens in which a segment comes twice: ... A B ... A, to be followed by B (induction: Olsson et al. 2022).
+    """Random tokens that repeat a segment: ... A B ... A, to be followed by B (induction: Olsson et al. 2022).
 
     The second time the segment is cut off after a token A, drawn from after its first quarter. Corrupted: the first A
     is another token that is not in the prompt, so nothing says what follows A. The distractor is another token of the

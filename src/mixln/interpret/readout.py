@@ -35,7 +35,7 @@ class Readout:
         centered: whether P takes the mean away.
         inverse_scale: 1 / sigma of each token, (rows, tokens, 1).
         head: W, (vocabulary, hidden).
-        head_bias: b, (vocabulary,); None without.
+        head_bias: b, (vocabulary,); zeros without.
     """
 
     norm: nn.Module | None
@@ -44,7 +44,7 @@ class Readout:
     centered: bool
     inverse_scale: Tensor
     head: Tensor
-    head_bias: Tensor | None
+    head_bias: Tensor
 
     def normalised(self, final: Tensor) -> Tensor:
         """y of other final states (rows, tokens, hidden) of the same tokens, sigma computed anew."""
@@ -52,12 +52,8 @@ class Readout:
 
     def held(self, part: Tensor) -> Tensor:
         """gamma * P v / sigma of a part v of the final states (rows, tokens, hidden), sigma held; without beta."""
-        return self.project(part) * self.inverse_scale
-
-    def project(self, part: Tensor) -> Tensor:
-        """gamma * P v, of any (..., hidden), in float64 where the device has it."""
         part = precise(part)
-        return self.gain * (part - part.mean(-1, keepdim=True) if self.centered else part)
+        return self.gain * (part - part.mean(-1, keepdim=True) if self.centered else part) * self.inverse_scale
 
     def direction(self, answers: Tensor, distractors: Tensor) -> Tensor:
         """W[answer] - W[distractor], (..., hidden), in float64 where the device has it."""
@@ -65,15 +61,12 @@ class Readout:
 
     def bias_difference(self, answers: Tensor, distractors: Tensor) -> Tensor:
         """b[answer] - b[distractor], of the tokens' shape."""
-        if self.head_bias is None:
-            return torch.zeros(answers.shape, dtype=self.gain.dtype, device=self.gain.device)
         return _rows(self.head_bias, answers) - _rows(self.head_bias, distractors)
 
     def logits(self, normalised: Tensor) -> Tensor:
         """W y + b, of (..., hidden), in float32 at least."""
         head = at_least_float32(self.head)
-        logits = normalised.to(head) @ head.T
-        return logits if self.head_bias is None else logits + self.head_bias
+        return normalised.to(head) @ head.T + self.head_bias
 
 
 class Reading(NamedTuple):
@@ -157,8 +150,8 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout:
-    bias, weight, given = getattr(head, "bias", None), head.get_parameter("weight"), tail.head_inputs[-1]
-    state = precise(final)
+    state, given, weight = precise(final), tail.head_inputs[-1], head.get_parameter("weight")
+    bias = weight.new_zeros(len(weight)) if (own := getattr(head, "bias", None)) is None else own
     if torch.equal(final, given):
         ones = torch.ones_like(state[0, 0])
         return Readout(None, ones, ones * 0, False, torch.ones_like(state[..., :1]), weight, bias)

@@ -3,8 +3,8 @@
     x_(L+1) = x_1 + sum over l of (a_l + m_l)
 
 x_1 is the embedding (with positions), a_l and m_l what attention and feed-forward of block l write: their outputs
-after all that lies between them and the stream. No list of model names is needed: who writes is found by what runs,
-and the sum is checked on every pass.
+after all modules between them and the stream. No list of model names is needed: the modules that write are found by
+what runs, and the sum is checked on every pass.
 """
 
 from __future__ import annotations

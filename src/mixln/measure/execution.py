@@ -2,7 +2,7 @@
 
 A replay begins at the recorded state before the change and takes half the time on average. It is right if what a block
 is called with, hidden states apart, does not depend on other blocks, and it keeps nothing. A whole pass takes nothing
-from a record: the model is called as ever, and its own code hands the blocks what they get.
+from a record: the model is called as usual, and its own code hands the blocks what they get.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def whole_pass(observation: Observation, intervention: Intervention, sublayers: 
 def _in_place(observation: Observation, intervention: Intervention, sublayers: SublayerFinder) -> Any:
     """A whole pass in which each block gets what it is called with in its own place.
 
-    The blocks of the stretch that changes only note what they are called with, up to the last; in its place run those
-    that are to run, in their order, each with what it was called with, but for what blocks hand on to each other:
-    hidden states, and what of their other outputs is an argument of the next. A block that does not run gives back
-    what it is given of these.
+    The blocks of the stretch that changes only note what they are called with, up to the last. In the place of the
+    last, the blocks that are to run do so in their order, each with what it was called with, except for what blocks
+    hand on to each other: hidden states, and those of their other outputs that are arguments of the next. A block that
+    does not run gives these back as it was given them.
     """
     stack, record = observation.stack, observation.record
     places, runs, silent = intervention.stretch(len(stack.layers))

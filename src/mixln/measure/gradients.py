@@ -9,7 +9,7 @@ from torch import nn
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, model_batches
-from mixln.measure.estimates import Estimates, with_interval, without_interval
+from mixln.measure.estimates import DocumentSums, Estimates, with_interval, without_interval
 from mixln.measure.forward import TokenBatch, autocast
 from mixln.measure.observation import block_stack_of
 from mixln.measure.performance import row_cross_entropies
@@ -57,22 +57,19 @@ def gradient_norms(
     norms = torch.stack([_dot(layer, layer).sqrt() for layer in sums])
     if not intervals:
         return without_interval(norms / num_tokens)
-    products: dict[int, torch.Tensor] = {}
-    counts: dict[int, int] = {}
+    projections = DocumentSums()
     for batch in model_batches(batches):
         for document in dict.fromkeys(batch.documents.tolist()):
             part = batch.select(batch.documents == document)
-            tokens = int((_targets(part) != IGNORED_TARGET).sum())
+            tokens = (_targets(part) != IGNORED_TARGET).sum()
             if tokens == 0:
                 continue
             gradients, _ = _summed_gradients(stack, [part], autocast_dtype)
             dots = torch.stack([_dot(one, other) for one, other in zip(sums, gradients, strict=True)])
-            products[document] = products.get(document, 0) + dots
-            counts[document] = counts.get(document, 0) + tokens
-    order = sorted(products)
-    projected = torch.stack([products[document] for document in order]) / norms
-    shares = torch.tensor([counts[document] for document in order], dtype=torch.float64)[:, None] / num_tokens
-    return with_interval(norms / num_tokens, (projected - shares * norms) / num_tokens)
+            projections.update(dots[None], tokens[None], part.documents[:1])
+    products, counts = projections.stacked()
+    shares = counts[:, None] / num_tokens
+    return with_interval(norms / num_tokens, (products / norms - shares * norms) / num_tokens)
 
 
 def _summed_gradients(

@@ -33,7 +33,7 @@ class Intervention:
             first = min(first, self.state)
         tail = _common_prefix(order[first:][::-1], range(first, num_blocks)[::-1])
         if first + tail == num_blocks:
-            # blocks are put between others, or one runs without a sublayer: one that is there has to make place
+            # blocks are inserted, or one runs without a sublayer: an existing block must make place
             first, tail = (first - 1, tail) if first and self.silent is None else (first, tail - 1)
         runs = order[first : len(order) - tail]
         # what a block is called with is known when its own place is reached
@@ -61,7 +61,7 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 Family = Callable[[int], Sequence[Intervention]]
-"""From the number of blocks to interventions of one kind, one behind the other through the model."""
+"""From the number of blocks to interventions of one kind, from the first block to the last."""
 
 
 def removals(length: int = 1) -> Family:

@@ -59,7 +59,7 @@ class Observation:
 
 
 class Measure:
-    """Something to be found out in a pass; subclasses override what they need.
+    """Something that a pass over the batches finds out; subclasses override what they need.
 
     Attributes:
         reads_tokens: whether it needs hidden states of (rows, tokens, hidden), as most blocks have them.
@@ -89,7 +89,7 @@ def observe(
 ) -> BlockStack:
     """Run every batch through the model once, and show it to all measures.
 
-    Of hidden states, one batch is in memory at a time. The model, its hooks and its mode are left as they were.
+    The hidden states of one batch are in memory at a time. The model, its hooks and its mode are left as they were.
 
     Args:
         model: any model whose blocks `find_block_stack` finds, or the blocks that it has found.

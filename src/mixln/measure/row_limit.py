@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,14 +27,7 @@ def longest_row(model: nn.Module, wanted: int) -> int:
     """
     if _takes(model, wanted) or not _takes(model, 1):
         return wanted
-    fits, fails = 1, wanted
-    while fails - fits > 1:
-        length = (fits + fails) // 2
-        if _takes(model, length):
-            fits = length
-        else:
-            fails = length
-    return fits
+    return 1 + bisect_left(range(2, wanted), True, key=lambda length: not _takes(model, length))
 
 
 def probe_tokens(model: nn.Module, length: int) -> torch.Tensor:
