@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +128,13 @@ class Checkpoints:
                 self._describe(model, temporary)
             self._processes.wait_for_all()
             state = _tensors(model, optimizer, others, self._processes.rank)
-            written: Future[Any] | None = None
-            if self._execution.asynchronous_checkpoints:
-                saving = async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
-                assert isinstance(saving, Future)
-                written = saving
-            else:
-                save(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
-        if written is None:
-            self._finish(None, temporary, final, progress, needed)
+            write = async_save if self._execution.asynchronous_checkpoints else save
+            written = write(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
+        finish = partial(self._finish, written, temporary, final, progress, needed)
+        if isinstance(written, Future):
+            self._pending = self._executor.submit(finish)
         else:
-            self._pending = self._executor.submit(self._finish, written, temporary, final, progress, needed)
+            finish()
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything has; do not wait.
@@ -222,14 +219,14 @@ class Checkpoints:
 
     def _finish(
         self,
-        written: Future[Any] | None,
+        written: object,
         temporary: Path,
         final: Path,
         progress: Mapping[str, Any],
         needed: Iterable[int],
     ) -> None:
         with _disk_errors(final, temporary):
-            if written is not None:
+            if isinstance(written, Future):
                 written.result()
             if not self._processes.is_main:
                 return

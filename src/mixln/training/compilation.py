@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -88,8 +88,6 @@ def number_of_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Within the block nothing is compiled: for shapes that come once, such as a validation's last batch."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which nothing is compiled: for shapes that come once, such as a validation's last batch."""
+    return torch.compiler.set_stance("force_eager")

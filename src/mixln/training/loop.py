@@ -227,7 +227,11 @@ def _heed(
         if last is not None and verdict.saved != "nothing":
             if verdict.saved == "before":
                 run.take_back(last)
-            _save_if_new(run, checkpoints)
+            checkpoints.wait()
+            newest = checkpoints.newest()
+            # one of this step is not to be put at risk
+            if newest is None or int(newest.progress["step"]) != run.step:
+                run.save(checkpoints)
         checkpoints.wait()
         advice = f". {verdict.advice}" if verdict.advice else ""
         raise TrainingDivergedError(f"{reason}, in {run.folder}{advice}")
@@ -238,14 +242,6 @@ def _heed(
 def _warn(run: TrainingRun, message: str) -> None:
     if run.processes.is_main:
         warnings.warn(message, TrainingWarning, stacklevel=2)
-
-
-def _save_if_new(run: TrainingRun, checkpoints: Checkpoints) -> None:
-    """Save the state, unless the newest checkpoint is of this step already: it is not to be put at risk."""
-    checkpoints.wait()
-    newest = checkpoints.newest()
-    if newest is None or int(newest.progress["step"]) != run.step:
-        run.save(checkpoints)
 
 
 def _finish(run: TrainingRun, checkpoints: Checkpoints, results: list[dict[str, Any]]) -> TrainedModel:

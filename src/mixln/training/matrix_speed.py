@@ -15,11 +15,8 @@ _SECONDS = 0.3
 
 _FEWEST_PAIRS, _MOST_PAIRS = 3, 30
 
-_WIDEST = 1024
-"""Of the matrices' sides: wider ones only take longer."""
-
-_MOST_TOKENS = 1024
-"""For the same reason."""
+_LARGEST = 1024
+"""Of the matrices' sides, and of tokens: more only take longer."""
 
 
 def bfloat16_speedup(hidden: int, intermediate: int, tokens: int) -> float:
@@ -37,8 +34,8 @@ def bfloat16_speedup(hidden: int, intermediate: int, tokens: int) -> float:
         intermediate: width of the feed-forward's inner layer.
         tokens: of a micro-batch.
     """
-    widths = min(hidden, _WIDEST), min(intermediate, _WIDEST)
-    return _measured(*widths, min(tokens, _MOST_TOKENS), torch.get_num_threads())
+    sizes = (min(size, _LARGEST) for size in (hidden, intermediate, tokens))
+    return _measured(*sizes, torch.get_num_threads())
 
 
 @cache

@@ -70,15 +70,13 @@ def decide_precision(wanted: WantedPrecision, device: torch.device, widths: tupl
     units = tuple(unit for unit in BFLOAT16_UNITS if unit in processor_capabilities()) if device.type == "cpu" else ()
     if wanted != "auto":
         return Precision(wanted, "as the recipe says", wanted, name, units)
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Precision("bfloat16", f"{name} has units for bfloat16", wanted, name)
-        return Precision("float32", f"{name} has no units for bfloat16", wanted, name)
-    if device.type != "cpu":
-        reason = f"bfloat16 has not been measured on devices of the kind {device.type}"
-        return Precision("float32", reason, wanted, name)
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision("bfloat16", f"{name} has units for bfloat16", wanted, name)
     if not units:
-        reason = f"{name} has no units for bfloat16 (none of {', '.join(BFLOAT16_UNITS)})"
+        reason = {
+            "cuda": f"{name} has no units for bfloat16",
+            "cpu": f"{name} has no units for bfloat16 (none of {', '.join(BFLOAT16_UNITS)})",
+        }.get(device.type, f"bfloat16 has not been measured on devices of the kind {device.type}")
         return Precision("float32", reason, wanted, name)
     speedup = bfloat16_speedup(*widths, vectors)
     faster = speedup > LEAST_SPEEDUP

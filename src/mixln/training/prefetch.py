@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _Loaded = tuple[Any, torch.cuda.Event | None]
 
 
-class Prefetcher:
+class Prefetcher(AbstractContextManager["Prefetcher"]):
     """Calls a function step -> batch ahead of its consumer, in one background thread; a context manager.
 
     A batch is any tree of tensors and other things (`torch.utils._pytree`). With a CUDA device, batches are pinned and
@@ -87,12 +87,7 @@ class Prefetcher:
         self._closed = True
         self._stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _stop(self) -> None:

@@ -23,25 +23,20 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 METADATA_FILE = ".metadata"
 
-_PLAIN_CLASSES = frozenset(
-    {
-        *(
-            ("torch.distributed.checkpoint.metadata", name)
-            for name in (
-                "ChunkStorageMetadata",
-                "Metadata",
-                "MetadataIndex",
-                "StorageMeta",
-                "TensorProperties",
-                "TensorStorageMetadata",
-                "_MEM_FORMAT_ENCODING",
-            )
-        ),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("torch.serialization", "_get_layout"),
-        ("torch", "Size"),
-    }
-)
+_PLAIN_CLASSES = {
+    "torch.distributed.checkpoint.metadata": (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+}
 """What the `.metadata` of tensors refers to, beside dtypes and paths; none of it does more than hold what it is given.
 
 `BytesStorageMetadata` is not among them: it stands for an object of any class, to be unpickled.
@@ -90,8 +85,9 @@ def read_tensors(state: dict[str, Any], reader: TensorReader, group: dist.Proces
     try:
         load(state, storage_reader=reader, process_group=group, no_dist=alone)
     except (Exception, CheckpointException) as error:
-        cause = _cause(error)
         # torch's collects whatever was raised, Ctrl-C too
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        cause = next((failure[0] for failure in failures), error)
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or not isinstance(cause, Exception):
             raise cause from error
         raise ValueError(first_line(cause)) from error
@@ -102,15 +98,9 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _cause(error: BaseException) -> BaseException:
-    if not isinstance(error, CheckpointException):
-        return error
-    return next((failure[0] for failure in error.failures.values()), error)
-
-
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) in _PLAIN_CLASSES:
+        if global_name in _PLAIN_CLASSES.get(module_name, ()):
             return super().find_class(module_name, global_name)
         if module_name == "torch" and isinstance(dtype := getattr(torch, global_name, None), torch.dtype):
             return dtype

@@ -21,7 +21,6 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Take the values of one step; a step that it has already must not come to appear twice."""
-        ...
 
     def rewind(self, step: int) -> None:
         """Prepare for steps after `step` being logged again."""
@@ -31,7 +30,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """End the run."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,21 +67,18 @@ class TensorBoardTracker:
         self._open(run.resume_step)
 
     def _open(self, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._wait_for_a_later_name()
-        self._writer = SummaryWriter(self._folder, purge_step=resume_step + 1)
-
-    def _wait_for_a_later_name(self) -> None:
-        """Let the second pass in which the last event file was opened.
+        """Open an event file, once the second has passed in which the last one was opened.
 
         TensorBoard reads event files in the order of their names, and a name tells the order to the second only: of two
         files of one second, the one that takes steps back could come first, and take nothing back.
         """
+        from torch.utils.tensorboard import SummaryWriter
+
         opened = [int(path.name.split(".")[3]) for path in Path(self._folder).glob("events.out.tfevents.*")]
         if opened:
             # no longer than that for a file of a machine whose clock is ahead
             time.sleep(min(max(max(opened) + 1 - time.time(), 0), 1))
+        self._writer = SummaryWriter(self._folder, purge_step=resume_step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write a scalar for each value."""
