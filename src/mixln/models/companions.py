@@ -63,7 +63,9 @@ def model_folder(name_or_path: str) -> Path:
             raise
         except Exception as error:  # of the network, the hub or the disk
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"{name_or_path} cannot be fetched from the hub: {reason}") from error
+            raise InputError(
+                f"{name_or_path} cannot be fetched from the hub: {reason}. Give a folder instead"
+            ) from error
     if (folder / _ADAPTER_FILE).is_file():
         raise InputError(
             f"{name_or_path} holds an adapter ({_ADAPTER_FILE}), whose layers are those of the whole model. Merge it "

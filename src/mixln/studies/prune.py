@@ -44,40 +44,33 @@ def choose_layers(diagnosis: ModelDiagnosis, count: int, criterion: Criterion, *
         Indices (from 0), in order.
 
     Raises:
-        InputError: there are not so many layers, or not so many that the model runs without.
+        InputError: the criterion was not measured, or too few removals leave a model with finite numbers.
     """
-    check_removable(range(count), diagnosis.num_layers)
+    length = count if consecutive else 1
     try:
-        cost = _run_costs(diagnosis, count, criterion) if consecutive else _layer_costs(diagnosis, criterion)
+        cost = _costs(diagnosis, length, criterion)
     except LookupError as error:
         reasons = " ".join(diagnosis.notes) or "it was not measured."
         raise InputError(f"layers cannot be chosen by {criterion}. {reasons} Choose another `by`") from error
     # a model that does not run, or overflows, is no choice
     possible = [index for index, value in enumerate(cost) if math.isfinite(value)]
-    if len(possible) < (1 if consecutive else count):
+    if len(possible) * length < count:
         raise InputError(
             f"layers cannot be chosen by {criterion}: without {len(possible)} of them alone the model gives finite "
             "numbers. Name layers with `layers`"
         )
-    if consecutive:
-        first = min(possible, key=cost.__getitem__)
-        return list(range(first, first + count))
-    return sorted(sorted(possible, key=cost.__getitem__)[:count])
+    cheapest = sorted(possible, key=cost.__getitem__)[: count // length]
+    return sorted(index for first in cheapest for index in range(first, first + length))
 
 
-def _layer_costs(diagnosis: ModelDiagnosis, criterion: Criterion) -> list[float]:
+def _costs(diagnosis: ModelDiagnosis, length: int, criterion: Criterion) -> list[float]:
+    """Of each run of `length` layers."""
     if criterion == "angular":
-        return diagnosis.series["angular_distance"].triangle()[0]
-    return diagnosis.series["block_influence" if criterion == "influence" else "removal"].values
-
-
-def _run_costs(diagnosis: ModelDiagnosis, count: int, criterion: Criterion) -> list[float]:
-    if criterion == "angular":
-        return diagnosis.series["angular_distance"].triangle()[count - 1]
+        return diagnosis.series["angular_distance"].triangle()[length - 1]
     if criterion == "influence":
         influence = diagnosis.series["block_influence"].values
-        return [sum(influence[start : start + count]) for start in range(diagnosis.num_layers + 1 - count)]
-    return diagnosis.series["removal" if count == 1 else f"removal_of_{count}"].values
+        return [sum(influence[start : start + length]) for start in range(diagnosis.num_layers + 1 - length)]
+    return diagnosis.series["removal" if length == 1 else f"removal_of_{length}"].values
 
 
 def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:

@@ -1,4 +1,4 @@
-"""Pruning and healing in one go, with the validation loss before, between and after; to be interrupted at any time."""
+"""Pruning and healing in one step, with the validation losses before, between and after. It can be interrupted."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class HealingReport:
         validation_tokens: that the losses are over.
         loss_before: of the whole model.
         loss_pruned: without the removed layers.
-        loss_healed: after training; None: that is not over.
+        loss_healed: after training; None: training is not finished.
         train_tokens: predicted in training.
         config: how it was trained.
         data_fingerprint: of the prepared text.
-        precision: of training and of the losses, and why; empty: written before it was on record.
+        precision: of training and of the losses, and why; empty in older files.
     """
 
     text: str
@@ -89,7 +89,7 @@ def healing_folder(out: Path) -> Path:
 
 
 class PruneAndHeal(TrainingWork):
-    """Prune a model, train what is left on, and write it as a Hugging Face folder.
+    """Prune a model, train the rest further, and write it as a Hugging Face folder.
 
     `prepare`, `prune` and `heal`, in this order, inside a `with` block, in which no other process can work on the same.
     The pruned model, checkpoints and metrics lie in `healing_folder(out)`: called anew after an interruption, they go
@@ -192,7 +192,7 @@ class PruneAndHeal(TrainingWork):
         )
 
     def _changes(self) -> list[str]:
-        """What is asked for now, and was not when the folder was begun."""
+        """How this request differs from the one that the folder was begun with."""
         record, request = self._record, self._request
         if request.layers is None and request.drop != len(record.removed_layers):
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]

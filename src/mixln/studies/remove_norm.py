@@ -1,21 +1,19 @@
-"""Removing the norms of a model, with the loss before, of an equally long control, and after; to be interrupted."""
+"""Removing the norms of a model, with the losses before, after, and of an equally long control run."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.exchange import save_self_contained
 from mixln.measure import EvaluationLoss
+from mixln.models.companions import model_folder
 from mixln.models.load import load_causal_lm, load_plausible_config
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.records import read_json
@@ -35,6 +33,7 @@ from mixln.version import __version__
 REPORT_FILE = "norm_removal.json"
 FIGURE_FILE = "norm_removal.png"
 _ORIGINAL_FILE = "original.json"
+_ORIGINAL_KEYS = {"data", "sha256", "precision", "total_loss", "num_tokens"}
 _PRECISION = "float32"
 """Of the three losses, whatever it is in training: they differ by little."""
 _REMOVAL, _CONTROL = "removal", "control"
@@ -47,7 +46,7 @@ def removal_folder(out: Path) -> Path:
 
 
 class RemoveNorm(TrainingWork):
-    """Remove the norms of a model while it trains on, and write what is left as a Hugging Face folder.
+    """Remove the norms of a model during further training, and write the result as a Hugging Face folder.
 
     `prepare`, `check_runs`, `measure_original`, `remove`, `train_control`, `report`, `draw` and `write`, in this order,
     inside a `with` block, in which no other process can work on the same. Runs and checkpoints lie in
@@ -93,15 +92,18 @@ class RemoveNorm(TrainingWork):
 
     def measure_original(self) -> EvaluationLoss:
         """Return the validation loss of the model as it is, measured once."""
-        sha256 = model_fingerprint(self._source)
-        key = {"data": self._data.fingerprint, "sha256": sha256, "precision": _PRECISION}
-        known = _read_record(self._folder / _ORIGINAL_FILE, {*key, "total_loss", "num_tokens"}) or {}
-        if {name: known.get(name) for name in key} != key:
+        self._source_sha256 = model_fingerprint(self._source)
+        key = {"data": self._data.fingerprint, "sha256": self._source_sha256, "precision": _PRECISION}
+        file = self._folder / _ORIGINAL_FILE
+        try:
+            known = read_json(file)
+        except (OSError, InputError):  # missing or damaged
+            known = None
+        if not isinstance(known, dict) or known.keys() != _ORIGINAL_KEYS or not key.items() <= known.items():
             loss = self._loss_of(self._source)
             known = {**key, "total_loss": loss.total_loss, "num_tokens": loss.num_tokens}
-            write_file(self._folder / _ORIGINAL_FILE, json.dumps(known) + "\n")
+            write_file(file, json.dumps(known) + "\n")
         self._original = EvaluationLoss(float(known["total_loss"]), int(known["num_tokens"]))
-        self._source_sha256 = sha256
         return self._original
 
     def remove(self, report_step: ReportStep | None = None) -> None:
@@ -124,10 +126,10 @@ class RemoveNorm(TrainingWork):
         self._has_control = True
 
     def report(self) -> NormRemovalReport:
-        """Measure what has come of it: the losses are those of the models as they were saved, computed in float32.
+        """Measure the result: the losses are those of the models as they were saved, computed in float32.
 
         Raises:
-            InputError: what went when is not known any more.
+            InputError: the record of what was removed when is missing or damaged.
         """
         trained, run = self._trained, self._folder / _REMOVAL
         assert trained is not None, "nothing has been removed yet"
@@ -203,26 +205,3 @@ class RemoveNorm(TrainingWork):
         model, _ = load_causal_lm(str(folder))
         nn.Module.to(model, default_device(), torch.float32)
         return validation_loss(model, self._data, self.recipe.evaluation_batch_size)
-
-
-def model_folder(source: str) -> Path:
-    """Return the folder of a model that is given by its folder or its name on the hub.
-
-    Raises:
-        InputError: the hub cannot be reached, or has no such model.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{source} cannot be fetched from the hub ({error}). Give a folder instead") from error
-
-
-def _read_record(path: Path, names: set[str]) -> dict[str, Any] | None:
-    """Return what a JSON file holds, or None if it is missing or damaged."""
-    try:
-        found = read_json(path)
-    except (OSError, InputError):
-        return None
-    return found if isinstance(found, dict) and names <= found.keys() else None

@@ -204,7 +204,11 @@ def _load(name: str, include_path: str | Path | None) -> Mapping[str, Task]:
     if name not in manager.all_tasks and not Path(name).is_file():
         manager = _all_tasks(include_path)
         if name not in manager.all_tasks:
-            raise InputError(_no_such_task(name, manager.all_tasks))
+            meant = did_you_mean(name, manager.all_tasks, most=3)
+            raise InputError(
+                f"there is no task {name!r} among the {len(manager.all_tasks)} of lm-evaluation-harness and of the "
+                f"given folder.{meant} `lm-eval ls tasks` lists them"
+            )
     try:
         with _quiet():
             return manager.load([name])["tasks"]
@@ -221,14 +225,6 @@ def _all_tasks(include_path: str | Path | None) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
-
-
-def _no_such_task(name: str, there: Sequence[str]) -> str:
-    meant = did_you_mean(name, there, most=3)
-    return (
-        f"there is no task {name!r} among the {len(there)} of lm-evaluation-harness and of the given folder.{meant} "
-        "`lm-eval ls tasks` lists them"
-    )
 
 
 def _is_mean(task: Task, metric: str) -> bool:

@@ -1,4 +1,4 @@
-"""Work on an output that takes long: where it lies until the output is whole, and that one process alone does it."""
+"""Long work on an output folder: where it is kept until the output is whole, by one process at a time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ LOCK_FILE = ".work.lock"
 
 
 class TrainingWork:
-    """A trained model's training on, whose runs lie beside the folder that comes of it.
+    """Further training of a trained model, whose runs lie beside the folder that it writes.
 
     Its methods are to be called inside a `with` block, in which no other process can work on the same.
 

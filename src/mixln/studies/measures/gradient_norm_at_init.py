@@ -20,10 +20,10 @@ class _AtInit(GradientNorms):
         return super().is_wanted(given) and given.config.fresh_gradients
 
     def measured_stack(self, given: Given) -> BlockStack:
-        return find_block_stack(fresh_model(given.stack.model), given.stack.name)
+        return find_block_stack(_fresh_model(given.stack.model), given.stack.name)
 
 
-def fresh_model(model: nn.Module, seed: int = 0) -> nn.Module:
+def _fresh_model(model: nn.Module) -> nn.Module:
     """A model of the same config with new weights, on the same device and in the same precision.
 
     Raises:
@@ -32,7 +32,7 @@ def fresh_model(model: nn.Module, seed: int = 0) -> nn.Module:
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"a {type(model).__name__} has no config to initialise a fresh one from")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         fresh = type(model)._from_config(copy.deepcopy(model.config))
     return nn.Module.to(fresh, device=model_device(model), dtype=model.dtype)
 
