@@ -19,14 +19,7 @@ from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
-from mixln.report import (
-    ComparisonResult,
-    CurvePoint,
-    RunResult,
-    from_json,
-    summarize,
-    to_json,
-)
+from mixln.report import ComparisonResult, CurvePoint, RunResult, from_json, summarize, to_json
 from mixln.report.series import FigureSpec
 from mixln.storage import write_file
 from mixln.studies.machine import describe_machine
@@ -79,9 +72,8 @@ def compare(
     """Train every scheme with every seed and learning rate, and return all results.
 
     The runs differ in the placement (and the seed and learning rate) and in nothing else: data and their order,
-    schedule, clipping, and the initial draws of all parameters that they have in common are the same. Each run that is
-    finished is kept in a folder of its own below `folder/runs`, so that calling this again repeats none, and goes on
-    with the one that was interrupted.
+    schedule, clipping, and the initial draws of all parameters that they have in common are the same. Each run has a
+    folder below `folder/runs`. Calling this again repeats no finished run, and resumes the interrupted one.
 
     Args:
         recipe: what all runs share.
@@ -106,10 +98,10 @@ def compare(
     for number, job in enumerate(jobs):
         if tune_on_first_seed and job.recipe.seed != seeds[0] and not _is_at_best_rate(job, runs):
             continue
-        result = read_result(job)
+        result = _read_result(job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
-            result = run_job(job, data, report_step, precision)
+            result = _run_job(job, data, report_step, precision)
             write_file(job.folder / RESULT_FILE, to_json(result))
         runs.append(result)
     placements = list(dict.fromkeys(run.placement for run in runs))
@@ -123,7 +115,7 @@ def compare(
         runs=runs,
         summaries=summaries,
         grid=grid,
-        facts=describe(recipe, runs, data, precision),
+        facts=_facts(recipe, runs, data, precision),
         machine=describe_machine(),
         command=command,
         version=__version__,
@@ -180,12 +172,8 @@ def plan_jobs(
     return jobs
 
 
-def read_result(job: Job) -> RunResult | None:
-    """Return the result of a finished run, or None if the run is not finished.
-
-    Raises:
-        InputError: there is a result, but it cannot be read.
-    """
+def _read_result(job: Job) -> RunResult | None:
+    """The result of a finished run; None: the run is not finished."""
     path = job.folder / RESULT_FILE
     if not path.exists():
         return None
@@ -196,14 +184,14 @@ def read_result(job: Job) -> RunResult | None:
 
 
 def _common_precision(recipe: Recipe, folder: Path) -> Precision:
-    """The precision of all runs of a comparison, however often it is interrupted and wherever it goes on."""
+    """The precision of all runs of a comparison; it stays when the comparison is resumed, also on another machine."""
     with started_processes(recipe.execution) as processes:
         vectors = recipe.rows_of_a_forward(processes.data_count) * recipe.data.sequence_length
         sizes = recipe.model.hidden_size, recipe.model.intermediate_size, vectors
         return agree_on_precision(recipe.precision, sizes, folder, processes)
 
 
-def run_job(
+def _run_job(
     job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None, precision: Precision
 ) -> RunResult:
     """Train one model and measure it, before training and after."""
@@ -283,8 +271,8 @@ def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
     ]
 
 
-def describe(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precision: Precision) -> dict[str, str]:
-    """Return what all runs share, as label and text, in the order to print it."""
+def _facts(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precision: Precision) -> dict[str, str]:
+    """What all runs share, as label and text, in the order to print it."""
     model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
     stds = sorted({run.embedding_std for run in runs})
     parameters = sorted({run.num_parameters for run in runs})

@@ -18,16 +18,7 @@ from mixln.measure.performance_drop import PerformanceDrop
 from mixln.measure.proof import ProvenExecution
 from mixln.models.anatomy import BlockStack
 from mixln.report.diagnosis import ModelDiagnosis
-from mixln.report.series import (
-    Axis,
-    ColumnSpec,
-    Estimate,
-    FigureSpec,
-    Presentation,
-    Series,
-    TableSpec,
-    merged_figures,
-)
+from mixln.report.series import Axis, ColumnSpec, Estimate, FigureSpec, Presentation, Series, TableSpec, merged_figures
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.stages import Reported, ReportStage
 
@@ -61,13 +52,13 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     def added_to(self, diagnosis: ModelDiagnosis) -> ModelDiagnosis:
-        """The diagnosis with this; a note that it has already stands once."""
+        """The diagnosis with these series and notes; equal notes become one."""
         series = diagnosis.series | {one.name: one for one in self.series}
         return replace(diagnosis, series=series, notes=list(dict.fromkeys([*diagnosis.notes, *self.notes])))
 
 
 class Entry:
-    """A measure as it is shown.
+    """A measure, and how it is shown.
 
     Attributes:
         name: to choose it by.
@@ -89,7 +80,7 @@ class Entry:
         return Presentation(list(self.figures), list(self.columns), list(self.tables))
 
     def sentences(self, model: ModelDiagnosis) -> Iterable[str]:
-        """What its numbers come to, if the model has them."""
+        """What its numbers say, if the model has them."""
         del model
         return ()
 
@@ -115,19 +106,20 @@ class Observed(Entry):
         return self.measure()
 
     def read(self, measure: Any) -> Found:
-        """What it has found at the end of the pass."""
+        """Its result at the end of the pass."""
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class Drops(Observed):
     """The performance drops of a family of interventions, as one series; and the performance of the whole model.
 
-    Args:
+    Attributes:
         name: of the entry and of its series.
         rank: of the entry.
         family: the interventions.
         axis: of the series.
-        of_sublayers: whether the interventions are about sublayers.
+        needs_sublayers: whether the interventions are about sublayers.
         figures: that the series is drawn in.
         columns: of the series.
     """
@@ -136,33 +128,25 @@ class Drops(Observed):
     needs_performance = True
     takes_many_passes = True
 
-    def __init__(
-        self,
-        name: str,
-        rank: int,
-        family: Family,
-        *,
-        axis: Axis = "layer",
-        of_sublayers: bool = False,
-        figures: tuple[FigureSpec, ...] = (),
-        columns: tuple[ColumnSpec, ...] = (),
-    ) -> None:
-        self.name, self.rank, self.needs_sublayers = name, rank, of_sublayers
-        self.figures, self.columns = figures, columns
-        self._family = family
-        self._axis: Axis = axis
+    name: str
+    rank: int
+    family: Family
+    axis: Axis = "layer"
+    needs_sublayers: bool = False
+    figures: tuple[FigureSpec, ...] = ()
+    columns: tuple[ColumnSpec, ...] = ()
 
     def build(self, given: Given) -> PerformanceDrop:
         """A measure that has seen nothing."""
         assert given.performance is not None
-        return PerformanceDrop(self._family, given.performance, given.execution)
+        return PerformanceDrop(self.family, given.performance, given.execution)
 
     def read(self, measure: PerformanceDrop) -> Found:
         """The drops, if the model runs with any of the changes; a note for each reason why it fails with others."""
         unit = measure.performance.name
         series = [series_of("performance", "model", unit, measure.whole())]
         if measure.has_values:
-            series.append(series_of(self.name, self._axis, unit, measure.drop()))
+            series.append(series_of(self.name, self.axis, unit, measure.drop()))
         places: dict[str, list[str]] = {}
         for place, reason in measure.failures.items():
             places.setdefault(reason, []).append(str(place))
@@ -177,7 +161,7 @@ class Computed(Entry):
     """A measure that goes through the batches by itself."""
 
     def is_wanted(self, given: Given) -> bool:
-        """Whether it is asked for, and of a kind of model that it is about."""
+        """Whether it is asked for, and is about this kind of model."""
         raise NotImplementedError
 
     def compute(self, given: Given, batches: Sequence[ModelBatch]) -> Found:
@@ -191,8 +175,6 @@ def observe_all(entries: Sequence[Observed], given: Given, batches: Sequence[Mod
     Raises:
         InputError: as `mixln.measure.observation.observe`, or there is no token to measure on.
     """
-    if not entries:
-        return Found([])
     built = [(entry, entry.build(given)) for entry in entries]
     reported = Reported(batches, stage, given.report)
     observe(given.stack, reported, [measure for _, measure in built], autocast_dtype=given.autocast_dtype)

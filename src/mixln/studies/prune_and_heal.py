@@ -22,13 +22,7 @@ from mixln.records import decode, read_json
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
-from mixln.studies.pruning_request import (
-    PRUNING_FILE,
-    PruningRecord,
-    PruningRequest,
-    blocks_named_by_stack,
-    to_text,
-)
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks.fine_tuning import FineTuning, model_fingerprint
@@ -84,7 +78,7 @@ def _source_fingerprint(source: str) -> str | None:
 
 
 def healing_folder(out: Path) -> Path:
-    """Where the run lies that makes `out`: beside it."""
+    """The folder of the run that makes `out`, beside it."""
     return out.with_name(f"{out.name}.healing")
 
 

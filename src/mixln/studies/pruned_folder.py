@@ -228,7 +228,7 @@ def _tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _write_config(source: Path, found: ShorterConfig, folder: Path) -> None:
-    """Change the fields in the file itself, so that whatever else it says stays; then make sure that it says it."""
+    """Change fields in the file itself, so that all others stay; then check that it is read as this config."""
     file = folder / CONFIG_FILE
     wanted = found.described.config.to_dict()
     raw = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -52,7 +52,7 @@ class PruningRequest:
     stack: str | None = None
 
     def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
-        """Return what is written down when these layers of so many are removed."""
+        """Return the record of removing these layers of `num_layers`."""
         chosen = self.layers is None
         return PruningRecord(
             source=self.source,
@@ -71,7 +71,7 @@ class PruningRecord:
     """What `pruning.json` in the folder of a pruned model says.
 
     Attributes:
-        source: the model that it was made of.
+        source: the model that was pruned.
         removed_layers: counted from 1, in that model.
         num_layers_before: of that model.
         criterion: how the layers were chosen; None: they were named.

@@ -41,7 +41,7 @@ _REMOVAL, _CONTROL = "removal", "control"
 
 
 def removal_folder(out: Path) -> Path:
-    """Where the runs lie that make `out`: beside it."""
+    """The folder of the runs that make `out`, beside it."""
     return out.with_name(f"{out.name}.removal")
 
 
@@ -77,7 +77,7 @@ class RemoveNorm(TrainingWork):
         self._trained: TrainedModel | None = None
 
     def check_runs(self, *, with_control: bool) -> None:
-        """Make sure, before hours of training, that runs of an earlier start are of the same settings.
+        """Make sure, before hours of training, that runs that were started earlier have the same settings.
 
         Raises:
             InputError: one is not.

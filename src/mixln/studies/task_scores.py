@@ -120,7 +120,7 @@ class TaskScore:
             )
 
     def __call__(self, model: nn.Module) -> float | Sequence[float]:
-        """Score the model as it is, where it is.
+        """Score the model on its own device, unchanged.
 
         Raises:
             InputError: it is no causal language model, or the task's own templates fail on its data.

@@ -1,1 +1,1 @@
-"""The measures of a diagnosis: a module for each, called by the name that it is chosen by, with an `ENTRY`."""
+"""The measures of a diagnosis: a module for each, with an `ENTRY`; the module's name chooses it."""

@@ -17,7 +17,7 @@ ENTRY = Drops(
     "attention_removal",
     30,
     silences("attention"),
-    of_sublayers=True,
+    needs_sublayers=True,
     figures=(FIGURE,),
     columns=(ColumnSpec("attention removed", "attention_removal", "+.3f", "layers"),),
 )

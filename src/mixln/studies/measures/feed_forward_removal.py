@@ -9,7 +9,7 @@ ENTRY = Drops(
     "feed_forward_removal",
     31,
     silences("feed_forward"),
-    of_sublayers=True,
+    needs_sublayers=True,
     figures=(FIGURE,),
     columns=(ColumnSpec("feed-forward removed", "feed_forward_removal", "+.3f", "layers"),),
 )

@@ -1,4 +1,4 @@
-"""What it costs when a layer runs twice."""
+"""The cost of running a layer twice."""
 
 from mixln.measure.interventions import repeats
 from mixln.report.series import ColumnSpec

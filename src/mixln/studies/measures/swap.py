@@ -1,4 +1,4 @@
-"""What it costs when a layer and the next change places."""
+"""The cost of swapping a layer with the next."""
 
 from mixln.measure.interventions import swaps
 from mixln.report.series import ColumnSpec, FigureSpec
