@@ -94,12 +94,6 @@ def depth_of(result: ComparisonResult) -> dict[str, list[dict[str, Series]]]:
     return measures
 
 
-def without_depth(result: ComparisonResult) -> list[str]:
-    """The schemes without depth measures at their best learning rate."""
-    measured = depth_of(result)
-    return [summary.placement for summary in result.summaries if summary.placement not in measured]
-
-
 def _band(x: Array | Sequence[float], values: Array, unit: str = "") -> Band:
     # A masked mean rather than nanmean, which warns where every seed is NaN.
     masked = np.ma.masked_invalid(values)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixln.report import canvas
-from mixln.report.aggregate import Band, depth_of, over_seeds, triangle_matrix, without_depth
+from mixln.report.aggregate import Band, depth_of, over_seeds, triangle_matrix
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_points, draw_triangles
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.results import ComparisonResult
@@ -31,13 +31,15 @@ def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
     Whiskers and bands reach from the lowest to the highest seed. A scheme without depth measures is left out, with a
     note. None if no scheme has them.
     """
+    depth = depth_of(result)
     bands = {
         placement: {
             name: over_seeds(own) for name in spec.series if (own := [run[name] for run in runs if name in run])
         }
-        for placement, runs in depth_of(result).items()
+        for placement, runs in depth.items()
     }
-    note = canvas.remark("not measured", without_depth(result))
+    missing = [summary.placement for summary in result.summaries if summary.placement not in depth]
+    note = canvas.remark("not measured", missing)
     return _draw(spec, bands, scheme_styles(result), result.baseline, note)
 
 

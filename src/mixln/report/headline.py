@@ -57,21 +57,19 @@ def _against_baseline(best: SchemeSummary, baseline: str | None) -> str:
 
 
 def _distinguishable(result: ComparisonResult) -> list[str]:
-    better: list[str] = []
-    worse: list[str] = []
-    unclear: list[str] = []
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for summary in result.summaries:
-        if summary.difference is None or summary.difference.interval is None:
-            continue
-        low, high = summary.difference.interval
-        (better if high < 0 else worse if low > 0 else unclear).append(f"`{summary.placement}`")
-    if len(better) + len(worse) + len(unclear) < 2:
+        if summary.difference is not None and summary.difference.interval is not None:
+            low, high = summary.difference.interval
+            group = "better" if high < 0 else "worse" if low > 0 else "not distinguishable"
+            groups[group].append(f"`{summary.placement}`")
+    intervals = sum(map(len, groups.values()))
+    if intervals < 2:
         return []
-    groups = (("better", better), ("worse", worse), ("not distinguishable", unclear))
-    parts = [f"{name}: {', '.join(labels)}" for name, labels in groups if labels]
+    parts = [f"{name}: {', '.join(labels)}" for name, labels in groups.items() if labels]
     return [
         f"Against the baseline `{result.baseline}`: {'; '.join(parts)}. "
-        f"These are {len(better) + len(worse) + len(unclear)} separate 95 % intervals, not corrected for their number: "
+        f"These are {intervals} separate 95 % intervals, not corrected for their number: "
         "the more schemes, the likelier one of them stands out by chance."
     ]
 

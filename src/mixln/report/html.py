@@ -74,9 +74,7 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["code"] = _code
-    environment.filters["minus"] = _minus
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"code": _code, "minus": _minus, "breakable": _breakable}
     return environment
 
 

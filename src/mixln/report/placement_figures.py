@@ -100,7 +100,8 @@ class _Block:
 
     @property
     def height(self) -> float:
-        return 0.2 + sum(_sublayer_height(parts) for parts in self.sublayers) + 0.15
+        heights = [_GAP + _boxes_height(parts) + _merged_height(parts) + _APART for parts in self.sublayers]
+        return 0.2 + sum(heights) + 0.15
 
     def draw(self, axes: Axes, left: float, top: float) -> None:
         past, stream, branch = left + self.past, left + self.stream, left + self.branch
@@ -113,7 +114,7 @@ class _Block:
         start = y - 0.06
         for number, parts in enumerate(self.sublayers):
             inner = y + _GAP
-            end = inner + max(_column_height(column) for column in (parts.branch, parts.stream, parts.bypass)) + 0.12
+            end = inner + _boxes_height(parts)
             _line(axes, [(stream, y), (branch, y), (branch, end), (stream + _RADIUS, end)], arrow=True)
             _line(axes, [(stream, y), (stream, end - _RADIUS)])
             _boxes(axes, parts.branch, branch, inner)
@@ -124,7 +125,7 @@ class _Block:
                 _line(axes, [(past, start), (past, end)])
             _boxes(axes, parts.bypass, past, inner)
             y = start = end
-            after = end + _RADIUS + _column_height(parts.merged) + (_GAP if parts.merged else 0.0)
+            after = end + _merged_height(parts)
             following = number + 1 < len(self.sublayers)
             _line(axes, [(stream, end), (stream, after + (_APART if following else 0.25))], arrow=not following)
             _boxes(axes, parts.merged, stream, end + _RADIUS + _GAP / 2)
@@ -132,10 +133,14 @@ class _Block:
             y = after + _APART
 
 
-def _sublayer_height(parts: SublayerParts) -> float:
-    merged = _column_height(parts.merged) + (_GAP if parts.merged else 0.0)
-    columns = max(_column_height(column) for column in (parts.branch, parts.stream, parts.bypass))
-    return _GAP + columns + 0.12 + _RADIUS + merged + _APART
+def _boxes_height(parts: SublayerParts) -> float:
+    """From the branching to the addition."""
+    return max(_column_height(column) for column in (parts.branch, parts.stream, parts.bypass)) + 0.12
+
+
+def _merged_height(parts: SublayerParts) -> float:
+    """From the addition to the end of what is behind it."""
+    return _RADIUS + _column_height(parts.merged) + (_GAP if parts.merged else 0.0)
 
 
 def _column_height(parts: Sequence[Part]) -> float:
@@ -154,29 +159,12 @@ def _boxes(axes: Axes, parts: Sequence[Part], centre: float, top: float) -> None
     for part in parts:
         width, height = _width(part), _height(part)
         fill, edge = _COLORS[part.kind]
-        axes.add_patch(
-            FancyBboxPatch(
-                (centre - width / 2, top),
-                width,
-                height,
-                boxstyle="round,pad=0,rounding_size=0.05",
-                facecolor=fill,
-                edgecolor=edge,
-                linewidth=1.0,
-                zorder=3,
-            )
-        )
+        look = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": fill, "edgecolor": edge, "linewidth": 1.0}
+        axes.add_patch(FancyBboxPatch((centre - width / 2, top), width, height, zorder=3, **look))
         for number, text in enumerate(part.lines):
-            axes.text(
-                centre,
-                top + 0.045 + _LINE * (number + 0.5),
-                _MATHEMATICS.get(text, text),
-                ha="center",
-                va="center",
-                fontsize=_FONT_SIZE if number == 0 else _FONT_SIZE - 1,
-                color=INK,
-                zorder=4,
-            )
+            size = _FONT_SIZE if number == 0 else _FONT_SIZE - 1
+            options = {"ha": "center", "va": "center", "fontsize": size, "color": INK, "zorder": 4}
+            axes.text(centre, top + 0.045 + _LINE * (number + 0.5), _MATHEMATICS.get(text, text), **options)
         top += height + _GAP
 
 
@@ -192,19 +180,9 @@ def _line(axes: Axes, points: Sequence[tuple[float, float]], *, arrow: bool = Fa
     x, y = zip(*points, strict=True)
     axes.plot(x, y, color=INK, linewidth=1.1, zorder=1, solid_joinstyle="round")
     if arrow:
-        axes.annotate(
-            "",
-            xy=points[-1],
-            xytext=points[-2],
-            arrowprops={
-                "arrowstyle": "-|>,head_width=0.18,head_length=0.35",
-                "color": INK,
-                "linewidth": 1.1,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
-            zorder=2,
-        )
+        style = "-|>,head_width=0.18,head_length=0.35"
+        look = {"arrowstyle": style, "color": INK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", points[-1], points[-2], arrowprops=look, zorder=2)
 
 
 def write_placement_figure(path: Path, label: str, stack: StackDescription) -> Path:

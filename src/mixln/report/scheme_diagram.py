@@ -144,76 +144,51 @@ def draw_block(plan: BlockPlan, *alike: BlockPlan) -> str:
     last_bypass = max((number for number, one in enumerate(sublayers) if one.bypass), default=-1)
 
     canvas = _Canvas()
-    canvas.write(stream, "x")
+    canvas.add((stream, "x"))
     if left:
-        canvas.wire(past, "╭", stream, "┤")
+        canvas.add(_wire(past, "╭", stream, "┤"))
     for number, parts in enumerate(sublayers):
         ends = [past] if number <= last_bypass else []
-        canvas.lines(stream, *ends)
-        canvas.wire(stream, "├", branch, "╮", passing=ends)
-        columns = {past: _boxes(parts.bypass, left), stream: _boxes(parts.stream, middle)}
-        canvas.columns({**columns, branch: _boxes(parts.branch, right)}, wired=[*ends, stream, branch])
-        if parts.bypass:
-            canvas.wire(past, "├" if number < last_bypass else "╰", stream - 1, "►", advance=False)
-        canvas.wire(stream, "⊕", branch, "╯", passing=ends if number < last_bypass else [])
-        canvas.put(canvas.height - 1, stream + 1, "◄")
+        canvas.add(*_lines(stream, *ends))
+        canvas.add(*_lines(*ends), _wire(stream, "├", branch, "╮"))
+        boxes = {past: _boxes(parts.bypass, left), stream: _boxes(parts.stream, middle)}
+        canvas.add_boxes({**boxes, branch: _boxes(parts.branch, right)}, [*ends, stream, branch])
         ends = [past] if number < last_bypass else []
-        canvas.columns({stream: _boxes(parts.merged, middle)}, wired=[*ends, stream])
-    canvas.lines(stream)
-    canvas.write(stream, "▼")
+        bypass = [_wire(past, "├" if ends else "╰", stream - 1, "►")] if parts.bypass else []
+        canvas.add(*_lines(*ends), *bypass, _wire(stream, "⊕", branch, "╯"), (stream + 1, "◄"))
+        canvas.add_boxes({stream: _boxes(parts.merged, middle)}, [*ends, stream])
+    canvas.add(*_lines(stream))
+    canvas.add((stream, "▼"))
     return canvas.text()
 
 
 class _Canvas:
-    """Rows of characters, written from top to bottom; `height` is the row to be written next."""
+    """Rows of characters, from top to bottom."""
 
     def __init__(self) -> None:
-        self._characters: dict[tuple[int, int], str] = {}
-        self.height = 0
+        self._rows: list[dict[int, str]] = []
 
-    def put(self, row: int, column: int, text: str) -> None:
-        """Write at a place."""
-        self._characters |= {(row, column + offset): character for offset, character in enumerate(text)}
+    def add(self, *texts: tuple[int, str]) -> None:
+        """Add a row of texts, each with its first column; of two at one place the later one is seen."""
+        self._rows.append({column: one for start, text in texts for column, one in enumerate(text, start)})
 
-    def write(self, centre: int, text: str) -> None:
-        """Write a row."""
-        self.put(self.height, centre - len(text) // 2, text)
-        self.height += 1
-
-    def lines(self, *columns: int) -> None:
-        """Draw vertical lines over a row."""
-        for column in columns:
-            self.put(self.height, column, "│")
-        self.height += 1
-
-    def wire(
-        self, start: int, first: str, end: int, last: str, *, passing: Sequence[int] = (), advance: bool = True
-    ) -> None:
-        """Draw a horizontal line from one column to another, and the vertical lines that pass in this row."""
-        for column in passing:
-            if (self.height, column) not in self._characters:
-                self.put(self.height, column, "│")
-        self.put(self.height, start, first + "─" * (end - start - 1) + last)
-        self.height += advance
-
-    def columns(self, boxes: Mapping[int, Sequence[str]], *, wired: Sequence[int]) -> None:
-        """Draw boxes side by side, around the given columns, and lines on in those that are wired."""
+    def add_boxes(self, boxes: Mapping[int, Sequence[str]], wired: Sequence[int]) -> None:
+        """Add boxes side by side, around the given columns, and lines on in those that are wired."""
         for offset in range(max(map(len, boxes.values()))):
-            for column in {*boxes, *wired}:
-                own = boxes.get(column, ())
-                if offset < len(own):
-                    self.put(self.height, column - len(own[offset]) // 2, own[offset])
-                elif column in wired:
-                    self.put(self.height, column, "│")
-            self.height += 1
+            inside = [(centre, rows[offset]) for centre, rows in boxes.items() if offset < len(rows)]
+            self.add(*_lines(*wired), *((centre - len(text) // 2, text) for centre, text in inside))
 
     def text(self) -> str:
         """Return the rows."""
-        widths = [max((c for r, c in self._characters if r == row), default=-1) + 1 for row in range(self.height)]
-        return "\n".join(
-            "".join(self._characters.get((row, column), " ") for column in range(width))
-            for row, width in enumerate(widths)
-        )
+        return "\n".join("".join(row.get(i, " ") for i in range(max(row, default=-1) + 1)) for row in self._rows)
+
+
+def _lines(*columns: int) -> list[tuple[int, str]]:
+    return [(column, "│") for column in columns]
+
+
+def _wire(start: int, first: str, end: int, last: str) -> tuple[int, str]:
+    return start, first + "─" * (end - start - 1) + last
 
 
 def _width(parts: Sequence[Part]) -> int:

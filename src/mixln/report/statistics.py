@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean, stdev
 
 from mixln.confidence import student_t_two_sided
@@ -48,7 +48,7 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
         for placement, rates in groups.items()
     ]
     grid = [
-        GridPoint(placement, rate, _mean(losses(rates[rate])), len(rates[rate]))
+        GridPoint(placement, rate, _mean(losses(rates[rate]).values()), len(rates[rate]))
         for placement, rates in groups.items()
         for rate in sorted(rates)
     ]
@@ -61,15 +61,13 @@ def best_summary(summaries: Iterable[SchemeSummary]) -> SchemeSummary | None:
     A mean over the surviving runs only is too good, so a scheme with diverged runs is best only if there is no other.
     None if no run at all ended with a loss.
     """
-    ranked = [
-        (summary.diverged > 0, summary.loss_mean, summary) for summary in summaries if summary.loss_mean is not None
-    ]
-    return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
+    with_loss = [summary for summary in summaries if summary.loss_mean is not None]
+    return min(with_loss, key=lambda summary: (summary.diverged > 0, summary.loss_mean), default=None)
 
 
-def losses(runs: Iterable[RunResult]) -> list[float]:
-    """Validation losses of the runs that have one, diverged runs left out."""
-    return [run.validation_loss for run in runs if run.validation_loss is not None and not has_diverged(run)]
+def losses(runs: Iterable[RunResult]) -> dict[int, float]:
+    """Validation losses of runs at one learning rate by their seeds, diverged runs left out."""
+    return {run.seed: run.validation_loss for run in runs if run.validation_loss is not None and not has_diverged(run)}
 
 
 def has_diverged(run: RunResult) -> bool:
@@ -83,12 +81,8 @@ def paired_difference(runs: Sequence[RunResult], baseline: Sequence[RunResult]) 
     The interval is mean ± t s / sqrt(n), with s the sample standard deviation of the n differences and t the 97.5 %
     quantile of Student's t with n - 1 degrees of freedom.
     """
-    base = {run.seed: run.validation_loss for run in baseline if not has_diverged(run)}
-    deltas = [
-        run.validation_loss - reference
-        for run in runs
-        if run.validation_loss is not None and not has_diverged(run) and (reference := base.get(run.seed)) is not None
-    ]
+    own, base = losses(runs), losses(baseline)
+    deltas = [loss - base[seed] for seed, loss in own.items() if seed in base]
     if not deltas:
         return None
     mean, count = fmean(deltas), len(deltas)
@@ -103,11 +97,8 @@ def _group(runs: Sequence[RunResult]) -> dict[str, dict[float, list[RunResult]]]
     for run in runs:
         same = groups.setdefault(run.placement, {}).setdefault(run.learning_rate, [])
         if twin := next((other for other in same if other.seed == run.seed), None):
-            differs = (
-                f" (embedding_std {twin.embedding_std:g} and {run.embedding_std:g})"
-                if twin.embedding_std != run.embedding_std
-                else ""
-            )
+            stds = f" (embedding_std {twin.embedding_std:g} and {run.embedding_std:g})"
+            differs = stds if twin.embedding_std != run.embedding_std else ""
             raise InputError(
                 f"Two runs of {run.placement!r} have seed {run.seed} and learning rate {run.learning_rate:g}{differs}. "
                 "A comparison holds one run for each scheme, learning rate and seed: compare other settings apart."
@@ -119,7 +110,7 @@ def _group(runs: Sequence[RunResult]) -> dict[str, dict[float, list[RunResult]]]
 def _best_learning_rate(rates: dict[float, list[RunResult]]) -> float:
     def rank(rate: float) -> tuple[int, float, float, float]:
         runs = rates[rate]
-        mean = _mean(losses(runs))
+        mean = _mean(losses(runs).values())
         # a rate that was only tried on the way to another is not judged by its luck with one seed
         return -len(runs), fmean(has_diverged(run) for run in runs), math.inf if mean is None else mean, rate
 
@@ -129,7 +120,7 @@ def _best_learning_rate(rates: dict[float, list[RunResult]]) -> float:
 def _summarize_scheme(
     placement: str, learning_rate: float, runs: Sequence[RunResult], difference: Difference | None
 ) -> SchemeSummary:
-    values = losses(runs)
+    values = list(losses(runs).values())
     perplexities = [run.perplexity for run in runs if run.perplexity is not None and not has_diverged(run)]
     return SchemeSummary(
         placement=placement,
@@ -143,5 +134,5 @@ def _summarize_scheme(
     )
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Collection[float]) -> float | None:
     return fmean(values) if values else None
