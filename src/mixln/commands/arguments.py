@@ -82,8 +82,9 @@ def call(command: Callable[..., None], parser: ArgumentParser, given: Namespace,
 
 
 def option_names(parser: ArgumentParser) -> dict[str, str]:
-    """Return how the options of a parser are written, by the name of their parameter."""
-    return {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    """Return how the options of a parser are written, by the name of their parameter: `data.tokenizer`, `tokenizer`."""
+    options = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
+    return {name.rpartition(".")[2]: option for name, option in options.items()} | options
 
 
 def claim_output(out: Path) -> None:
