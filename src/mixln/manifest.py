@@ -25,7 +25,8 @@ def checksum(path: Path) -> str:
     size = path.stat().st_size
     result = hashlib.sha256(str(size).encode())
     blocks = -(-size // _BLOCK)
-    chosen = range(blocks) if blocks <= _MAX_BLOCKS else [i * (blocks - 1) // (_MAX_BLOCKS - 1) for i in range(64)]
+    count = min(blocks, _MAX_BLOCKS)
+    chosen = [number * (blocks - 1) // max(1, count - 1) for number in range(count)]
     with path.open("rb") as stream:
         for block in chosen:
             stream.seek(block * _BLOCK)

@@ -55,7 +55,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise InputError(f"{where} cannot be read: it is not UTF-8") from error
     except ValueError as error:
         raise InputError(f"{where} cannot be read: {error}") from error
-    if _is_deep(found):
+    if isinstance(found, dict | list) and _is_deep(found, _DEEPEST):
         raise too_deep
     return found
 
@@ -114,11 +114,6 @@ def _whole_number(digits: str) -> int:
     return number
 
 
-def _is_deep(value: Any) -> bool:
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        inside = [list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        if not inside:
-            return False
-        level = [one for content in inside for one in content if isinstance(one, dict | list)]
-    return bool(level)
+def _is_deep(value: dict[str, Any] | list[Any], levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(isinstance(one, dict | list) and _is_deep(one, levels - 1) for one in inside)

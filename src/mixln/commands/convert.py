@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from mixln.errors import InputError
 from mixln.exchange.published import PUBLISHED_NORM_TYPES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _TARGETS = ("hf", "hf-neutral-norms")
 
@@ -54,9 +51,10 @@ def convert(
     from mixln.exchange.export import save_stock
 
     export = save_stock(source, out, neutral_norms=to == "hf-neutral-norms")
+    model, dtype = export.model, str(export.model.dtype).removeprefix("torch.")
     print(
-        f"{out}: {type(export.model).__name__}, {_count(export.model)} parameters; its logits differ by "
-        f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({_dtype(export.model)})"
+        f"{out}: {type(model).__name__}, {model.num_parameters():,} parameters; its logits differ by "
+        f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({dtype})"
     )
 
 
@@ -82,12 +80,4 @@ def _import(source: Path, out: Path, placement: str) -> None:
     from mixln.exchange.convert import save_converted
 
     model = save_converted(source, out, placement)
-    print(f"{out}: {model.config.placement}, {_count(model)} parameters")
-
-
-def _count(model: PreTrainedModel) -> str:
-    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
-
-
-def _dtype(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
+    print(f"{out}: {model.config.placement}, {model.num_parameters():,} parameters")

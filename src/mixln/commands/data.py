@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from mixln.tasks.recipe import Recipe
@@ -26,11 +27,8 @@ def prepare(*, workers: int = _CORES, out: Path | None = None, recipe: Recipe, c
     """
     from mixln.data.prepare import prepare_data
 
-    data = prepare_data(recipe.data, cache, _report, workers=workers, out=out)
+    report = partial(print, file=sys.stderr, flush=True)
+    data = prepare_data(recipe.data, cache, report, workers=workers, out=out)
     for name, split in (("training", data.statistics.train), ("validation", data.statistics.validation)):
         print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, {split.characters:,} characters")
     print(f"data: {data.folder}")
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

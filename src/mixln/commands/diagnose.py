@@ -140,12 +140,12 @@ def load_tasks(
 
 def display_names(models: Sequence[str]) -> list[str]:
     """Return short names: of folders as much of the end of their paths as tells them apart, hub names as they are."""
-    shortest = 1
-    while True:
-        names = [_end_of_path(model, shortest) for model in models]
-        if len(set(names)) == len(names) or shortest > max(len(Path(model).parts) for model in models):
-            return names
-        shortest += 1
+    names: list[str] = []
+    for length in range(1, 2 + max(len(Path(model).parts) for model in models)):
+        names = [_end_of_path(model, length) for model in models]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _end_of_path(model: str, length: int) -> str:

@@ -21,5 +21,4 @@ def export(source: Path, out: Path, *, step: int | None = None) -> None:
 
     checkpoint = find_checkpoint(source, step)
     model = export_checkpoint(checkpoint, out)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{out}: {checkpoint.name}, {model.config.placement}, {parameters:,} parameters")
+    print(f"{out}: {checkpoint.name}, {model.config.placement}, {model.num_parameters():,} parameters")
