@@ -13,9 +13,10 @@ import builtins
 import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from itertools import groupby
 from typing import TypeGuard
 
 _WIDTH = 120
@@ -43,6 +44,13 @@ class Import:
     def package(self) -> str:
         """The package that has to be installed."""
         return self.module.partition(".")[0]
+
+    @property
+    def line(self) -> str:
+        """The statement that imports it."""
+        if self.name is None:
+            return f"import {self.module}" + ("" if self.bound == self.package else f" as {self.bound}")
+        return f"from {self.module} import {self.name}" + ("" if self.bound == self.name else f" as {self.bound}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +88,6 @@ class _Module:
     statements: dict[str, Statement] = field(default_factory=dict)
     bundled: dict[str, tuple[str, str]] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
-    # the modules that its definitions need, each once, in the order in which they turn up
-    needs: dict[str, None] = field(default_factory=dict)
 
 
 def bundle(roots: Sequence[tuple[str, str]], packages: Sequence[str]) -> Bundle:
@@ -101,6 +107,8 @@ class _Bundler:
     def __init__(self, packages: Sequence[str]) -> None:
         self.packages = packages
         self.modules: dict[str, _Module] = {}
+        # the other modules that a module's definitions need, in the order in which they turn up
+        self.needs: dict[str, dict[str, None]] = {}
 
     def bundle(self, roots: Sequence[tuple[str, str]]) -> Bundle:
         taken: dict[Statement, None] = {}
@@ -111,17 +119,19 @@ class _Bundler:
             if isinstance(statement, Import) or statement in taken:
                 continue
             taken[statement] = None
+            needed = self.needs.setdefault(statement.module, {})
             for name in _names(statement.node):
                 found = self.look_up(statement.module, name)
                 if isinstance(found, Import):
                     imports[found] = None
                 elif found is not None:
-                    self.modules[statement.module].needs[found.module] = None
+                    needed |= {found.module: None} if found.module != statement.module else {}
                     waiting.append(found)
-        statements = self.in_order(taken, [module for module, _ in roots])
+        statements = self.in_order(taken)
         _check_collisions(statements, imports)
-        body = self.body(statements)
-        return Bundle(f"{_import_lines(imports)}\n{body}", tuple(statements), frozenset(imports))
+        lines = sorted((one.line for one in imports), key=lambda line: (line.startswith("from"), line))
+        text = "\n".join([*lines, "", self.body(statements)])
+        return Bundle(text, tuple(statements), frozenset(imports))
 
     def module(self, name: str) -> _Module:
         if name not in self.modules:
@@ -155,43 +165,20 @@ class _Bundler:
                 raise BundleError(f"{module} uses the module {name}: import from it what is used")
             path.append(read.bundled[current])
 
-    def in_order(self, taken: dict[Statement, None], roots: Sequence[str]) -> list[Statement]:
+    def in_order(self, taken: dict[Statement, None]) -> list[Statement]:
         """Return the statements module by module, each module after those that it needs."""
-        order: dict[str, None] = {}
-        visiting: set[str] = set()
-
-        def visit(module: str) -> None:
-            if module in visiting:
-                return
-            visiting.add(module)
-            for needed in self.modules[module].needs:
-                visit(needed)
-            order[module] = None
-
-        for root in roots:
-            visit(root)
-        by_module: dict[str, list[Statement]] = {module: [] for module in order}
-        for statement in taken:
-            by_module[statement.module].append(statement)
-        return [one for group in by_module.values() for one in sorted(group, key=lambda found: found.first_line)]
+        try:
+            modules = list(TopologicalSorter(self.needs).static_order())
+        except CycleError as error:
+            raise BundleError(f"modules need each other: {', '.join(error.args[1])}") from error
+        return sorted(taken, key=lambda statement: (modules.index(statement.module), statement.first_line))
 
     def body(self, statements: Sequence[Statement]) -> str:
-        parts: list[str] = []
         place = {statement: number for number, statement in enumerate(statements)}
-        previous: Statement | None = None
-        for statement in statements:
-            module = self.modules[statement.module]
-            if previous is None or previous.module != statement.module:
-                parts.append(f"\n\n{_section(module)}\n" if parts else f"{_section(module)}\n")
-            elif isinstance(statement.node, ast.Assign | ast.AnnAssign) and isinstance(
-                previous.node, ast.Assign | ast.AnnAssign
-            ):
-                parts.append("\n" * min(1, statement.first_line - previous.last_line - 1))
-            else:
-                parts.append("\n\n")
-            parts.append(self.text(statement, place))
-            previous = statement
-        return "".join(parts)
+        parts: list[str] = []
+        for module, group in groupby(statements, key=lambda statement: statement.module):
+            parts += [_section(self.modules[module]), *(self.text(statement, place) for statement in group)]
+        return "\n\n".join(parts)
 
     def text(self, statement: Statement, place: dict[Statement, int]) -> str:
         module = self.modules[statement.module]
@@ -317,23 +304,3 @@ def _section(module: _Module) -> str:
     title = f"# {f' {module.name} ':-^{_WIDTH - 2}}"
     text = [f"# {line}".rstrip() for line in (module.docstring or "").splitlines()]
     return "\n".join([title, *text, ""])
-
-
-def _import_lines(imports: dict[Import, None]) -> str:
-    whole, parts = set(), {}
-    for found in imports:
-        if found.name is None:
-            plain = found.bound == found.module.partition(".")[0]
-            whole.add((found.module, f"import {found.module}" + ("" if plain else f" as {found.bound}")))
-        else:
-            taken = found.name if found.name == found.bound else f"{found.name} as {found.bound}"
-            parts.setdefault(found.module, set()).add(taken)
-    for module, names in parts.items():
-        line = f"from {module} import {', '.join(sorted(names))}"
-        if len(line) > _WIDTH:
-            line = "\n".join([f"from {module} import (", *(f"    {name}," for name in sorted(names)), ")"])
-        whole.add((module, line))
-    groups: dict[bool, list[str]] = {True: [], False: []}
-    for module, line in sorted(whole, key=lambda one: (one[1].startswith("from"), one[0])):
-        groups[module.partition(".")[0] in sys.stdlib_module_names].append(line)
-    return "".join("\n".join(lines) + "\n\n" for lines in groups.values() if lines).rstrip("\n") + "\n"
