@@ -32,7 +32,7 @@ def write_store(folder: Path, tokens: int, shard_tokens: int) -> None:
     generator = np.random.default_rng(0)
     lengths = np.full(2000, DOCUMENT_TOKENS)
     with TokenStoreWriter(folder, VOCAB_SIZE, shard_tokens=shard_tokens) as writer:
-        while writer.num_tokens < tokens:
+        while writer.written.tokens < tokens:
             ids = generator.integers(1, VOCAB_SIZE, size=lengths.sum(), dtype=np.uint16)
             ids[DOCUMENT_TOKENS - 1 :: DOCUMENT_TOKENS] = 0
             writer.extend(ids, lengths)

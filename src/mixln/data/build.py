@@ -273,14 +273,14 @@ class _Build:
     def _is_enough(self, name: str) -> bool:
         if name == VALIDATION_FOLDER:
             return self.validation.full
-        return self.train.full and self.validation.store.num_tokens >= self._wanted
+        return self.train.full and self.validation.store.written.tokens >= self._wanted
 
     def _report(self, corpus: Corpus) -> None:
         if time.monotonic() > self._next_report:
             self._next_report = time.monotonic() + _REPORT_SECONDS
             limit = self._sources.config.max_tokens
             of_all = "" if limit is None else f" of {limit:,}"
-            self._say(f"tokenising {corpus.name}: {self.train.store.num_tokens:,}{of_all} training tokens")
+            self._say(f"tokenising {corpus.name}: {self.train.store.written.tokens:,}{of_all} training tokens")
 
     def _trained_tokenizer(self, folder: Path) -> PreTrainedTokenizerFast:
         """Train a tokenizer, or take the one that an interrupted preparation has trained."""

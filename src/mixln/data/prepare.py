@@ -23,7 +23,7 @@ from mixln.data.build import (
 from mixln.data.cache import Report, finished_folder
 from mixln.data.config import DataConfig
 from mixln.data.corpora import open_corpus
-from mixln.data.corpus import LeftOut
+from mixln.data.corpus import Corpus, LeftOut
 from mixln.data.packing import PackedDataset
 from mixln.data.prepared_folder import find_prepared_folder, open_prepared_folder
 from mixln.data.store import TokenStore
@@ -115,15 +115,13 @@ def _open(config: DataConfig) -> Sources:
             f"validation_corpus {config.validation_corpus!r} is prepared data, which have both splits; give that "
             "folder as the corpus, or documents as the validation_corpus"
         )
-    corpus = open_corpus(config.corpus, text_field=config.text_field)
-    validation_corpus = (
-        open_corpus(config.validation_corpus, text_field=config.text_field) if config.validation_corpus else None
-    )
+    corpora: dict[str, Corpus] = {}
+    if config.validation_corpus:  # read first: its documents are left out of the other
+        corpora[VALIDATION_FOLDER] = open_corpus(config.validation_corpus, text_field=config.text_field)
+    corpora[TRAIN_FOLDER] = corpus = open_corpus(config.corpus, text_field=config.text_field)
     if corpus.unbounded and config.max_tokens is None:
         raise InputError(f"corpus {corpus.name!r} is streamed from the hub without end in sight; set max_tokens")
     tokenizer = load_training_tokenizer(config.tokenizer) if config.tokenizer else None
-    corpora = {VALIDATION_FOLDER: validation_corpus} if validation_corpus else {}
-    corpora[TRAIN_FOLDER] = corpus
     fingerprints = {name: source.fingerprint() for name, source in corpora.items()}
     key = {
         "format": FORMAT_VERSION,
@@ -168,16 +166,14 @@ def _pack(
         say(f"dropped {statistics.duplicates_removed:,} training documents that are validation documents too")
     tokenizer = tokenizer or load_training_tokenizer(str(folder / TOKENIZER_FOLDER))
     assert isinstance(tokenizer.eos_token_id, int)
-    train = PackedDataset(
-        TokenStore(folder / TRAIN_FOLDER, tokenizer.eos_token_id),
-        config.sequence_length,
-        cross_documents=config.cross_documents,
-    )
-    validation = PackedDataset(
-        TokenStore(folder / VALIDATION_FOLDER, tokenizer.eos_token_id),
-        config.sequence_length,
-        keep_partial=True,
-        cross_documents=config.cross_documents,
+    train, validation = (
+        PackedDataset(
+            TokenStore(folder / name, tokenizer.eos_token_id),
+            config.sequence_length,
+            keep_partial=name == VALIDATION_FOLDER,
+            cross_documents=config.cross_documents,
+        )
+        for name in (TRAIN_FOLDER, VALIDATION_FOLDER)
     )
     if len(train) == 0:
         dropped = statistics.duplicates_removed

@@ -58,7 +58,11 @@ def open_prepared_folder(folder: Path, config: DataConfig) -> dict[str, Any]:
             f"{manifest['mixln']}; prepare them again with `mixln data prepare`"
         )
     made_with: dict[str, Any] = manifest["settings"]
-    ignored = {*_FREE, *_unused(made_with)}
+    ignored = set(_FREE)
+    if made_with["tokenizer"] is not None:
+        ignored |= {"vocab_size", "tokenizer_training_characters"}  # which had no effect
+    if made_with["validation_corpus"] is not None:
+        ignored.add("validation_fraction")
     default = asdict(DataConfig())
     for name, value in asdict(config).items():
         if name not in ignored and value not in (default[name], made_with[name]):
@@ -78,16 +82,6 @@ def _check_contents(folder: Path, manifest: dict[str, Any]) -> None:
         is_sound = False
     if not is_sound:
         raise InputError(f"{folder / MANIFEST_FILE} is damaged: copy the prepared data or prepare them again")
-
-
-def _unused(settings: dict[str, Any]) -> set[str]:
-    """Settings that had no effect."""
-    unused: set[str] = set()
-    if settings["tokenizer"] is not None:
-        unused |= {"vocab_size", "tokenizer_training_characters"}
-    if settings["validation_corpus"] is not None:
-        unused.add("validation_fraction")
-    return unused
 
 
 def _check_tokenizer(folder: Path, manifest: dict[str, Any], name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mixln.data.pieces import Documents
-from mixln.data.store import TokenStoreWriter, WriterState
+from mixln.data.store import TokenStoreWriter, Written
 from mixln.models.encoding import DocumentEncoder
 
 
@@ -50,19 +50,19 @@ class SplitWriter:
     ) -> None:
         of_store = dict(state or {})
         self._characters = of_store.pop("characters", 0)
-        self.store = TokenStoreWriter(folder, encoder.vocab_size, state=WriterState(**of_store))
+        self.store = TokenStoreWriter(folder, encoder.vocab_size, state=Written(**of_store))
         self._encoder = encoder
         self._limit = math.inf if max_tokens is None else max_tokens
 
     @property
     def full(self) -> bool:
         """True if no more tokens are wanted."""
-        return self.store.num_tokens >= self._limit
+        return self.store.written.tokens >= self._limit
 
     @property
     def statistics(self) -> SplitStatistics:
         """What was written so far."""
-        return SplitStatistics(self.store.num_documents, self._characters, self.store.num_tokens)
+        return SplitStatistics(self.store.written.documents, self._characters, self.store.written.tokens)
 
     def add(self, documents: Documents) -> int:
         """Write documents as far as there is room.
@@ -71,7 +71,7 @@ class SplitWriter:
             How many were written, the one that was cut included.
         """
         ends = np.cumsum(documents.lengths)
-        room = int(min(self._limit - self.store.num_tokens, len(documents.tokens)))
+        room = int(min(self._limit - self.store.written.tokens, len(documents.tokens)))
         count = int(np.searchsorted(ends, room, side="right"))  # documents that fit whole
         tokens, lengths = documents.tokens[:room], documents.lengths[:count]
         self._characters += int(documents.characters[:count].sum())
@@ -84,4 +84,5 @@ class SplitWriter:
 
     def flush(self) -> dict[str, int]:
         """Hand to the system what was written, and return what another writer needs to go on from there."""
-        return {"characters": self._characters, **asdict(self.store.flush())}
+        self.store.flush()
+        return {"characters": self._characters, **asdict(self.store.written)}

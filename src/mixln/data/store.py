@@ -93,9 +93,9 @@ class TokenStore:
         return result
 
 
-@dataclass(frozen=True)
-class WriterState:
-    """What a `TokenStoreWriter` has flushed to the disk: another one goes on from there.
+@dataclass
+class Written:
+    """What a `TokenStoreWriter` has written: once it is flushed to the disk, another one can go on from there.
 
     Attributes:
         tokens: Tokens written.
@@ -120,26 +120,22 @@ class TokenStoreWriter:
         state: What an earlier writer has flushed to the folder, with the same arguments; what follows it is dropped.
 
     Attributes:
-        num_tokens: Tokens written so far.
-        num_documents: Documents written so far.
+        written: So far.
 
     Raises:
         InputError: The folder does not hold what the state says.
     """
 
     def __init__(
-        self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None, state: WriterState | None = None
+        self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None, state: Written | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = state or WriterState()
-        self.num_tokens = state.tokens
-        self.num_documents = state.documents
+        self.written = state = state or Written()
         self._folder = folder
         self._dtype = token_dtype(vocab_size)
         self._shard_tokens = shard_tokens or SHARD_TOKENS
         self._shards = max(1, -(-state.tokens // self._shard_tokens))
-        self._checksum_of_tokens, self._checksum_of_ends = state.checksum_of_tokens, state.checksum_of_ends
-        if self._stored_checksums() != (self._checksum_of_tokens, self._checksum_of_ends):
+        if self._stored_checksums() != (state.checksum_of_tokens, state.checksum_of_ends):
             raise InputError(f"{folder} is damaged: it does not hold the {state.tokens} tokens that were written")
         for file in sorted(folder.glob("tokens-*.bin"))[self._shards :]:
             file.unlink()
@@ -152,13 +148,12 @@ class TokenStoreWriter:
     def shard_sizes(self) -> list[int]:
         """Tokens in each shard so far."""
         full = [self._shard_tokens] * (self._shards - 1)
-        return [*full, self.num_tokens - sum(full)]
+        return [*full, self.written.tokens - sum(full)]
 
-    def flush(self) -> WriterState:
+    def flush(self) -> None:
         """Hand to the system what was written, so that a kill loses nothing of it."""
         self._tokens.flush()
         self._ends.flush()
-        return WriterState(self.num_tokens, self.num_documents, self._checksum_of_tokens, self._checksum_of_ends)
 
     def append(self, tokens: np.ndarray) -> None:
         """Add one document: shape (n,), n > 0, ids below `vocab_size`, its end-of-text token included."""
@@ -175,9 +170,10 @@ class TokenStoreWriter:
         assert tokens.ndim == 1
         assert len(tokens) == lengths.sum()
         assert (lengths > 0).all()
-        ends = self.num_tokens + np.cumsum(lengths)
+        written = self.written
+        ends = (written.tokens + np.cumsum(lengths)).astype("<i8")
         while len(tokens):
-            room = self._shards * self._shard_tokens - self.num_tokens
+            room = self._shards * self._shard_tokens - written.tokens
             if room == 0:
                 self._tokens.close()
                 self._shards += 1
@@ -185,12 +181,11 @@ class TokenStoreWriter:
                 continue
             part, tokens = tokens[:room].astype(self._dtype), tokens[room:]
             self._tokens.write(part.data)
-            self._checksum_of_tokens = zlib.crc32(part.data, self._checksum_of_tokens)
-            self.num_tokens += len(part)
-        self.num_documents += len(lengths)
-        ends = ends.astype("<i8")
+            written.checksum_of_tokens = zlib.crc32(part.data, written.checksum_of_tokens)
+            written.tokens += len(part)
+        written.documents += len(lengths)
         self._ends.write(ends.data)
-        self._checksum_of_ends = zlib.crc32(ends.data, self._checksum_of_ends)
+        written.checksum_of_ends = zlib.crc32(ends.data, written.checksum_of_ends)
 
     def close(self) -> None:
         """Complete the files; until then they do not form a store."""
@@ -220,16 +215,16 @@ class TokenStoreWriter:
                 if size:
                     shard = np.memmap(self._folder / shard_file(number), self._dtype, "r", 0, size)
                     of_tokens = zlib.crc32(shard.data, of_tokens)
-            if self.num_documents:
+            if self.written.documents:
                 file = self._folder / DOCUMENT_ENDS_FILE
-                of_ends = zlib.crc32(np.memmap(file, "<i8", "r", _HEADER_BYTES, self.num_documents).data)
+                of_ends = zlib.crc32(np.memmap(file, "<i8", "r", _HEADER_BYTES, self.written.documents).data)
         except (FileNotFoundError, ValueError):  # ValueError: a file is too short
             return None
         return of_tokens, of_ends
 
     def _write_header(self) -> None:
         # numpy pads the header so that the first dimension may grow in place, which is what lets us stream.
-        header = {"descr": "<i8", "fortran_order": False, "shape": (self.num_documents,)}
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self.written.documents,)}
         self._ends.seek(0)
         np.lib.format.write_array_header_1_0(self._ends, header)
         assert self._ends.tell() == _HEADER_BYTES
