@@ -32,6 +32,7 @@ NOT_RAISED = {
     ("mixln.measure.recording", "layers"): OWN_MODELS,
     ("mixln.models.anatomy", "layers"): OWN_MODELS,
     ("mixln.models.load", "device_map"): "raised for the `device_map` that was given",
+    ("mixln.placement.norms", "norm_factory"): "a function, for blocks that are made in Python",
     ("mixln.studies.diagnosis_config", "fresh_gradients"): "the others choose their measures themselves",
     ("mixln.tasks.recipes", "recipe"): "raised for the `recipe` that was given",
 }
