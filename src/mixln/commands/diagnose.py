@@ -25,7 +25,7 @@ def diagnose(
     dtype: str = "auto",
     device_map: str | None = None,
     only: Annotated[Sequence[str] | None, {"names": MEASURE_NAMES}] = None,
-    without: Sequence[str] = (),
+    without: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
     task_path: str | None = None,
     task_limit: int | None = None,
@@ -65,7 +65,7 @@ def diagnose(
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.task_scores import task_score
 
-    config = replace(config, measures=None if only is None else tuple(only), without=tuple(without))
+    config = replace(config, measures=None if only is None else tuple(only), without=tuple(without or ()))
     if len(set(models)) < len(models):
         raise InputError("a model is named twice: name each once")
     loaded = load_tasks(tasks, task_path, task_limit, task_metric)
