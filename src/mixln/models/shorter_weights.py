@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -76,32 +77,26 @@ def find_stored_blocks(
 
     def agreement(prefix: str) -> tuple[int, int]:
         of_block = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.0.")}
-        return _count_equal(of_block, values), _common_end(prefix, stack)
+        ends = zip(reversed(prefix.split(".")), reversed(stack.split(".")), strict=False)
+        same_end = list(takewhile(lambda pair: pair[0] == pair[1], ends))
+        return _count_equal(of_block, values), len(same_end)
 
     ranked = sorted(candidates, key=agreement)
     return StoredBlocks(ranked[-1], tuple(kept), num_layers)
 
 
 def _count_equal(tensors: Mapping[str, StoredTensor], values: Sequence[torch.Tensor]) -> int:
-    equal = 0
+    def is_known(stored: torch.Tensor) -> bool:
+        same_shape = (value for value in values if value.shape == stored.shape)
+        return any(torch.equal(stored.to(value.dtype), value.cpu()) for value in same_shape)
+
+    return sum(stored.numel() for _, stored in _read_one_by_one(tensors) if is_known(stored))
+
+
+def _read_one_by_one(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     for file in {tensor.file for tensor in tensors.values()}:
         with open_weights(file) as stored:
-            for name, tensor in tensors.items():
-                if tensor.file == file and any(
-                    value.shape == tensor.shape and torch.equal(stored(name).to(value.dtype), value.cpu())
-                    for value in values
-                ):
-                    equal += tensor.numel
-    return equal
-
-
-def _common_end(prefix: str, stack: str) -> int:
-    count = 0
-    for one, other in zip(reversed(prefix.split(".")), reversed(stack.split(".")), strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
+            yield from ((name, stored(name)) for name, tensor in tensors.items() if tensor.file == file)
 
 
 def keep_shared(renamed: dict[str, str], blocks: StoredBlocks, stack: str, shared: Iterable[Sequence[str]]) -> None:
@@ -143,7 +138,9 @@ def write_shorter_weights(
         name = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         with open_weights(file) as stored:
             own = [(old, new) for old, new in renamed.items() if old in source and source[old].file == file]
-            content = {new: changes.get(old, _as_it_is)(stored(old)).contiguous() for old, new in own}
+            content = {
+                new: (changes[old](stored(old)) if old in changes else stored(old)).contiguous() for old, new in own
+            }
         save_file(_apart(content), folder / name, metadata=_METADATA)
         size += sum(tensor.nbytes for tensor in content.values())
         written.update(dict.fromkeys(content, name))
@@ -152,10 +149,6 @@ def write_shorter_weights(
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.items()))}
         (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     _check(folder, wanted)
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _apart(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -170,10 +163,6 @@ def _apart(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _check(folder: Path, wanted: Mapping[str, tuple[torch.dtype, torch.Size]]) -> None:
-    found: dict[str, tuple[torch.dtype, torch.Size]] = {}
-    for file in {tensor.file for tensor in stored_tensors(folder).values()}:
-        with open_weights(file) as stored:
-            names = [name for name, tensor in stored_tensors(folder).items() if tensor.file == file]
-            found.update({name: (stored(name).dtype, stored(name).shape) for name in names})
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in _read_one_by_one(stored_tensors(folder))}
     if differing := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
         raise InputError(f"the weights as written differ from what is left: {', '.join(differing[:3])}")

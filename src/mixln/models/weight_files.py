@@ -182,41 +182,27 @@ def require_plausible_size(
     if not tensors:
         return
     numbers = sum(tensor.numel for tensor in tensors.values())
-    with torch.device("meta"), _bounded(len(tensors), numbers, folder):
-        build(config)
+    most = {
+        "modules": max(_ALWAYS_ALLOWED, len(tensors) * _MOST_MODULES_PER_TENSOR),
+        "parameters": numbers * _MOST_PACKED + _ALWAYS_ALLOWED,
+    }
+    found = dict.fromkeys(most, 0)
 
-
-@contextmanager
-def _bounded(num_tensors: int, numbers: int, folder: Path) -> Iterator[None]:
-    most_modules = max(_ALWAYS_ALLOWED, num_tensors * _MOST_MODULES_PER_TENSOR)
-    most_numbers = numbers * _MOST_PACKED + _ALWAYS_ALLOWED
-    modules = parameters = 0
-
-    def too_large(what: str) -> InputError:
-        return InputError(
-            f"{folder}: config.json describes a model of more than {what}, and the weight files hold {num_tensors:,} "
-            f"tensors with {numbers:,} numbers. One of its sizes (num_hidden_layers, say) is wrong, or the weights are "
-            "of another model"
-        )
-
-    def count_module(*_: Any) -> None:
-        nonlocal modules
-        modules += 1
-        if modules > most_modules:
-            raise too_large(f"{most_modules:,} modules")
+    def count(what: str, number: int) -> None:
+        found[what] += number
+        if found[what] > most[what]:
+            raise InputError(
+                f"{folder}: config.json describes a model of more than {most[what]:,} {what}, and the weight files "
+                f"hold {len(tensors):,} tensors with {numbers:,} numbers. One of its sizes (num_hidden_layers, say) is "
+                "wrong, or the weights are of another model"
+            )
 
     def count_parameter(_module: Any, _name: str, parameter: torch.nn.Parameter | None) -> None:
-        nonlocal parameters
-        parameters += 0 if parameter is None else parameter.numel()
-        if parameters > most_numbers:
-            raise too_large(f"{most_numbers:,} parameters")
+        count("parameters", 0 if parameter is None else parameter.numel())
 
-    hooks = (
-        register_module_module_registration_hook(count_module),
+    with (
+        torch.device("meta"),
+        register_module_module_registration_hook(lambda *_: count("modules", 1)),
         register_module_parameter_registration_hook(count_parameter),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    ):
+        build(config)
