@@ -339,6 +339,7 @@ CASES["metrics.jsonl with a word for the tokens"] = _bad_file(
 def _bad_map(text: str, words: str, name: str = "model.safetensors.index.json") -> Case:
     def made(shop: Workshop) -> tuple[list[str], str]:
         folder = shop.copy("published")
+        (folder / "model.safetensors").unlink()  # a whole file is read instead, as transformers does
         (folder / name).write_text(text)
         return ["convert", str(folder), str(shop.out), "--placement", "pre"], words
 
@@ -363,6 +364,7 @@ for _name, _text, _words in (
 @case
 def weight_map_of_a_file_that_is_no_safetensors(shop: Workshop) -> tuple[list[str], str]:
     folder = shop.copy("published")
+    (folder / "model.safetensors").unlink()
     (folder / "one.safetensors").write_text("no tensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "one.safetensors"}}')
     return ["convert", str(folder), str(shop.out), "--placement", "pre"], "one.safetensors is damaged"
