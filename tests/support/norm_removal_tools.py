@@ -9,8 +9,10 @@ from architecture_tools import tiny_architecture
 from models_tools import token_ids
 from torch import nn
 
+from mixln.exchange.export import compare_logits
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.tasks.norm_removal import FrozenNorms, install_frozen_norms
+from mixln.tasks.norm_removal.fold import FoldReport
 
 END_OF_TEXT = 5
 
@@ -58,3 +60,8 @@ def frozen_model(name: str, text: str, dtype: torch.dtype = torch.float32, **cha
     norms = with_norms(model)
     freeze_all(norms)
     return model, norms
+
+
+def measure_fold(frozen: PlacedForCausalLM, folded: PlacedForCausalLM) -> FoldReport:
+    """Compare the logits of a model with frozen norms and of what `fold_norms` made of it, on random tokens."""
+    return FoldReport(*compare_logits(frozen.eval(), folded.eval()))

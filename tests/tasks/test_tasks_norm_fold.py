@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from architecture_tools import tiny_architecture
 from measure_surgery import remove_blocks
 from models_tools import generate, logits_of, tensors_of, token_ids
-from norm_removal_tools import END_OF_TEXT, freeze_all, frozen_model, trained, with_norms
+from norm_removal_tools import END_OF_TEXT, freeze_all, frozen_model, measure_fold, trained, with_norms
 from self_contained import open_without_mixln, write_case
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from mixln.models.anatomy import find_block_stack
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.placement import PlacedBlock, PlacementError
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.tasks.norm_removal import fold_norms, fold_norms_in_place, install_frozen_norms, measure_fold
+from mixln.tasks.norm_removal import fold_norms, fold_norms_in_place, install_frozen_norms
 from mixln.tasks.objective import document_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
@@ -148,7 +149,7 @@ def test_in_place_it_is_a_model_with_the_same_matrices(name: str, tied: bool) ->
     assert all(own[key] is value for key, value in matrices.items())
     assert report.largest_logit == pytest.approx(logits_of(folded, tokens).abs().max().item(), rel=1e-5)
     with pytest.raises(InputError, match="the norms are not those of the model"):
-        fold_norms_in_place(folded, norms)
+        fold_norms_in_place(folded, norms, tokens)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -171,7 +172,7 @@ def test_what_is_not_frozen_or_not_merged_is_named() -> None:
     for path, layer in norms.norms:
         if (path, layer) not in (("value", 2), ("final", None)):
             norms.freeze(path, layer)
-    for fold in (fold_norms, fold_norms_in_place):
+    for fold in (fold_norms, partial(fold_norms_in_place, tokens=token_ids())):
         with pytest.raises(InputError, match=r"not frozen.*: value of layer 3, final\. Freeze them"):
             fold(model, norms)
     norms.freeze("value", 2)
@@ -207,7 +208,7 @@ def test_what_cannot_be_folded_is_refused() -> None:
     peft = pytest.importorskip("peft")
     peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(PlacementError, match="adapters"):
-        fold_norms_in_place(model, norms)
+        fold_norms_in_place(model, norms, token_ids())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "olmo"])

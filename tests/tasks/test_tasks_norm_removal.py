@@ -187,7 +187,7 @@ class SpikeAfter(RemovalCallback):
     has_spiked = False
 
     def judge_loss(self, step: int, loss: float) -> Any:
-        spikes = len(self.made) == 4 and not self.has_spiked
+        spikes = len(self.progress.made) == 4 and not self.has_spiked
         self.has_spiked |= spikes
         return super().judge_loss(step, loss + 10 * spikes)
 
@@ -232,16 +232,16 @@ def test_a_spike_in_training(action: Any, gpt2: Path, corpus: Path, data: Prepar
     with pytest.warns(UserWarning, match="going back to step") if action == "roll_back" else nullcontext():
         train(task, tmp_path)
     assert task.callback.is_complete
-    pace = [later - earlier for earlier, later in pairwise(task.callback.made)]
+    pace = [later - earlier for earlier, later in pairwise(task.callback.progress.made)]
     planned = [removal.gap for removal in config.removal_schedule(2).removals(2)][:-1]
     # however often a step was made, the metrics have it once
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 41))
     if action == "roll_back":
-        assert task.callback.num_roll_backs == 1
+        assert task.callback.progress.num_roll_backs == 1
         assert pace[4:] == [2 * gap for gap in planned[4:]]
     else:
         # the policy of the second run of "stop" waits as well, for the spike is what the checkpoint ends with
-        assert task.callback.waited_steps == 1
+        assert task.callback.progress.waited_steps == 1
         assert sum(pace) == sum(planned) + 1
 
 
@@ -267,9 +267,9 @@ def test_a_spike_long_after_a_removal_goes_back_to_before_it(
     assert 55 - last > 2 * recipe.checkpoint_every * recipe.execution.keep_last
     with pytest.warns(UserWarning, match=f"first position was removed .step {last}.: going back to step {last - 1}"):
         train(task, tmp_path)
-    assert task.callback.num_roll_backs == 1
+    assert task.callback.progress.num_roll_backs == 1
     assert task.callback.is_complete
-    assert task.callback.made[-1] > last
+    assert task.callback.progress.made[-1] > last
 
 
 @pytest.mark.slow
@@ -304,11 +304,11 @@ class PoisonAfter(RemovalCallback):
         super().before_step(step)
         assert self.norms is not None
         sigma = self.norms.norms["query_key", 1].sigma
-        if len(self.made) == 4 and self.spoiled_steps < 2:
+        if len(self.progress.made) == 4 and self.spoiled_steps < 2:
             self.spoiled_steps += 1
             self._sigma = sigma.clone() if self.spoiled_steps == 1 else self._sigma
             sigma.fill_(torch.nan)
-        elif len(self.made) == 4 and sigma.isnan().any():
+        elif len(self.progress.made) == 4 and sigma.isnan().any():
             sigma.copy_(self._sigma)
 
 
@@ -327,7 +327,7 @@ def test_a_loss_that_is_no_number_is_a_spike_too(
         return
     train(task, tmp_path)
     assert task.callback.is_complete
-    assert task.callback.num_roll_backs == (2 if action == "roll_back" else 0)
+    assert task.callback.progress.num_roll_backs == (2 if action == "roll_back" else 0)
     lost = [line["step"] for line in read_metrics(tmp_path) if line["loss"] is None]
     assert len(lost) == (2 if action == "wait" else 0)
 
@@ -336,7 +336,7 @@ def test_a_loss_that_is_no_number_is_a_spike_too(
 def test_steps_that_end_too_early_lose_nothing(
     gpt2: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RemovalCallback, "_is_spike", lambda self, _: len(self.made) == 4)
+    monkeypatch.setattr(RemovalCallback, "_is_spike", lambda self, _: len(self.progress.made) == 4)
     with pytest.raises(InputError, match=r"the steps are over, and 4 of 9 removals are made: spikes held removals up"):
         work_on(gpt2, corpus, tmp_path / "out")
     # what is kept is no model yet: its frozen norms would be lost
@@ -360,13 +360,13 @@ def test_a_validation_loss_that_is_no_number_is_a_spike_too(
 
     def validate(run: TrainingRun) -> Any:
         # when the fourth norm has gone, and has not been put off
-        spoilt = len(task.callback.made) == 4 and not task.callback.num_roll_backs
+        spoilt = len(task.callback.progress.made) == 4 and not task.callback.progress.num_roll_backs
         return ValidationLoss(math.inf, 1) if spoilt else measure(run)
 
     monkeypatch.setattr(TrainingRun, "validate", validate)
     with pytest.warns(UserWarning, match="the loss rose to inf .* going back to step"):
         train(task, tmp_path)
-    assert task.callback.num_roll_backs == 1
+    assert task.callback.progress.num_roll_backs == 1
     assert task.callback.is_complete
 
 

@@ -52,7 +52,7 @@ def run(callback: RemovalCallback, loss: Callable[[int], float], steps: range) -
 def test_without_a_spike_everything_goes_on_time_and_in_order() -> None:
     callback = started(SpikePolicy("stop"))
     assert run(callback, lambda _: 2.0, range(1, 20)) == []
-    assert callback.made == [3, 5, 7, 9, 11, 13]
+    assert callback.progress.made == [3, 5, 7, 9, 11, 13]
     assert callback.is_complete
     norms: Any = callback.norms
     assert norms.asked == [
@@ -74,8 +74,8 @@ def test_wait_holds_removals_up_until_the_spike_is_over() -> None:
     callback = started(SpikePolicy("wait", threshold=0.5))
     assert run(callback, spike(5, 9), range(1, 30)) == []
     # due in 7, held up in 7 to 10 (whose step before was one of the spike), and later ones keep their gaps
-    assert callback.made == [3, 5, 11, 13, 15, 17]
-    assert callback.waited_steps == 4
+    assert callback.progress.made == [3, 5, 11, 13, 15, 17]
+    assert callback.progress.waited_steps == 4
 
 
 def test_a_long_spike_is_nothing_to_compare_with() -> None:
@@ -83,8 +83,8 @@ def test_a_long_spike_is_nothing_to_compare_with() -> None:
     callback = started(policy)
     # the window is full of it before it is over; what comes later is as high
     assert run(callback, lambda step: 3.0 if 5 <= step <= 15 or step >= 18 else 2.0, range(1, 40)) == []
-    assert callback.made == [3, 5, 17]
-    assert callback.waited_steps == 10 + 21
+    assert callback.progress.made == [3, 5, 17]
+    assert callback.progress.waited_steps == 10 + 21
 
 
 def test_behind_a_stop_a_run_waits_and_stops_at_the_next_spike_only() -> None:
@@ -99,7 +99,7 @@ def test_behind_a_stop_a_run_waits_and_stops_at_the_next_spike_only() -> None:
     step, verdict = run(resumed, losses, range(7, 40))
     assert (step, verdict.action) == (14, "stop")
     # the third was due in step 7
-    assert resumed.made == [3, 5, 11, 13]
+    assert resumed.progress.made == [3, 5, 11, 13]
     again = started(SpikePolicy("stop"))
     again.restore(resumed.state())
     assert run(again, losses, range(15, 40)) == []
@@ -109,7 +109,7 @@ def test_behind_a_stop_a_run_waits_and_stops_at_the_next_spike_only() -> None:
 def test_a_rise_below_the_threshold_is_no_spike() -> None:
     callback = started(SpikePolicy("wait", threshold=1.5))
     run(callback, spike(5, 9), range(1, 30))
-    assert callback.made == [3, 5, 7, 9, 11, 13]
+    assert callback.progress.made == [3, 5, 7, 9, 11, 13]
 
 
 def test_stop_ends_the_run_and_says_after_what() -> None:
@@ -134,18 +134,18 @@ def test_roll_back_goes_to_before_the_removal_and_on_at_half_the_pace() -> None:
     assert (verdict.action, verdict.before) == ("go_back", 4)
     callback.restore(saved[verdict.before], rolled_back=True)
     callback.learn(verdict)
-    assert callback.made == [3]
+    assert callback.progress.made == [3]
     assert run(callback, lambda _: 2.0, range(5, 60)) == []
     # the gap of 2 is now 4: the second removal is put off by it, and the others follow at that pace
-    assert callback.made == [3, 9, 13, 17, 21, 25]
-    assert callback.num_roll_backs == 1
+    assert callback.progress.made == [3, 9, 13, 17, 21, 25]
+    assert callback.progress.num_roll_backs == 1
 
 
 def test_roll_backs_end_after_so_many() -> None:
     callback = started(SpikePolicy("roll_back", max_roll_backs=2))
     actions = []
     for _ in range(3):
-        _, verdict = run(callback, lambda _: 3.0 if callback.made else 2.0, range(1, 60))
+        _, verdict = run(callback, lambda _: 3.0 if callback.progress.made else 2.0, range(1, 60))
         actions.append(verdict.action)
         callback.restore({}, rolled_back=True)
         callback.learn(verdict)
@@ -166,7 +166,7 @@ def test_the_checkpoints_before_the_last_removals_are_kept_only_to_go_back_to() 
 def test_a_loss_that_is_not_finite_is_a_spike(loss: float) -> None:
     waiting = started(SpikePolicy("wait"))
     assert run(waiting, lambda step: loss if step in (6, 7) else 2.0, range(1, 30)) == []
-    assert waiting.made == [3, 5, 9, 11, 13, 15]
+    assert waiting.progress.made == [3, 5, 9, 11, 13, 15]
     _, verdict = run(started(SpikePolicy("roll_back")), lambda step: loss if step == 6 else 2.0, range(1, 30))
     assert (verdict.action, verdict.before) == ("go_back", 4)
     # before any removal it is none of its doing
@@ -180,8 +180,8 @@ def test_a_roll_back_that_has_another_cause_changes_no_pace() -> None:
     run(callback, lambda _: 2.0, range(5, 8))
     callback.restore(state, rolled_back=True)
     assert run(callback, lambda _: 2.0, range(5, 30)) == []
-    assert callback.made == [3, 5, 7, 9, 11, 13]
-    assert callback.num_roll_backs == 0
+    assert callback.progress.made == [3, 5, 7, 9, 11, 13]
+    assert callback.progress.num_roll_backs == 0
 
 
 @pytest.mark.parametrize("cut", range(1, 12))

@@ -102,10 +102,13 @@ def claim_output(out: Path) -> None:
 
 
 def _documentation(documented: Any) -> tuple[Any, dict[str, str]]:
+    """Return a docstring, parsed, and what it says of each parameter; of a class, its bases' docstrings too."""
     from docstring_parser.google import parse
 
-    text = parse(documented.__doc__)
-    return text, {one.arg_name: " ".join((one.description or "").split()).removesuffix(".") for one in text.params}
+    texts = [parse(one.__doc__) for one in getattr(documented, "__mro__", (documented,))]
+    parameters = [one for text in reversed(texts) for one in text.params]
+    helps = {one.arg_name: " ".join((one.description or "").split()).removesuffix(".") for one in parameters}
+    return texts[0], helps
 
 
 def _parameters(command: Callable[..., None]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:

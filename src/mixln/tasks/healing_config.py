@@ -1,10 +1,10 @@
-"""The settings of training a trained model further: healing, and low-rank updates."""
+"""The settings of training a trained model further: what is common, low-rank updates, and healing."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.data.config import DataConfig
@@ -33,7 +33,70 @@ class LowRankConfig(Checked):
 
 
 @dataclass(frozen=True)
-class HealingConfig(Checked):
+class FurtherTrainingConfig(Checked):
+    """What users set wherever a trained model is trained further on text.
+
+    Attributes:
+        batch_size: rows of a step.
+        micro_batch_size: rows of a forward and backward; null: all of the step's.
+        sequence_length: tokens in a row; null: 512, or as many as the model takes.
+        validation_corpus: what the losses are measured on; null: documents split off the text.
+        max_validation_tokens: of it.
+        seed: of the order of the data, and of all other random numbers.
+        precision: as in a recipe.
+        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
+    """
+
+    batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt | None = None
+    sequence_length: PositiveInt | None = None
+    validation_corpus: str | None = None
+    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
+    seed: NonNegativeInt = 0
+    precision: WantedPrecision = "auto"
+    compile: Literal["always", "never"] = "never"
+
+    def _training(
+        self,
+        corpus: str,
+        tokenizer: str,
+        length: int,
+        steps: int,
+        *,
+        schedule_steps: int | None = None,
+        text_field: str = "text",
+        **others: Any,
+    ) -> TextTrainingConfig:
+        """Return the configuration of a run of so many steps, in the model's own tokens, on as much text as they take.
+
+        If the run may end before its schedule, `schedule_steps` is the length of that.
+        """
+        data = DataConfig(
+            corpus=corpus,
+            text_field=text_field,
+            validation_corpus=self.validation_corpus,
+            tokenizer=tokenizer,
+            # a row's targets reach one token further, and the last partial row is dropped
+            max_tokens=steps * self.batch_size * length + 1,
+            max_validation_tokens=self.max_validation_tokens,
+            sequence_length=length,
+        )
+        return TextTrainingConfig(
+            data=data,
+            steps=schedule_steps or steps,
+            stop_step=None if schedule_steps is None else steps,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            precision=self.precision,
+            evaluation_batch_size=self.micro_batch_size or self.batch_size,
+            execution=ExecutionConfig(compile=self.compile),
+            **others,
+        )
+
+
+@dataclass(frozen=True)
+class HealingConfig(FurtherTrainingConfig):
     """How a pruned model is trained on: AdamW without decay, warmup over 10 % of the steps, cosine to 10 %.
 
     Attributes:
@@ -42,14 +105,6 @@ class HealingConfig(Checked):
             al. 2024 did: less memory, and less can be forgotten.
         learning_rate: the peak; null: 1e-4 for full, 1e-3 for lora.
         rank: of the updates of lora.
-        sequence_length: tokens in a row; null: 512, or as many as the model takes.
-        batch_size: rows of a step.
-        micro_batch_size: rows of a forward and backward; null: all of the step's.
-        validation_corpus: what the losses are measured on; null: documents split off the text.
-        max_validation_tokens: of it.
-        seed: of the order of the data, and of lora's first weights.
-        precision: as in a recipe.
-        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
     """
 
     checked_path: ClassVar[str] = "healing."
@@ -58,14 +113,6 @@ class HealingConfig(Checked):
     method: Literal["full", "lora"] = "full"
     learning_rate: PositiveFloat | None = None
     rank: PositiveInt = 16
-    sequence_length: PositiveInt | None = None
-    batch_size: PositiveInt = 8
-    micro_batch_size: PositiveInt | None = None
-    validation_corpus: str | None = None
-    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
-    seed: NonNegativeInt = 0
-    precision: WantedPrecision = "auto"
-    compile: Literal["always", "never"] = "never"
 
     @property
     def low_rank(self) -> LowRankConfig | None:
@@ -83,44 +130,5 @@ class HealingConfig(Checked):
         length = self.sequence_length or longest
         steps = math.ceil(self.tokens / (self.batch_size * length))
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
-        return TextTrainingConfig(
-            data=fine_tuning_data(
-                corpus,
-                tokenizer,
-                rows=steps * self.batch_size,
-                sequence_length=length,
-                validation_corpus=self.validation_corpus,
-                max_validation_tokens=self.max_validation_tokens,
-            ),
-            optimizer=OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95),
-            steps=steps,
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-            precision=self.precision,
-            evaluation_batch_size=self.micro_batch_size or self.batch_size,
-            execution=ExecutionConfig(compile=self.compile),
-        )
-
-
-def fine_tuning_data(
-    corpus: str,
-    tokenizer: str,
-    *,
-    rows: int,
-    sequence_length: int,
-    validation_corpus: str | None,
-    max_validation_tokens: int,
-    text_field: str = "text",
-) -> DataConfig:
-    """Return the data of a trained model's training on: in its own tokens, and as many as so many rows take."""
-    return DataConfig(
-        corpus=corpus,
-        text_field=text_field,
-        validation_corpus=validation_corpus,
-        tokenizer=tokenizer,
-        # a row's targets reach one token further, and the last partial row is dropped
-        max_tokens=rows * sequence_length + 1,
-        max_validation_tokens=max_validation_tokens,
-        sequence_length=sequence_length,
-    )
+        optimizer = OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95)
+        return self._training(corpus, tokenizer, length, steps, optimizer=optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,12 +63,8 @@ class HeadKernels:
     @classmethod
     def compiled(cls) -> HeadKernels:
         """Return compiled ones."""
-        options: Any = {"dynamic": False, "fullgraph": True}
-        return cls(
-            torch.compile(logits_loss, **options),
-            torch.compile(transposed_copy, **options),
-            torch.compile(add_transposed, **options),
-        )
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True)
+        return cls(compiled(logits_loss), compiled(transposed_copy), compiled(add_transposed))
 
 
 def linear_cross_entropy(

@@ -7,15 +7,17 @@ from typing import Annotated, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.errors import InputError
-from mixln.tasks.healing_config import fine_tuning_data
+from mixln.tasks.healing_config import FurtherTrainingConfig
 from mixln.tasks.norm_removal.schedule import PUBLISHED, RemovalSchedule, derived_schedule
 from mixln.tasks.recipe import TextTrainingConfig
-from mixln.training.config import ExecutionConfig, FaultConfig, OptimizerConfig, WantedPrecision
+from mixln.training.config import FaultConfig, OptimizerConfig
 
 DERIVED = "derived"
 _STEPS = 300
 _LEARNING_RATE = 3e-4
 _WEIGHT_DECAY = 0.01
+
+SpikeAction = Literal["wait", "roll_back", "stop"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,14 @@ class SpikePolicy(Checked):
 
     checked_path: ClassVar[str] = "spike_"
 
-    action: Literal["wait", "roll_back", "stop"] = "wait"
+    action: SpikeAction = "wait"
     threshold: PositiveFloat = 0.5
     window: PositiveInt = 20
     max_roll_backs: PositiveInt = 5
 
 
 @dataclass(frozen=True)
-class NormRemovalConfig(Checked):
+class NormRemovalConfig(FurtherTrainingConfig):
     """How norms are removed: AdamW, weight decay 0.01, clipping at 1, and a cosine to 0.
 
     Attributes:
@@ -60,17 +62,9 @@ class NormRemovalConfig(Checked):
         on_spike: when a removal makes the loss spike: wait until it is over; roll_back to before the removal and go on
             at half the pace; or stop.
         spike_threshold: a spike is a training loss so many nats above the median before the last removal.
-        batch_size: rows of a step.
-        micro_batch_size: rows of a forward and backward; null: all of the step's.
-        sequence_length: tokens in a row; null: 512, or as many as the model takes.
         text_field: field or column of the text that holds a document.
-        validation_corpus: what the losses are measured on; null: documents split off the text.
-        max_validation_tokens: of it.
         evaluate_every: steps between validations; null: 20 times a run, or less often if more tokens would be
             validated than trained on.
-        seed: of the order of the data.
-        precision: as in a recipe.
-        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
     """
 
     schedule: str = DERIVED
@@ -85,18 +79,10 @@ class NormRemovalConfig(Checked):
     learning_rate: PositiveFloat | None = None
     warmup_steps: NonNegativeInt | None = None
     auxiliary_weight: NonNegativeFloat = 0.0
-    on_spike: Literal["wait", "roll_back", "stop"] = "wait"
+    on_spike: SpikeAction = "wait"
     spike_threshold: PositiveFloat = 0.5
-    batch_size: PositiveInt = 8
-    micro_batch_size: PositiveInt | None = None
-    sequence_length: PositiveInt | None = None
     text_field: str = "text"
-    validation_corpus: str | None = None
-    max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
     evaluate_every: PositiveInt | None = None
-    seed: NonNegativeInt = 0
-    precision: WantedPrecision = "auto"
-    compile: Literal["always", "never"] = "never"
 
     @property
     def spike_policy(self) -> SpikePolicy:
@@ -144,40 +130,29 @@ class NormRemovalConfig(Checked):
         """
         published, steps = PUBLISHED.get(self.schedule), self.num_steps
         length = self.sequence_length or longest
-        rate, warmup = self.learning_rate, self.warmup_steps
+        rate, warmup, cosine_steps = self.learning_rate, self.warmup_steps, steps
         if published is not None:
             rate = published.learning_rate if rate is None else rate
             warmup = published.warmup_steps if warmup is None else warmup
+            if published.cosine_steps > published.steps:  # some published runs end before their cosine does
+                cosine_steps = max(steps, published.cosine_steps)
+        optimizer = OptimizerConfig(
+            name="adamw",
+            learning_rate=_LEARNING_RATE if rate is None else rate,
+            warmup_steps=warmup,
+            final_learning_rate_fraction=0.0,
+            weight_decay=_WEIGHT_DECAY,
+        )
         step_tokens = self.batch_size * length
-        # some published runs end before their cosine does
-        is_cut_short = published is not None and published.cosine_steps > published.steps
-        cosine_steps = max(steps, published.cosine_steps) if published is not None and is_cut_short else steps
-        return TextTrainingConfig(
-            data=fine_tuning_data(
-                corpus,
-                tokenizer,
-                rows=steps * self.batch_size,
-                sequence_length=length,
-                text_field=self.text_field,
-                validation_corpus=self.validation_corpus,
-                max_validation_tokens=self.max_validation_tokens,
-            ),
-            optimizer=OptimizerConfig(
-                name="adamw",
-                learning_rate=_LEARNING_RATE if rate is None else rate,
-                warmup_steps=warmup,
-                final_learning_rate_fraction=0.0,
-                weight_decay=_WEIGHT_DECAY,
-            ),
-            steps=cosine_steps,
-            stop_step=steps,
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-            precision=self.precision,
+        return self._training(
+            corpus,
+            tokenizer,
+            length,
+            steps,
+            schedule_steps=cosine_steps,
+            text_field=self.text_field,
+            optimizer=optimizer,
             evaluate_every=self.evaluate_every or max(1, steps // 20, self.max_validation_tokens // step_tokens),
-            evaluation_batch_size=self.micro_batch_size or self.batch_size,
             # a loss that is not finite is a spike; that of a run that waits is left out
             faults=FaultConfig(on_non_finite="skip" if self.on_spike == "wait" else "stop"),
-            execution=ExecutionConfig(compile=self.compile),
         )

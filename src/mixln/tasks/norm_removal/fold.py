@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mixln.errors import InputError
-from mixln.exchange.export import precise_logits, random_tokens
+from mixln.exchange.export import precise_logits
 from mixln.models.apply import apply_placement, placeable_architecture
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.placed import PlacedConfig
@@ -76,7 +76,7 @@ def fold_norms(model: PlacedForCausalLM, norms: FrozenNorms) -> PlacedForCausalL
 
 
 def fold_norms_in_place(
-    model: PlacedForCausalLM, norms: FrozenNorms, tokens: Tensor | None = None
+    model: PlacedForCausalLM, norms: FrozenNorms, tokens: Tensor
 ) -> tuple[PlacedForCausalLM, FoldReport]:
     """Fold the norms of a model into its own matrices; return the model without norms, and how far its logits moved.
 
@@ -86,37 +86,18 @@ def fold_norms_in_place(
     Args:
         model: and `norms`: as for `fold_norms`.
         norms: see `model`.
-        tokens: to compare the logits on, (batch, sequence), int64; None: random ones.
+        tokens: to compare the logits on, (batch, sequence), int64.
 
     Raises:
         InputError, PlacementError: as `fold_norms`.
     """
     _check(model, norms)
-    tokens = random_tokens(model) if tokens is None else tokens
-    before = _logits(model, tokens)
-    folded = _fold(model, norms, model)
-    return folded, _report(before, _logits(folded, tokens))
-
-
-def measure_fold(frozen: PlacedForCausalLM, folded: PlacedForCausalLM, tokens: Tensor | None = None) -> FoldReport:
-    """Compare the logits of a model with frozen norms and of what `fold_norms` made of it.
-
-    Args:
-        frozen: the model with norms.
-        folded: the one without.
-        tokens: (batch, sequence), int64; None: random ones.
-    """
-    tokens = random_tokens(frozen) if tokens is None else tokens
-    return _report(_logits(frozen, tokens), _logits(folded, tokens))
-
-
-def _logits(model: PlacedForCausalLM, tokens: Tensor) -> Tensor:
     with evaluation_mode(model):
-        return precise_logits(model, tokens)
-
-
-def _report(frozen: Tensor, folded: Tensor) -> FoldReport:
-    return FoldReport((folded - frozen).abs().max().item(), frozen.abs().max().item())
+        before = precise_logits(model, tokens)
+    folded = _fold(model, norms, model)
+    with evaluation_mode(folded):
+        after = precise_logits(folded, tokens)
+    return folded, FoldReport((after - before).abs().max().item(), before.abs().max().item())
 
 
 @torch.no_grad()
@@ -180,19 +161,15 @@ def _folded_parts(
         own_bias = biases.get(role)
         path = _PATH_OF_ROLE.get(role)
         if path is None:
-            centered = norms.norms["final", None].centered
-            folded.append(_centered(rows, own_bias) if centered else (rows, own_bias))
+            if norms.norms["final", None].centered:  # C W and C b
+                rows, own_bias = rows - rows.mean(0), None if own_bias is None else own_bias - own_bias.mean()
+            folded.append((rows, own_bias))
             continue
         sublayer = "feed_forward" if path == "feed_forward" else "attention"
         gain = 1.0 if matrix.block is None else plan.blocks[matrix.block].sublayer(sublayer).gain
         folded.append(_read(norms.norms[path, matrix.block], path, gain, rows, own_bias))
     parts = [part for _, part in folded if part is not None]
     return torch.cat([rows for rows, _ in folded]), torch.cat(parts) if parts else None
-
-
-def _centered(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return C W and C b."""
-    return weight - weight.mean(0), None if bias is None else bias - bias.mean()
 
 
 def _read(

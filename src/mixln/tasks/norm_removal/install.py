@@ -63,7 +63,7 @@ class FrozenNorms:
             norm.finish_step(own, good)
 
     def _each(self) -> list[FrozenScaleNorm]:
-        return list({id(norm): norm for norm in self.norms.values()}.values())
+        return list(dict.fromkeys(self.norms.values()))
 
 
 def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) -> FrozenNorms:
@@ -81,12 +81,10 @@ def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) 
     check_norms_removable(config.stack_plan, config.placement)
     classes = TokenClasses(end_of_text)
     description = config.norm_factory()
-    norms: dict[tuple[NormPath, int | None], FrozenScaleNorm] = {}
 
     def put_in(owner: nn.Module, attribute: str, paths: tuple[NormPath, ...], layer: int | None) -> None:
         norm = FrozenScaleNorm(owner.get_submodule(attribute), description, paths, layer, classes)
         setattr(owner, attribute, norm.train(model.training))
-        norms.update({(path, layer): norm for path in paths})
 
     blocks = [module for module in model.modules() if isinstance(module, PlacedBlock)]
     for layer, block in enumerate(blocks):
@@ -94,14 +92,15 @@ def install_frozen_norms(model: PlacedPreTrainedModel, end_of_text: int | None) 
             put_in(block, block.part_names[sublayer]["input_norm"], _PATHS[sublayer], layer)
     stack: Any = model.base_model
     put_in(stack, stack.final_norm_name, ("final",), None)
+    found = find_frozen_norms(model)
     for matrix in role_matrices(model):
         if "value" in matrix.roles:
             assert matrix.block is not None
             projection = model.get_submodule(matrix.name.rpartition(".")[0])
             gain = config.stack_plan.blocks[matrix.block].attention.gain
-            _let_value_read(projection, matrix, norms["value", matrix.block], gain)
+            _let_value_read(projection, matrix, found.norms["value", matrix.block], gain)
     stack.register_forward_pre_hook(_class_reader(classes), with_kwargs=True)
-    return FrozenNorms(classes, norms)
+    return found
 
 
 def find_frozen_norms(model: nn.Module) -> FrozenNorms:
@@ -203,11 +202,9 @@ def _let_value_read(projection: nn.Module, matrix: RoleMatrix, norm: FrozenScale
 
     def own_part(module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         weight = matrix.parts(module.get_parameter("weight"))["value"]
-        bias = (
-            None
-            if getattr(module, "bias", None) is None
-            else matrix.parts(module.get_parameter("bias"), dim=0)["value"]
-        )
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias = matrix.parts(bias, dim=0)["value"]
         value = F.linear(_take(norm) * gain, weight.T if isinstance(module, Conv1D) else weight, bias)
         return torch.cat([*({**matrix.parts(output, dim=-1), "value": value}).values()], dim=-1)
 
