@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -43,13 +42,11 @@ def model_config(
     if model.architecture not in ARCHITECTURES:
         raise InputError(f"model.architecture: {unknown('architecture', model.architecture, ARCHITECTURES)}")
     config_class, defaults = ARCHITECTURES[model.architecture].config_class, ModelConfig()
+    # without what the architecture does not have, unless somebody has set it
     fields: dict[str, Any] = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        # what the architecture does not have, and nobody has set
-        if not (
-            config_class.recipe_name(field.name) is None and getattr(model, field.name) == getattr(defaults, field.name)
-        )
+        name: value
+        for name, value in vars(model).items()
+        if config_class.recipe_name(name) is not None or value != getattr(defaults, name)
     }
     del fields["architecture"]
     if "rope_theta" in fields and config_class.recipe_name("rope_theta") is not None:

@@ -112,9 +112,8 @@ class _Probe:
             start, end = borders[looked_at], borders[looked_at + 1]
             self._targets[row, start : end - 1] = self._tokens[row, start + 1 : end]
             own.append(self._tokens[row, start:end])
-        ids = self._tokens.unique()
-        self._ids = ids
-        self._is_other = ~torch.isin(ids, torch.cat(own))
+        self._ids = self._tokens.unique()
+        self._is_other = ~torch.isin(self._ids, torch.cat(own))
 
     def observe(self, kind: type[CausalLanguageModelObjective]) -> LossAndGradients:
         """Return the loss of the documents looked at, and the gradients of every token."""

@@ -26,7 +26,6 @@ from mixln.training.task import Task
 HUGGINGFACE_FOLDER = "huggingface"
 """Of a checkpoint: config and tokenizer."""
 
-
 _WIDTH_OF_PARTS = 1024
 
 
