@@ -14,8 +14,6 @@ from mixln.errors import InputError
 MOST_LOST = 0.01
 """The share of its documents that a corpus may lose before it is refused."""
 
-NO_TEXT = "empty document (null)"
-
 Part = Any
 """A stretch of a corpus that can be read by itself: whatever its corpus makes of it."""
 
@@ -139,6 +137,15 @@ class Corpus(ABC):
             texts = list(islice(documents, count))
         self.left_out.check(self.name, len(texts))
         return texts
+
+    def _text(self, value: object, field: str, place: str) -> Iterator[tuple[str, str]]:
+        """Yield what a row has in its field `field`, if that is text."""
+        if isinstance(value, str):
+            yield value, place
+        elif value is None:
+            self._skip("empty document (null)", place)
+        else:
+            self._lose(f"field {field!r} is not a string", place)
 
     def _lose(self, reason: str, place: str) -> None:
         """Count a document that is there and cannot be read."""

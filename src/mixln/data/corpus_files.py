@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixln.data.corpus import NO_TEXT, Corpus, LeftOut, Part
+from mixln.data.corpus import Corpus, LeftOut, Part
 from mixln.errors import InputError
 
 
@@ -197,15 +197,7 @@ class FileCorpus(Corpus):
             fields = ", ".join(map(str, row)) or "none"
             self._lose(f"no field {self.text_field!r}", f"{place}, whose fields are: {fields}")
         else:
-            yield from self._string(cast("dict[str, object]", row)[self.text_field], place)
-
-    def _string(self, text: object, place: str) -> Iterator[tuple[str, str]]:
-        if isinstance(text, str):
-            yield text, place
-        elif text is None:
-            self._skip(NO_TEXT, place)
-        else:
-            self._lose(f"field {self.text_field!r} is not a string", place)
+            yield from self._text(cast("dict[str, object]", row)[self.text_field], self.text_field, place)
 
     def _read_parquet(self, file: Path, relative: str) -> Iterator[tuple[str, str]]:
         with closing(pq.ParquetFile(file)) as parquet:
@@ -224,7 +216,7 @@ class FileCorpus(Corpus):
                     except UnicodeDecodeError:
                         self._lose("not UTF-8", place)
                     else:
-                        yield from self._string(text, place)
+                        yield from self._text(text, self.text_field, place)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import cast
 import datasets
 from datasets.exceptions import DatasetsError
 
-from mixln.data.corpus import NO_TEXT, Corpus, LeftOut, Part
+from mixln.data.corpus import Corpus, LeftOut, Part
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
 
@@ -80,19 +80,13 @@ class HubCorpus(Corpus):
                 rows = cast("datasets.IterableDataset", self._dataset).shard(num_shards, index, contiguous=True)
             for row in rows:
                 self._rows += 1
-                text = row.get(self.text_field)
                 if self._rows == 1 and self.text_field not in row:
                     # Otherwise a stream of terabytes would be read in vain.
                     raise InputError(
                         f"{self.name}: no column {self.text_field!r}; set text_field to one of: {', '.join(row)}"
                     )
                 place = f"row {self._rows}" if num_shards == 1 else f"data file {index}, row {self._rows}"
-                if isinstance(text, str):
-                    yield text, place
-                elif text is None:
-                    self._skip(NO_TEXT, place)
-                else:
-                    self._lose(f"field {self.text_field!r} is not a string", place)
+                yield from self._text(row.get(self.text_field), self.text_field, place)
 
     def _load(self) -> Iterable[dict[str, object]]:
         return cast(

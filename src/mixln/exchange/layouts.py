@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -205,15 +206,11 @@ def _glm4(config: Any, folded: Folded) -> PreTrainedConfig:
     for name in [name for name in folded.weights if name.endswith(".mlp.gate_proj.weight")]:
         gate, up = folded.weights.pop(name), folded.weights.pop(name.replace("gate_proj", "up_proj"))
         folded.weights[name.replace("gate_proj", "gate_up_proj")] = torch.cat((gate, up))
-    folded.weights = {_glm4_name(name): tensor for name, tensor in folded.weights.items()}
+    folded.weights = {
+        re.sub("|".join(_GLM4_NORMS), lambda found: _GLM4_NORMS[found[0]], name): tensor
+        for name, tensor in folded.weights.items()
+    }
     return Glm4Config(**values)
-
-
-def _glm4_name(name: str) -> str:
-    for own, other in _GLM4_NORMS.items():
-        if name.endswith(f".{own}.weight"):
-            return name.replace(own, other)
-    return name
 
 
 _GLM4_NORMS = {

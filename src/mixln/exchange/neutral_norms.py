@@ -9,6 +9,7 @@ A bias b of the head, which stock classes lack, goes into the final norm's bias 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,11 +32,7 @@ NEUTRAL_WEIGHT = float(2**20)
 def neutral_layout(config: PlacedConfig) -> StockLayout:
     """Return the layout of an architecture's own classes with every norm made the identity."""
     own = own_layout(config)
-
-    def build(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
-        return _neutralise(own, config, folded)
-
-    return StockLayout(own.config_class, "none", build)
+    return StockLayout(own.config_class, "none", partial(_neutralise, own))
 
 
 def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
@@ -50,7 +47,8 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
     norm = config.norm_factory()
     if eps_name is None or not norm.has_weight:
         raise LayoutError(f"the norms of {found.name} have no gain and no eps of the config's, to make them do nothing")
-    dtype = next(iter(folded.weights.values())).dtype
+    example = next(iter(folded.weights.values()))
+    dtype = example.dtype
     if torch.finfo(dtype).max < NEUTRAL_WEIGHT:
         raise LayoutError(
             f"a neutral norm has a gain of 2^20, which {str(dtype).removeprefix('torch.')} cannot hold (it ends at "
@@ -66,8 +64,7 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
     for name, parameter in stock.named_parameters():
         if name not in folded.weights and parameter.ndim == 1:
             value = 0.0 if name.endswith("bias") else NEUTRAL_WEIGHT
-            example = next(iter(folded.weights.values()))
-            folded.weights[name] = torch.full(parameter.shape, value, dtype=dtype, device=example.device)
+            folded.weights[name] = example.new_full(parameter.shape, value)
     if has_head:
         prefix = f"{stock.base_model_prefix}."
         _move_head_bias(folded, f"{prefix}{found.model_class.final_norm_name}.bias")
