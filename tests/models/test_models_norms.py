@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import pytest
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import GemmaConfig, GemmaForCausalLM, GemmaModel
@@ -94,6 +95,22 @@ def test_our_architectures_describe_their_norms(name: str) -> None:
     for field, value in (*wrong.items(), ("has_weight", not description.has_weight)):
         with pytest.raises(PlacementError, match="does not compute weight"):
             ArchitectureNorm(**{**vars(description), field: value}).check()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmo"])
+def test_norms_are_tried_wherever_the_library_is_first_imported(name: str) -> None:
+    description = ARCHITECTURES[name].config_class().norm_factory()
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        description.check()
+    with init_empty_weights():
+        description.check()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        description.check()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_architecture_whose_norm_is_not_as_described_is_refused() -> None:

@@ -25,6 +25,7 @@ from mixln.placement import (
     list_schemes,
 )
 from mixln.placement.departures import departures
+from mixln.placement.plan import SUBLAYERS
 
 
 @dataclass(frozen=True)
@@ -191,11 +192,7 @@ def _starting_function(after: StackPlan, before: StackPlan) -> StackPlan:
         return replace(new, gate=new.gate if old.gate is not None else None, residual_scale=scale)
 
     blocks = tuple(
-        replace(
-            new,
-            attention=neutral(new.attention, old.attention),
-            feed_forward=neutral(new.feed_forward, old.feed_forward),
-        )
+        replace(new, **{one: neutral(new.sublayer(one), old.sublayer(one)) for one in SUBLAYERS})
         for new, old in zip(after.blocks, before.blocks, strict=True)
     )
     # a new bias of the head is 0; one that is removed was trained

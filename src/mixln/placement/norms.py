@@ -193,7 +193,7 @@ class ArchitectureNorm:
                 parameter.copy_(torch.linspace(number, -number, width))
             state = described.state_dict()
             # so small that eps shows
-            x = torch.tensor([[[1.0, -2.0, 3.0, 1.5]]]) * self.eps**0.5
+            x = torch.tensor([[[1.0, -2.0, 3.0, 1.5]]], dtype=torch.float32) * self.eps**0.5
             if norm.state_dict().keys() == state.keys():
                 norm.load_state_dict(state)
                 if torch.allclose(norm(x), described(x), rtol=1e-3, atol=1e-4):
