@@ -216,14 +216,11 @@ class _Estimator:
 
     def fewest_devices(self, plan: ShardingPlan, size: int | None) -> int | None:
         """Return the smallest power of two times the devices with which FSDP fits."""
-        count = 2 * self.count
-        while count <= _MOST_DEVICES:
-            wider = replace(plan, strategy="fsdp", devices=count)
-            if self.recipe.batch_size % wider.data_shares != 0:
-                return None
+        wider = replace(plan, strategy="fsdp", devices=2 * self.count)
+        while wider.devices <= _MOST_DEVICES and self.recipe.batch_size % wider.data_shares == 0:
             if self.fits(wider, size):
-                return count
-            count *= 2
+                return wider.devices
+            wider = replace(wider, devices=2 * wider.devices)
         return None
 
     def assumptions(self) -> Iterator[str]:

@@ -7,12 +7,9 @@ from io import BytesIO
 from pathlib import Path
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mixln.storage import remove_file, write_file
-
-_PNG_DPI = 150
 
 
 def draw_svg(figure: Figure, salt: str, description: str | None = None) -> bytes:
@@ -23,13 +20,6 @@ def draw_svg(figure: Figure, salt: str, description: str | None = None) -> bytes
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": f"mixln-{salt}", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Description": description})
-    return buffer.getvalue()
-
-
-def _draw_png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.set_dpi(_PNG_DPI)
-    FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
@@ -50,5 +40,7 @@ def write_drawings(drawings: Iterable[tuple[str, Figure | None]], folder: Path) 
             continue
         svgs[name] = draw_svg(figure, name)
         write_file(folder / f"{name}.svg", svgs[name])
-        write_file(folder / f"{name}.png", _draw_png(figure))
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=150)
+        write_file(folder / f"{name}.png", buffer.getvalue())
     return svgs

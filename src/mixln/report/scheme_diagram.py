@@ -12,7 +12,6 @@ from typing import Literal
 from mixln.placement.plan import NORM, BlockPlan, InitRule, NormPlan, QKVNormPlan, Role, StackPlan, SublayerPlan
 from mixln.placement.words import layer_ranges
 
-_SUBLAYERS = (("attention", "attention"), ("feed_forward", "feed-forward"))
 _LETTERS = {"query": "q", "key": "k", "value": "v"}
 _GAP = 4
 
@@ -108,20 +107,17 @@ def describe_stack(plan: StackPlan) -> StackDescription:
     )
 
 
-def block_parts(plan: BlockPlan, *alike: BlockPlan) -> tuple[SublayerParts, SublayerParts]:
+def block_parts(*blocks: BlockPlan) -> tuple[SublayerParts, SublayerParts]:
     """Return what stands in a block, by sublayer: the attention's, the feed-forward's.
 
     Args:
-        plan: the block.
-        alike: more blocks with the same parts; numbers in which they differ are shown as `first .. last`.
+        blocks: with the same parts; numbers in which they differ are shown as `first .. last`.
     """
-    attention, feed_forward = (
-        _sublayer_parts(name, [getattr(block, field) for block in (plan, *alike)]) for field, name in _SUBLAYERS
-    )
-    return attention, feed_forward
+    attention = _sublayer_parts("attention", [block.attention for block in blocks])
+    return attention, _sublayer_parts("feed-forward", [block.feed_forward for block in blocks])
 
 
-def draw_block(plan: BlockPlan, *alike: BlockPlan) -> str:
+def draw_block(*blocks: BlockPlan) -> str:
     """Return the diagram of a block: its stream from top to bottom, at the right of it the branches.
 
     Only parts that are there are drawn: N_in, gain, attention or feed-forward with the norms inside of it, N_branch;
@@ -129,10 +125,9 @@ def draw_block(plan: BlockPlan, *alike: BlockPlan) -> str:
     norm and its groups are said where they are not the architecture's own.
 
     Args:
-        plan: the block.
-        alike: more blocks with the same parts; numbers in which they differ are shown as `first .. last`.
+        blocks: with the same parts; numbers in which they differ are shown as `first .. last`.
     """
-    sublayers = block_parts(plan, *alike)
+    sublayers = block_parts(*blocks)
     left = _width([part for one in sublayers for part in one.bypass])
     middle = _width([part for one in sublayers for part in (*one.stream, *one.merged)])
     right = _width([part for one in sublayers for part in one.branch])
@@ -212,11 +207,8 @@ def _boxes(parts: Sequence[Part], width: int) -> list[str]:
 def _sublayer_parts(name: str, plans: Sequence[SublayerPlan]) -> SublayerParts:
     plan = plans[0]
     gain = _factor("gain", [one.gain for one in plans], absent=1)
-    scale: tuple[Part, ...]
-    if plan.residual_scale == "learned":
-        scale = (Part("factor", ("rho learned",)),)
-    else:
-        scale = _factor("rho", [one.residual_scale for one in plans if one.residual_scale != "learned"], absent=1)
+    scales = [one.residual_scale for one in plans if one.residual_scale != "learned"]
+    scale = _factor("rho", scales, absent=1) if scales else (Part("factor", ("rho learned",)),)
     inner = () if plan.qkv_norm is None else _describe_qkv(plan.qkv_norm)
     return SublayerParts(
         stream=(*scale, *_gate("S", plan.gate == "stream")),
