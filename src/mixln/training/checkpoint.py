@@ -131,7 +131,8 @@ class Checkpoints:
             write = async_save if self._execution.asynchronous_checkpoints else save
             written = write(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
         finish = partial(self._finish, written, temporary, final, progress, needed)
-        if isinstance(written, Future):
+        if self._execution.asynchronous_checkpoints:
+            assert isinstance(written, Future)  # otherwise the checkpoint would be finished before it is written
             self._pending = self._executor.submit(finish)
         else:
             finish()
