@@ -88,8 +88,8 @@ def with_an_index(index: Any) -> Callable[[Path], None]:
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no name of a class": (changed_config(architectures=[None]), "[None]"),
-    "a pickle with a payload": (with_payload, "Nothing in it is run"),
-    "an archive with a payload": (with_archived_payload, "Nothing in it is run"),
+    "a pickle with a payload": (with_payload, "nothing was run"),
+    "an archive with a payload": (with_archived_payload, "nothing was run"),
     "code of its own": (with_own_code, "own code, which is never run"),
     "a class of its own": (with_own_class, "own code, which is never run"),
     "weights cut off": (cut_off, "is damaged or cut off"),
