@@ -112,9 +112,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "an index that is a list": (with_an_index([1]), "is damaged"),
     "an index of what is not there": (
         with_an_index({"weight_map": {"a": "b.safetensors"}}),
-        "which is not in the folder",
+        "does not exist, although the index names it",
     ),
-    "an index that leads out": (with_an_index({"weight_map": {"a": "../b.safetensors"}}), "which is not in the folder"),
+    "an index that leads out": (
+        with_an_index({"weight_map": {"a": "../b.safetensors"}}),
+        "which is no file of weights beside it",
+    ),
 }
 
 COMMANDS = {

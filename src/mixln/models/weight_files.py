@@ -79,7 +79,8 @@ def _indexed(index: Path) -> list[Path]:
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
             raise InputError(
-                f"{index} is damaged: its weight_map names {name!r}, which is no file of weights beside it"
+                f"{index} is damaged: its weight_map names {name!r}, which is no file of weights beside it. "
+                "Copy it anew"
             )
     files = [index.parent / name for name in sorted(set(names.values()))]
     for file in files:
