@@ -25,12 +25,8 @@ types: $(VENV)/ready
 fast: $(VENV)/ready
 	$(BIN)/pytest
 
-# The tests in these folders share the processors; the others start or kill processes, and run one after the other.
-SHARING := tests/ecosystem tests/exchange tests/models tests/studies tests/sweep
-
 slow: $(VENV)/ready  ## tests with several processes, whole studies, every class of transformers; half an hour
-	$(BIN)/pytest -m slow $(SHARING)
-	$(BIN)/pytest -m slow -n 0 $(addprefix --ignore=,$(SHARING))
+	$(BIN)/pytest -m slow
 
 # what the next two targets run; for everything: `make test-newest TESTS='lint types fast slow'`
 TESTS ?= fast
