@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -79,7 +80,13 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
     """In order, in an empty folder; `mixln compare` is `make compare` without the set-up."""
     for command in [["mixln", "compare"], *commands(ROOT / "README.md")]:
         finished = subprocess.run(
-            [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests run beside this one
         )
         assert finished.returncode == 0, f"{shlex.join(command)}\n{finished.stderr}"
     page = tmp_path / "runs" / "compare" / "report.html"
