@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints/newest.txt
 # which extra is installed: `test`, or `dev`, which adds the tools for lint and types
 EXTRA ?= dev
 
-.PHONY: compare test lint types fast slow test-lowest test-newest constraints
+.PHONY: compare test lint types fast slow docs test-lowest test-newest constraints
 
 compare: $(VENV)/ready  ## train and compare placements; options in ARGS
 	$(BIN)/mixln compare $(ARGS)
@@ -27,6 +27,10 @@ fast: $(VENV)/ready
 
 slow: $(VENV)/ready  ## tests with several processes, whole studies, every class of transformers; half an hour
 	$(BIN)/pytest -m slow
+
+docs: $(VENV)/ready  ## the documentation site, in docs/_build/html; every reference must be found
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' --no-build-isolation
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 # what the next two targets run; for everything: `make test-newest TESTS='lint types fast slow'`
 TESTS ?= fast

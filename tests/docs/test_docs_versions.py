@@ -31,7 +31,7 @@ LOWEST, NEWEST = constraints("lowest"), constraints("newest")
 
 def lower_bounds() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [name for name in project["optional-dependencies"] if name not in ("dev", "trackio")]
+    extras = [name for name in project["optional-dependencies"] if name not in ("dev", "docs", "trackio")]
     texts = project["dependencies"] + [text for name in extras for text in project["optional-dependencies"][name]]
     found = [re.fullmatch(r"([\w-]+)(?:\[[^]]*\])?(?:>=([\d.]+))?", text) for text in texts]
     return {match[1]: match[2] for match in found if match and match[1] != "mixln"}

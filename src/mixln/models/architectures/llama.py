@@ -12,7 +12,7 @@ from mixln.models.registry import register_architecture
 class MixLNLlamaConfig(PlacedConfig, LlamaConfig):
     """`transformers.LlamaConfig` with a placement; see `PlacedConfig` for the fields it adds.
 
-    Raises (from the constructor):
+    Raises:
         PlacementError: an unknown placement.
         huggingface_hub.errors.StrictDataclassError: a field of the wrong type, heads that do not divide the hidden
             size, or a placement that does not fit the number of layers.
