@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-from jsonargparse import ArgumentParser
 
 from mixln.data import DataConfig
 from mixln.tasks import Recipe, check_model
-from mixln.tasks.recipes import find_recipe
+from mixln.tasks.recipes import load_recipe
 from mixln.training.precision import PrecisionName
 
 SEQUENCE_LENGTH = 256
@@ -83,7 +81,7 @@ class Settings:
 
     def recipe(self) -> Recipe:
         """Return the recipe of this measurement; its schedule is that of the whole training run."""
-        recipe = read_recipe(self.size)
+        recipe = load_recipe(self.size)
         model = replace(
             recipe.model, placement=self.placement, num_hidden_layers=self.num_layers or recipe.model.num_hidden_layers
         )
@@ -113,11 +111,3 @@ class Settings:
 def pre_comes_first(step: int) -> bool:
     """Whose turn is first in a pair of steps: in turns, so that a drift of the machine's speed favours neither."""
     return step % 2 == 0
-
-
-def read_recipe(name: str) -> Recipe:
-    """Return a shipped recipe."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=True)
-    values = parser.instantiate(parser.parse_string(find_recipe(name).read_text(encoding="utf-8")))
-    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})

@@ -16,8 +16,10 @@ from __future__ import annotations
 import math
 import reprlib
 import types
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -33,6 +35,7 @@ from typing import (
 )
 
 from mixln.errors import InputError
+from mixln.written import is_null, written_bool, written_float, written_int, written_items
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ _IN_WORDS: dict[Any, str] = {
     str: "text",
     bool: "true or false",
     dict: "an object",
+    Path: "a path",
 }
 
 
@@ -110,18 +114,21 @@ class Checked:
 class Conversion:
     """Values checked against annotations, and objects of JSON made into the dataclasses that they stand for.
 
-    Known are `Any`, classes, `Literal`, lists, tuples, string-keyed dicts, dataclasses, TypedDicts, unions of one of
-    these with None, and `Range` in `Annotated`. A bool is no number; an int is a float too.
+    Known are `Any`, classes, `Literal`, lists, sequences, tuples, string-keyed dicts, dataclasses, TypedDicts, unions
+    of one of these with None, and `Range` in `Annotated`. A bool is no number; an int is a float too.
 
     Attributes:
         where: what the whole is called in messages; empty: its parts alone are named.
         is_json: whether objects stand for dataclasses, and ints for floats; else nothing is converted.
         null_is_nan: whether a null is NaN where a plain `float` is wanted.
+        is_written: whether people have written the values, on the command line or in YAML (`mixln.written`): a text can
+            then stand for a number, a truth value, a list or None. Goes with `is_json`.
     """
 
     where: str = ""
     is_json: bool = False
     null_is_nan: bool = False
+    is_written: bool = False
 
     def convert(self, kind: Any, value: Any, path: str) -> Any:
         """Return the value as one of `kind`; `path` is its place.
@@ -137,15 +144,18 @@ class Conversion:
                     raise self._refusal(path, limit.refuse(found))
             return found
         if origin in (Union, types.UnionType):
-            if value is None and types.NoneType in arguments:
+            is_none = value is None or (self.is_written and isinstance(value, str) and is_null(value))
+            if is_none and types.NoneType in arguments:
                 return None
             (inner,) = [argument for argument in arguments if argument is not types.NoneType]
             return self.convert(inner, value, path)
+        if self.is_written:
+            value = _read(origin or kind, value)
         if origin is Literal:
             if value not in arguments:
                 raise self._wrong(path, f"one of {', '.join(map(str, arguments))}", value)
             return value
-        if origin in (list, tuple):
+        if origin in (list, tuple, Sequence):
             return self._convert_items(origin, arguments, value, path)
         if origin is dict and isinstance(value, dict):
             return {key: self.convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
@@ -156,7 +166,12 @@ class Conversion:
         wanted = (int, float) if kind is float else object if kind is Any else origin or kind
         if not isinstance(value, wanted) or (kind in (int, float) and isinstance(value, bool)):
             raise self._wrong(path, _IN_WORDS.get(origin or kind) or kind.__name__, value)
-        return float(value) if isinstance(value, int) and kind is float and self.is_json else value
+        if not (isinstance(value, int) and kind is float and self.is_json):
+            return value
+        try:
+            return float(value)
+        except OverflowError:
+            raise self._wrong(path, "a number that fits into 64 bits", value) from None
 
     def _convert_items(self, origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
@@ -166,7 +181,8 @@ class Conversion:
         if len(kinds) != len(value):
             raise self._wrong(path, f"a list of {len(kinds)}", value)
         pairs = enumerate(zip(kinds, value, strict=True))
-        return origin(self.convert(kind, item, f"{path}[{index}]") for index, (kind, item) in pairs)
+        items = [self.convert(kind, item, f"{path}[{index}]") for index, (kind, item) in pairs]
+        return tuple(items) if origin is tuple else items
 
     def _convert_fields(self, kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, dict):
@@ -184,6 +200,25 @@ class Conversion:
 
     def _refusal(self, path: str, problem: str) -> InputError:
         return InputError(f"{': '.join(filter(None, (self.where, path)))} {problem}")
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Return what somebody has written as a value of a kind; the value itself, if it is none."""
+    if kind in (list, tuple, Sequence):
+        parts = value if isinstance(value, list | tuple) else [value]
+        lists = [written_items(part) if isinstance(part, str) else None for part in parts]
+        return [item for part, items in zip(parts, lists, strict=True) for item in ([part] if items is None else items)]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    readers: dict[Any, Callable[[str], Any]] = {
+        int: written_int,
+        float: written_float,
+        bool: written_bool,
+        Path: lambda text: Path(text) if text else None,
+    }
+    if isinstance(value, str) and kind in readers and (found := readers[kind](value)) is not None:
+        return found
+    return value
 
 
 @cache

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from tiny import tiny_recipe
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +13,7 @@ from mixln.errors import InputError
 from mixln.models import ARCHITECTURES
 from mixln.placement import PlacementError
 from mixln.tasks import Recipe, check_model, model_config
-from mixln.tasks.recipes import find_recipe, list_recipes
+from mixln.tasks.recipes import find_recipe, list_recipes, load_recipe
 
 TABLE_9 = {
     # hidden, intermediate, heads, layers, steps, peak learning rate, parameters in millions (vocabulary 32,000)
@@ -27,11 +26,8 @@ TABLE_9 = {
 
 
 def read(name: str, *overrides: str) -> Recipe:
-    parser = ArgumentParser()
-    parser.add_argument("--recipe", action="config")
-    parser.add_class_arguments(Recipe)
-    values = parser.instantiate(parser.parse_args(["--recipe", str(find_recipe(name)), *overrides]))
-    return check_model(Recipe(**{field.name: values[field.name] for field in fields(Recipe)}))
+    options = [override.removeprefix("--") for override in overrides]
+    return check_model(load_recipe(name, dict(zip(options[::2], options[1::2], strict=True))))
 
 
 @pytest.mark.parametrize("name", list(TABLE_9))

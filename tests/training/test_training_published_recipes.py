@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
-from jsonargparse import ArgumentParser
 
 from mixln.data import DataConfig
 from mixln.estimate import ModelShape, count_parameters
 from mixln.tasks import ModelConfig, Recipe, check_model
-from mixln.tasks.recipes import find_recipe
+from mixln.tasks.recipes import load_recipe
 from mixln.training import OptimizerConfig
 
 # hidden, intermediate, heads, layers, steps, stop step, peak learning rate, alpha, tokens of data at least
@@ -35,10 +34,7 @@ SIZE_CLASSES = {"71m": 71e6, "130m": 130e6, "250m": 250e6, "1b": 1e9, "7b": 7e9}
 
 
 def read(name: str) -> Recipe:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=True)
-    values = parser.instantiate(parser.parse_string(find_recipe(name).read_text(encoding="utf-8")))
-    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+    return load_recipe(name)
 
 
 def published(name: str) -> Recipe:

@@ -2,28 +2,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
-from jsonargparse import ArgumentParser
 
 from mixln.placement import NORM, BlockPlan, PlacementWarning, SublayerPlan, register_scheme
 from mixln.placement.registry import SCHEMES
 from mixln.tasks import Recipe, check_model
-from mixln.tasks.recipes import find_recipe, list_recipes
+from mixln.tasks.recipes import list_recipes, load_recipe
 from mixln.tasks.stability import num_parameters, stability_warnings
 
 
-def read(name: str) -> Recipe:
-    parser = ArgumentParser()
-    parser.add_argument("--recipe", action="config")
-    parser.add_class_arguments(Recipe)
-    values = parser.instantiate(parser.parse_args(["--recipe", str(find_recipe(name))]))
-    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
-
-
 def with_placement(name: str, placement: str) -> Recipe:
-    recipe = read(name)
+    recipe = load_recipe(name)
     return replace(recipe, model=replace(recipe.model, placement=placement))
 
 
@@ -42,7 +33,7 @@ def late() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_the_shipped_recipes_are_within_what_is_known(name: str) -> None:
-    assert stability_warnings(read(name)) == []
+    assert stability_warnings(load_recipe(name)) == []
 
 
 @pytest.mark.parametrize("placement", ["pre", "lns", "sandwich", "mix(post_layers=0)"])
@@ -132,4 +123,4 @@ def test_layernorm_scaling_with_scaled_init_is_warned_of_by_the_placement_once()
 
 @pytest.mark.parametrize(("name", "millions"), [("nano", 3.4), ("71m", 71), ("250m", 247), ("1b", 1339), ("7b", 6738)])
 def test_parameters_are_counted_without_allocating_them(name: str, millions: float) -> None:
-    assert num_parameters(read(name)) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert num_parameters(load_recipe(name)) / 1e6 == pytest.approx(millions, rel=0.01)

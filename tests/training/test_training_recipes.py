@@ -1,0 +1,100 @@
+"""Recipes as files and settings: what is written in them, in the ways in which people write numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mixln.errors import InputError
+from mixln.tasks import Recipe
+from mixln.tasks.recipes import SHORT_NAMES, field_types, flat_fields, load_recipe
+from mixln.written import written_float, written_int
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e3", 1000),
+        ("1M", 1_000_000),
+        ("20k", 20_000),
+        ("20K", 20_000),
+        ("2e6", 2_000_000),
+        ("1.5B", 1_500_000_000),
+        ("71m", 71_000_000),
+        ("2T", 2 * 10**12),
+        ("1_000", 1000),
+        ("0.001M", 1000),
+        ("1200e-2", 12),
+        ("-3", -3),
+        ("0", 0),
+        ("0e99999", 0),
+        ("1.5", None),
+        ("1e-3", None),
+        ("1e99999", None),
+        ("many", None),
+        ("1x", None),
+        ("k", None),
+        ("1,000", None),
+        ("", None),
+        ("inf", None),
+    ],
+)
+def test_whole_numbers_as_people_write_them(text: str, number: int | None) -> None:
+    assert written_int(text) == number
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [written_float(text) for text in ("1e-3", ".5", "20k", "1M", "3")] == [1e-3, 0.5, 20_000, 1e6, 3]
+    assert [written_float(text) for text in ("1m", "many", "", "0.1.2")] == [None] * 4, "1m could be a thousandth"
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "steps: 20k\nbatch_size: 1e1\nstop_step: 100.0\nmodel: {placement: lns, embedding_std: null}\n"
+        "optimizer: {learning_rate: 1e-4}\nexecution: {trackers: []}\ndata: {cross_documents: yes}\n"
+    )
+    recipe = load_recipe(path)
+    assert (recipe.steps, recipe.batch_size, recipe.stop_step) == (20_000, 10, 100)
+    assert (recipe.model.placement, recipe.optimizer.learning_rate) == ("lns", 1e-4)
+    assert (recipe.execution.trackers, recipe.data.cross_documents) == ((), True)
+    assert recipe.model.hidden_size == Recipe().model.hidden_size
+
+
+def test_settings_win_over_the_file_and_short_names_are_the_same_fields() -> None:
+    for short, place in SHORT_NAMES.items():
+        assert place in field_types()
+        if field_types()[place] is str:
+            assert load_recipe("71m", {short: "lns"}) == load_recipe("71m", {place: "lns"}) != load_recipe("71m")
+    recipe = load_recipe("nano", {"tokens": "1M", "optimizer.warmup_steps": 400, "stop_step": 450})
+    assert recipe.steps == -(-1_000_000 // recipe.tokens_per_step)
+    assert load_recipe(None, default=Recipe(steps=7)).steps == load_recipe(Recipe(steps=7)).steps == 7
+    assert set(flat_fields(Recipe())) == set(field_types())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepss: 5", "mine.yaml: a recipe has no field 'stepss'. Did you mean 'steps'?"),
+        ("model: {num_layers: 5}", "no field 'model.num_layers'. Did you mean"),
+        ("steps: 1.5", "mine.yaml: steps must be a whole number, not 1.5"),
+        ("steps: many", "mine.yaml: steps must be a whole number, not 'many'"),
+        ("steps: -1", "mine.yaml: steps must be more than 0"),
+        ("tokens: 1000", "no field 'tokens'"),
+        ("just words", "holds no fields"),
+        ("a: [", "cannot be read as YAML"),
+        ("optimizer: {learning_rate: 1" + "0" * 400 + "}", "must be a number that fits"),
+        ("precision: float8", "precision must be one of auto, float32, bfloat16"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_with_the_field(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_recipe(tmp_path / "mine.yaml")
+    assert message in str(raised.value)
+
+
+def test_no_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match="`tokens` must be at least 1"):
+        load_recipe("nano", {"tokens": 0})
