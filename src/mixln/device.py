@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def default_device() -> torch.device:
     """Return this process's GPU (the one of torchrun's LOCAL_RANK), or the CPU if there is no GPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -28,6 +32,8 @@ def is_main_process() -> bool:
 
 def processor_name() -> str:
     """Return the processor's name as its maker writes it, or its architecture if the name is not known."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -39,4 +45,6 @@ def processor_name() -> str:
 
 def processor_capabilities() -> tuple[str, ...]:
     """Return the names of the processor's capabilities as PyTorch names them (`avx2`, `amx_bf16`), sorted."""
+    import torch
+
     return tuple(sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True))

@@ -11,6 +11,11 @@ from mixln.data import DataConfig, open_corpus, prepare_data
 from mixln.errors import InputError
 
 
+@pytest.fixture(autouse=True)
+def hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixln.hub._reason_to_stay_offline", lambda: None)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

@@ -13,12 +13,11 @@ from datasets.exceptions import DatasetsError
 from mixln.data.corpus import Corpus, LeftOut, Part
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
+from mixln.hub import hub_access
+from mixln.sources import C4
 
 # `datasets` also raises ValueError for an unknown configuration or split, RuntimeError for a dataset that is a script.
 _ERRORS = (*HUB_ERRORS, DatasetsError, ValueError, RuntimeError)
-
-C4 = ("allenai/c4", "en")
-"""Name and configuration of the corpus of the published recipes."""
 
 
 class HubCorpus(Corpus):
@@ -89,10 +88,10 @@ class HubCorpus(Corpus):
                 yield from self._text(row.get(self.text_field), self.text_field, place)
 
     def _load(self) -> Iterable[dict[str, object]]:
-        return cast(
-            "Iterable[dict[str, object]]",
-            datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, streaming=True),
-        )
+        revision, split = self.revision, self.split
+        with hub_access(self.dataset, "dataset", local=False):
+            loaded = datasets.load_dataset(self.dataset, self.config, split=split, revision=revision, streaming=True)
+        return cast("Iterable[dict[str, object]]", loaded)
 
     @property
     def _num_shards(self) -> int:

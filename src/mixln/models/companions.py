@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from mixln.errors import InputError
+from mixln.hub import hub_access
 from mixln.models.weight_files import WEIGHTS, weight_files
 
 CONFIG_FILE = "config.json"
@@ -56,9 +57,10 @@ def model_folder(name_or_path: str) -> Path:
     folder = Path(name_or_path)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(name_or_path, ignore_patterns=[*_OTHER_FORMATS, "*.bin", "original/*"]))
-            if not weight_files(folder):
-                folder = Path(snapshot_download(name_or_path, ignore_patterns=[*_OTHER_FORMATS, "original/*"]))
+            with hub_access(name_or_path):
+                folder = Path(snapshot_download(name_or_path, ignore_patterns=[*_OTHER_FORMATS, "*.bin", "original/*"]))
+                if not weight_files(folder):
+                    folder = Path(snapshot_download(name_or_path, ignore_patterns=[*_OTHER_FORMATS, "original/*"]))
         except InputError:
             raise
         except Exception as error:  # of the network, the hub or the disk

@@ -30,9 +30,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mixln.errors import InputError
+from mixln.hub import hub_access
 from mixln.models.causal import is_causal_language_model, predicts_next_token, without_heads
 from mixln.models.model_class import classes_for, in_mapping, model_class_of, require_fitting_classes
 from mixln.models.weight_files import require_plausible_size
+from mixln.sources import check_model
 from mixln.system_errors import exhaustion
 
 
@@ -159,7 +161,7 @@ def _open(
         if getattr(config, "auto_map", None) and config.architectures:
             model_class_of(config, name_or_path)  # refuses a class that only the folder's own code has
         _check_size(name_or_path, config, opener)
-        with _quiet():
+        with _quiet(), hub_access(name_or_path):
             model, found = opener.from_pretrained(
                 name_or_path, trust_remote_code=False, output_loading_info=True, **options
             )
@@ -243,8 +245,8 @@ def load_config(name_or_path: str, what: str = "a model") -> PreTrainedConfig:
     Raises:
         InputError: there is no such model, or its config is damaged.
     """
-    _check_path(name_or_path)
-    with _naming_damage(name_or_path, what):
+    check_model(name_or_path)
+    with _naming_damage(name_or_path, what), hub_access(name_or_path):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     require_fitting_classes(config, name_or_path)
     return config
@@ -267,9 +269,10 @@ def load_tokenizer(
     bare_gpt2 = is_folder and {"merges.txt", "vocab.json"} == {file.name for file in folder.glob("*.*")}
     opener = GPT2Tokenizer if bare_gpt2 else AutoTokenizer
     try:
-        return opener.from_pretrained(str(folder) if is_folder else name_or_path, trust_remote_code=False)
+        with hub_access(name_or_path, "tokenizer"):
+            return opener.from_pretrained(str(folder) if is_folder else name_or_path, trust_remote_code=False)
     except Exception as error:
-        if exhaustion(error) is not None:
+        if isinstance(error, InputError) or exhaustion(error) is not None:
             raise
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"cannot load tokenizer {name_or_path!r} ({type(error).__name__}: {reason}). {fix}") from error
@@ -277,17 +280,6 @@ def load_tokenizer(
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["without a reason"])[0].rstrip(".")
-
-
-def _check_path(name_or_path: str) -> None:
-    path = Path(name_or_path)
-    # a name on the hub is OWNER/NAME or NAME
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name_or_path.startswith(".")):
-        raise InputError(f"there is no folder {path}. Give one that save_pretrained wrote, or a name on the hub")
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"{path} has no config.json: give the folder that holds the model itself (in a run: model/)")
-    if path.is_file():
-        raise InputError(f"{path} is a file: give the folder that holds config.json and the weights")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.data.hub_errors import HUB_ERRORS
 from mixln.errors import InputError
+from mixln.hub import hub_access
 from mixln.measure.forward import model_device
 from mixln.models.causal import is_causal_language_model
 from mixln.placement.words import did_you_mean
@@ -210,8 +211,10 @@ def _load(name: str, include_path: str | Path | None) -> Mapping[str, Task]:
                 f"given folder.{meant} `lm-eval ls tasks` lists them"
             )
     try:
-        with _quiet():
+        with _quiet(), hub_access(name, "task", local=False):
             return manager.load([name])["tasks"]
+    except InputError:
+        raise
     except _CANNOT_LOAD as error:
         raise InputError(
             f"the task {name} cannot be loaded: {_reason(error)}. Check its file and, if its data are on the hub, the "
