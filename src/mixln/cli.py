@@ -20,6 +20,7 @@ from typing import TextIO
 
 from jsonargparse import ArgumentParser
 
+from mixln.announce import announcements_shown
 from mixln.commands import COMMANDS, find_command, is_group
 from mixln.commands.arguments import add_arguments, call, option_names
 from mixln.errors import FIXABLE_ERRORS, InputError
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         while _SUBCOMMAND in given:
             name, given = f"{name} {given[_SUBCOMMAND]}".strip(), given[given[_SUBCOMMAND]]
         gc.enable()  # off while the command line starts
-        call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
+        with announcements_shown():
+            call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
     except BrokenPipeError:
         # whoever read the output has enough of it; Python would complain once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

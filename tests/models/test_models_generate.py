@@ -15,7 +15,7 @@ from transformers import BertForMaskedLM, GPT2ForSequenceClassification, PreTrai
 from mixln import MixLNLlamaForCausalLM
 from mixln.data import train_tokenizer
 from mixln.errors import InputError
-from mixln.models.generate import generate_text
+from mixln.models.generate import _Pieces, generate_text
 from mixln.models.load import load_causal_lm
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away"
@@ -74,6 +74,42 @@ def test_an_empty_text_begins_at_the_end_of_text_token(saved: Path) -> None:
     text = generate_text(str(saved), "", max_new_tokens=5, temperature=0)
     assert text
     assert "<|endoftext|>" not in text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_pieces_of_a_streamed_text_are_the_text(seed: int, saved: Path) -> None:
+    pieces: list[str] = []
+    text = generate_text(str(saved), "the fox", max_new_tokens=30, temperature=1.5, seed=seed, say=pieces.append)
+    assert "".join(pieces) == text
+
+
+def test_words_come_as_they_are_generated() -> None:
+    text = f"{TEXT},\n{TEXT} -- 🦊. The end"
+    tokenizer, pieces = train_tokenizer([text] * 3, 400), list[str]()
+    streamer = _Pieces(tokenizer, pieces.append)
+    for token in tokenizer(text).input_ids:
+        streamer.put(torch.tensor([token]))
+    assert "".join(pieces).startswith(f"{TEXT},\n{TEXT} -- ")
+    streamer.end()
+    assert "".join(pieces) == text
+    assert len(pieces) > 10
+
+
+def test_a_text_ends_where_the_context_is_full(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mixln")
+    model, tokenizer = load_causal_lm(str(saved))
+    context, length = model.config.max_position_embeddings, len(tokenizer("the fox").input_ids)
+    greedy: dict[str, Any] = {"temperature": 0}
+    text = generate_text(str(saved), "the fox", max_new_tokens=context * 2, **greedy)
+    assert f"after {context - length} new tokens, where the model's context of {context} tokens is full" in caplog.text
+    caplog.clear()
+    assert generate_text(str(saved), "the fox", max_new_tokens=context - length, **greedy) == text
+    assert "full" not in caplog.text
+    # the last prompt that fits, and the first that does not
+    ids = tokenizer("the " * context).input_ids
+    assert generate_text(str(saved), tokenizer.decode(ids[: context - 1]), max_new_tokens=5, **greedy)
+    with pytest.raises(InputError, match=f"the text has {context} tokens, and the model's context of {context}"):
+        generate_text(str(saved), tokenizer.decode(ids[:context]), max_new_tokens=5, **greedy)
 
 
 @pytest.mark.parametrize(

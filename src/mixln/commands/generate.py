@@ -19,6 +19,14 @@ def generate(
         top_p: sample from the likeliest tokens of this total.
         seed: of the sampling.
     """
+    from mixln.announce import announce
+    from mixln.sources import describe_model
+
+    announce(("model", describe_model(model)))
     from mixln.models.generate import generate_text
 
-    print(generate_text(model, text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed))
+    def say(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    generate_text(model, text, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, say=say)
+    print()

@@ -35,7 +35,8 @@ def naming_failures(what: str, advice: str = "Give input that it takes") -> Iter
     try:
         yield
     except Exception as error:
-        if isinstance(error, InputError) or exhaustion(error) is not None:
+        # a pipe breaks when the reader of what a model says has enough of it
+        if isinstance(error, InputError | BrokenPipeError) or exhaustion(error) is not None:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.') or 'without a reason'}"
         raise ModelCallError(f"{what} ({reason}). {advice}", reason) from error
