@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mixln.errors import InputError
 from mixln.hub import require_access
+from mixln.records import parse_json, read_json
 
 C4 = ("allenai/c4", "en")
 """Name and configuration of the corpus of the published recipes."""
@@ -52,7 +52,7 @@ def describe_model(name_or_path: str) -> str:
 def _facts(folder: Path) -> Iterator[str]:
     """What config and weight files say, in words; nothing of what is damaged, which is said where it is opened."""
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: Any = read_json(folder / "config.json")
         yield from (config.get("architectures") or [])[:1]
         layers = next((config[name] for name in _LAYER_COUNTS if name in config), None)
         if layers is not None:
@@ -71,7 +71,7 @@ def _header(file: Path) -> list[dict[str, Any]]:
     """The tensors that a safetensors file holds: a number of bytes, then JSON."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size)) if size < _MOST_HEADER else {}
+        header: Any = parse_json(opened.read(size), file.name) if size < _MOST_HEADER else {}
     return [tensor for name, tensor in header.items() if name != "__metadata__"]
 
 
