@@ -1,75 +1,149 @@
-"""What a command shows while it works, on standard error."""
+"""What is shown of work that goes on, on standard error: a bar that goes when it is done, or lines for a log file."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mixln.device import is_main_process
 
+ReportStage = Callable[[str, int, int], None]
+"""Called with (what is done, steps done, steps in all, or 0 if nobody knows), before each step and after the last."""
+
+LINE_SECONDS = 30.0
+"""Between the lines about one stage, where standard error is no terminal."""
+
+_RATE_SECONDS = 3600.0
+"""That a rate is over at most: a step can take minutes."""
+
 
 class _Bar:
-    """A bar on the terminal inside a `with` block."""
+    """A bar inside a `with` block, with the rate and the time that is left; without a terminal, a line now and then."""
 
-    def __init__(self, *middle: ProgressColumn, transient: bool = False) -> None:
+    def __init__(self) -> None:
         self.console = Console(stderr=True, quiet=not is_main_process())
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(*columns, *middle, TimeRemainingColumn(), console=self.console, transient=transient)
-        self._task = self._progress.add_task("", total=None, status="")
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=_RATE_SECONDS,
+        )
+        self._task: TaskID | None = None
+        self._next_line = 0.0
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self.console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def report(self, line: str) -> None:
         """Print a line above the bar."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _begin(self, description: str, done: int, total: int) -> None:
+        """Show that something begins: its rate and the time left are its own."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(
+            description, completed=done, total=total or None, status="", left="" if total else None
+        )
+        self._next_line = time.monotonic() + LINE_SECONDS
+        if not self.console.is_terminal:
+            self.report(description)
+
+    def _show(self, done: int, total: int, status: str = "") -> None:
+        """Show how far it is; `status` takes the place of the steps per second."""
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total or None)
+        task = self._progress.tasks[0]
+        status = status or _rate(task.speed)
+        self._progress.update(self._task, status=status, left="left" if task.time_remaining else "")
+        if not self.console.is_terminal and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            of_all = f" of {total:,}" if total else ""
+            left = f"{_duration(task.time_remaining)} left" if task.time_remaining else ""
+            self.report(", ".join(filter(None, [f"{task.description}: {done:,}{of_all}", status, left])))
+
+
+def _rate(speed: float | None) -> str:
+    if not speed:
+        return ""
+    if speed < 1:
+        return f"{1 / speed:.1f} s each"
+    return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 class TrainingProgress(_Bar):
     """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
 
     def __init__(self, steps_per_run: int, num_runs: int = 1) -> None:
-        super().__init__(TextColumn("{task.fields[status]}", markup=False))
+        super().__init__()
         self._steps = steps_per_run
-        self._run = 0
-        self._progress.update(self._task, total=steps_per_run * num_runs)
+        self._total = steps_per_run * num_runs
+        self._run = self._made = 0
+        self._status = ""
+        self._begin("", 0, self._total)
 
     def start_run(self, number: int, description: str) -> None:
         """Show that run `number` (from 0) begins; those before it count as done."""
-        self._run = number
-        if not self.console.is_terminal:
-            self.report(description)
-        self._progress.update(
-            self._task, description=description, completed=number * self._steps, status="", refresh=True
-        )
+        self._run, self._made, self._status = number, 0, ""
+        self._begin(description, number * self._steps, self._total)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show where the current run is."""
-        status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
-        self._progress.update(self._task, completed=self._run * self._steps + step, status=status)
+        self._made = step
+        self._status = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s"
+        self._show(self._run * self._steps + step, self._total, self._status)
+
+    def stage(self, stage: str, done: int, total: int) -> None:
+        """Show how far something is that is no step of training, such as measuring what was trained."""
+        of_all = f" of {total:,}" if total else ""
+        self._show(self._run * self._steps + self._made, self._total, f"{stage} {done:,}{of_all}")
 
 
 class StageProgress(_Bar):
     """One bar that begins anew with every stage of a piece of work."""
 
     def __init__(self) -> None:
-        super().__init__(transient=True)
+        super().__init__()
         self._name = ""
         self._stage = ""
 
     def start(self, name: str) -> None:
         """Show the name of what is worked on."""
-        self._name = name
+        self._name, self._stage = name, ""
 
     def step(self, stage: str, done: int, total: int) -> None:
-        """Show how many parts of a stage are done."""
-        if stage != self._stage and not self.console.is_terminal:
-            self.report(f"{self._name}: {stage}")
+        """Show how many steps of a stage are done; a total of 0 is not known."""
+        if stage != self._stage or self._task is None:
+            self._begin(": ".join(filter(None, [self._name, stage])), done, total)
         self._stage = stage
-        self._progress.update(self._task, description=f"{self._name}: {stage}", completed=done, total=total)
+        self._show(done, total)

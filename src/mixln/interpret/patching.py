@@ -16,6 +16,7 @@ from mixln.interpret.prompts import PromptPair
 from mixln.interpret.stream import Stream, find_stream, precise
 from mixln.measure.comparison import difference, main_output, rounding
 from mixln.measure.forward import call_model, model_device
+from mixln.measure.observation import Tick, no_tick
 from mixln.measure.recording import recording, run_blocks, run_tail
 from mixln.measure.sublayers import SUBLAYERS, replaced_output
 from mixln.measure.sums import at_least_float32
@@ -107,13 +108,13 @@ def patching_agreement(
     return PatchingAgreement([patching_effects(stream, pair) for pair in pairs])
 
 
-def patching_effects(stream: Stream, pair: PromptPair) -> PatchingEffects:
-    """Both kinds of patching of one pair."""
+def patching_effects(stream: Stream, pair: PromptPair, tick: Tick = no_tick) -> PatchingEffects:
+    """Both kinds of patching of one pair; `tick` is called for each sublayer of each block."""
     first, model = pair.first_difference(), stream.model
     clean_outputs, clean = _observed(stream, pair.clean, pair)
     _, corrupted = _observed(stream, pair.corrupted, pair)
     with evaluation_mode(model):
-        activation = _patched(stream, pair, clean_outputs, first) - corrupted
+        activation = _patched(stream, pair, clean_outputs, first, tick) - corrupted
         attribution = _gradient_effects(stream, pair, clean_outputs)[..., first:]
     return PatchingEffects(activation, attribution, first, clean, corrupted)
 
@@ -187,7 +188,7 @@ def _observed(stream: Stream, ids: Tensor, pair: PromptPair) -> tuple[list[list[
 
 
 @torch.no_grad()
-def _patched(stream: Stream, pair: PromptPair, clean: list[list[Tensor]], first: int) -> Tensor:
+def _patched(stream: Stream, pair: PromptPair, clean: list[list[Tensor]], first: int, tick: Tick = no_tick) -> Tensor:
     """d with one activation patched, (layers, 2, positions from `first`): every position is a row of one batch."""
     places = torch.arange(first, len(pair.corrupted))
     arguments = _arguments(stream.model, pair.corrupted.expand(len(places), -1))
@@ -210,6 +211,7 @@ def _patched(stream: Stream, pair: PromptPair, clean: list[list[Tensor]], first:
         for place in range(len(SUBLAYERS)):
             output = patched(block, place, replay=replay)
             effects[block, place] = precise(_difference(output, pair)).cpu()
+            tick()
     return effects
 
 

@@ -11,7 +11,7 @@ from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, model_batches
 from mixln.measure.estimates import DocumentSums, Estimates, with_interval, without_interval
 from mixln.measure.forward import TokenBatch, autocast
-from mixln.measure.observation import block_stack_of
+from mixln.measure.observation import Tick, block_stack_of, no_tick
 from mixln.measure.performance import row_cross_entropies
 from mixln.measure.sums import no_tokens_error, where_float64_is
 from mixln.models.anatomy import BlockStack
@@ -25,6 +25,7 @@ def gradient_norms(
     *,
     autocast_dtype: torch.dtype | None = None,
     intervals: bool = True,
+    tick: Tick = no_tick,
 ) -> Estimates:
     """|| d loss / d theta_l ||_2 over all parameters theta_l of block l, loss = total loss / total predicted tokens.
 
@@ -45,6 +46,7 @@ def gradient_norms(
             document by document for the products: no iterator, which could be gone through only once.
         autocast_dtype: autocast to this; None: the model's own precision.
         intervals: False: one pass, and no intervals.
+        tick: called after each batch and, for intervals, after each document of each batch.
 
     Returns:
         (L,), nats per predicted token and unit of weight.
@@ -53,18 +55,18 @@ def gradient_norms(
         InputError: no position with a target, or a model whose blocks are not found.
     """
     stack = block_stack_of(model)
-    sums, num_tokens = _summed_gradients(stack, model_batches(batches), autocast_dtype)
+    sums, num_tokens = _summed_gradients(stack, model_batches(batches), autocast_dtype, tick)
     norms = torch.stack([_dot(layer, layer).sqrt() for layer in sums])
     if not intervals:
         return without_interval(norms / num_tokens)
     projections = DocumentSums()
     for batch in model_batches(batches):
-        for document in dict.fromkeys(batch.documents.tolist()):
+        for document in documents_of(batch):
             part = batch.select(batch.documents == document)
             tokens = (_targets(part) != IGNORED_TARGET).sum()
             if tokens == 0:
                 continue
-            gradients, _ = _summed_gradients(stack, [part], autocast_dtype)
+            gradients, _ = _summed_gradients(stack, [part], autocast_dtype, tick)
             dots = torch.stack([_dot(one, other) for one, other in zip(sums, gradients, strict=True)])
             projections.update(dots[None], tokens[None], part.documents[:1])
     products, counts = projections.stacked()
@@ -72,8 +74,13 @@ def gradient_norms(
     return with_interval(norms / num_tokens, (products / norms - shares * norms) / num_tokens)
 
 
+def documents_of(batch: ModelBatch) -> list[int]:
+    """The numbers of a batch's documents, each once."""
+    return list(dict.fromkeys(batch.documents.tolist()))
+
+
 def _summed_gradients(
-    stack: BlockStack, batches: Iterable[ModelBatch], autocast_dtype: torch.dtype | None
+    stack: BlockStack, batches: Iterable[ModelBatch], autocast_dtype: torch.dtype | None, tick: Tick
 ) -> tuple[list[list[torch.Tensor]], int]:
     """For each layer the gradients of the summed loss, one for each parameter; and the predicted tokens."""
     own = [[parameter for parameter in block.parameters() if parameter.is_floating_point()] for block in stack.layers]
@@ -91,6 +98,7 @@ def _summed_gradients(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 totals[parameter] += gradient
             num_tokens += int((targets != IGNORED_TARGET).sum())
+            tick()
     if num_tokens == 0:
         raise no_tokens_error()
     return [[totals[parameter] for parameter in layer] for layer in own], num_tokens

@@ -30,6 +30,10 @@ class JacobianDistance(Measure):
         self._rows_seen: dict[int, int] = {}
         self._sums = DocumentSums()
 
+    def num_ticks(self, num_blocks: int) -> int:
+        """One for each block and draw."""
+        return self._draws * num_blocks
+
     def update(self, observation: Observation) -> None:
         """Count a batch: `draws` forward and backward passes of each block."""
         stack, record, batch = observation.stack, observation.record, observation.batch
@@ -49,6 +53,7 @@ class JacobianDistance(Measure):
                     (product,) = torch.autograd.grad(output, x, v.to(output))
                 difference = torch.where(counted[..., None].to(x.device), product - v, 0.0).cpu().double()
                 squares[:, index] += difference.square().sum((1, 2))
+                observation.tick()
         self._sums.update(squares / self._draws / width, counted.sum(1), batch.documents)
 
     def _generator(self, document: int) -> torch.Generator:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,13 @@ from mixln.measure.recording import BlockRecord, block_that_does_not_repeat, rec
 from mixln.models.anatomy import BlockStack, find_block_stack
 from mixln.modes import evaluation_mode
 
+Tick = Callable[[], object]
+"""Called after each step of something that takes long, for who shows how far it is."""
+
+
+def no_tick() -> None:
+    """Nobody wants to know."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -26,11 +33,13 @@ class Observation:
         stack: the model's blocks.
         batch: what went through.
         record: what the blocks saw.
+        tick: for measures to call, as often for each batch as their `num_ticks` says.
     """
 
     stack: BlockStack
     batch: ModelBatch
     record: BlockRecord
+    tick: Tick = no_tick
 
     @property
     def hidden_states(self) -> list[torch.Tensor]:
@@ -76,6 +85,11 @@ class Measure:
     def see_output(self, output: Any, batch: ModelBatch) -> None:
         """Told what the model returned, before `update`: logits are the largest tensor, and are freed then."""
 
+    def num_ticks(self, num_blocks: int) -> int:
+        """How many steps `update` takes, each about as long as a pass through the model; 0: it takes no time."""
+        del num_blocks
+        return 0
+
     def update(self, observation: Observation) -> None:
         """Count a batch. Dropout is off, there are no gradients, and the observation is gone afterwards."""
 
@@ -86,6 +100,7 @@ def observe(
     measures: Sequence[Measure],
     *,
     autocast_dtype: torch.dtype | None = None,
+    tick: Tick = no_tick,
 ) -> BlockStack:
     """Run every batch through the model once, and show it to all measures.
 
@@ -96,6 +111,7 @@ def observe(
         batches: read through once.
         measures: what to show them to, in this order.
         autocast_dtype: autocast to this; None: the model's own precision.
+        tick: called after the pass of each batch, and after each step that a measure takes for it.
 
     Raises:
         InputError: the blocks are not found, or do not feed each other, or are not of the kind that a measure needs;
@@ -104,7 +120,8 @@ def observe(
     stack = block_stack_of(model)
     with evaluation_mode(stack.model), torch.no_grad(), autocast(stack.model, autocast_dtype):
         for number, batch in enumerate(model_batches(batches)):
-            observation = observed(stack, batch, measures)
+            observation = replace(observed(stack, batch, measures), tick=tick)
+            tick()
             if number == 0:
                 few = observed(stack, batch.rows(0, 1))
                 if reason := few.reason_against(measures):

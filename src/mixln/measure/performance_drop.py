@@ -63,6 +63,10 @@ class PerformanceDrop(Measure):
         """Judge the whole model."""
         self._judged = self.performance.on(output, batch)
 
+    def num_ticks(self, num_blocks: int) -> int:
+        """One for each intervention."""
+        return len(self._family(num_blocks))
+
     def update(self, observation: Observation) -> None:
         """Count a batch.
 
@@ -75,6 +79,7 @@ class PerformanceDrop(Measure):
 
         def harm(numbered: tuple[int, object]) -> Tensor:
             number, output = numbered
+            observation.tick()
             if not isinstance(output, ModelCallError):
                 return performance.harm(output)
             self.failures.setdefault(number, output.reason)

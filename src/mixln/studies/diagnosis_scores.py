@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from mixln.modes import evaluation_mode
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import ColumnSpec, FigureSpec, Presentation, Series
 from mixln.studies.measuring import Entry, Found, series_of
-from mixln.studies.stages import Reported, ReportStage
+from mixln.studies.stages import ReportStage
 
 Score = Callable[[nn.Module], float | Sequence[float]]
 """How good a model is, higher is better: one number, or one for each item (question, document), in the same order each
@@ -99,11 +100,17 @@ def _two_series(stack: BlockStack, name: str, score: Score, report: ReportStage 
         return torch.as_tensor(score(stack.model), dtype=torch.float64).flatten().cpu()
 
     unit, drops = getattr(score, "unit", name), list[torch.Tensor]()
-    with evaluation_mode(stack.model), torch.no_grad():
+    with (
+        evaluation_mode(stack.model),
+        torch.no_grad(),
+        _CountedPasses(stack.model, name, len(stack.layers) + 1, report) as passes,
+    ):
         whole = scored()
-        for index in Reported(range(len(stack.layers)), name, report):
+        passes.end_score()
+        for index in range(len(stack.layers)):
             with without_blocks(stack, [index]):
                 found = scored()
+            passes.end_score()
             if len(whole) != len(found) or not len(whole):
                 raise InputError(
                     f"the score {name} gave {len(whole)} numbers for the whole model and {len(found)} without layer "
@@ -113,3 +120,34 @@ def _two_series(stack: BlockStack, name: str, score: Score, report: ReportStage 
     items = torch.ones(len(whole), dtype=torch.float64)
     yield series_of(_whole(name), "model", unit, ratio_estimates(whole, items))
     yield series_of(_removal(name), "layer", unit, ratio_estimates(torch.stack(drops, dim=1), items))
+
+
+class _CountedPasses:
+    """Counts the forward passes of a model that is scored several times; the first time tells how many each takes."""
+
+    def __init__(self, model: nn.Module, stage: str, scores: int, report: ReportStage | None) -> None:
+        self._model, self._stage, self._scores, self._report = model, stage, scores, report
+        self._done = self._made = self._each = 0
+
+    def __enter__(self) -> Self:
+        self._tell()
+        self._hook = self._model.register_forward_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _count(self, *_: object) -> None:
+        self._made += 1
+        self._tell()
+
+    def end_score(self) -> None:
+        """To be called when the model has been scored once more."""
+        self._each = self._each or max(1, self._made)  # a score may call parts of the model alone
+        self._done, self._made = self._done + 1, 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._report is not None:
+            made = min(self._made, self._each) if self._each else self._made
+            self._report(self._stage, self._done * self._each + made, self._scores * self._each)

@@ -20,7 +20,7 @@ from mixln.models.anatomy import BlockStack
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Axis, ColumnSpec, Estimate, FigureSpec, Presentation, Series, TableSpec, merged_figures
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.studies.stages import Reported, ReportStage
+from mixln.studies.stages import ReportStage, Steps
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,10 @@ def observe_all(entries: Sequence[Observed], given: Given, batches: Sequence[Mod
         InputError: as `mixln.measure.observation.observe`, or there is no token to measure on.
     """
     built = [(entry, entry.build(given)) for entry in entries]
-    reported = Reported(batches, stage, given.report)
-    observe(given.stack, reported, [measure for _, measure in built], autocast_dtype=given.autocast_dtype)
+    taken = [measure for _, measure in built]
+    per_batch = 1 + sum(measure.num_ticks(len(given.stack.layers)) for measure in taken)
+    steps = Steps(stage, per_batch * len(batches), given.report)
+    observe(given.stack, batches, taken, autocast_dtype=given.autocast_dtype, tick=steps)
     found = [entry.read(measure) for entry, measure in built]
     notes = [note for part in found for note in part.notes]
     if given.execution.reason_against_replays:

@@ -10,6 +10,7 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Estimate, FigureSpec, Series, TableSpec
 from mixln.studies.interpretability import Interpretability
 from mixln.studies.measuring import Given, series_of
+from mixln.studies.stages import Reported
 
 _UNIT = "nats per token"
 
@@ -42,7 +43,8 @@ class _EntropyNeurons(Interpretability):
 
     def measured(self, given: Given, batches: Sequence[ModelBatch]) -> list[Series]:
         """The chosen neurons, and what holding each, and all together, does to entropy and loss."""
-        found = entropy_neurons(given.stack.model, batches, layers=given.stack.name)
+        twice = Reported(batches, self.called, given.report, passes=2)
+        found = entropy_neurons(given.stack.model, twice, layers=given.stack.name)
         names = [f"neuron {index}" for index in found.neurons]
         chosen = {"neuron_weight_norm": found.weight_norm, "neuron_logit_variance": found.logit_variance}
         changes = {

@@ -10,11 +10,12 @@ import torch
 from mixln.interpret.patching import patching_effects, stream_for
 from mixln.interpret.prompts import induction_prompts
 from mixln.measure.batches import ModelBatch
+from mixln.measure.sublayers import SUBLAYERS
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Axis, Estimate, FigureSpec, Series
 from mixln.studies.interpretability import Interpretability
 from mixln.studies.measuring import Given
-from mixln.studies.stages import Reported
+from mixln.studies.stages import Steps
 
 _SEGMENT = 8
 """Of the induction prompts."""
@@ -45,7 +46,8 @@ class _Patching(Interpretability):
         )
         pairs = induction_prompts(tokens.tolist(), given.config.interpretability_prompts, segment=_SEGMENT)
         stream = stream_for(given.stack.model, pairs[0], given.stack.name)
-        found = [patching_effects(stream, pair) for pair in Reported(pairs, "patching", given.report)]
+        steps = Steps("patching", len(pairs) * len(SUBLAYERS) * len(given.stack.layers), given.report)
+        found = [patching_effects(stream, pair, steps) for pair in pairs]
 
         activation = [value for one in found for value in one.activation.flatten().tolist()]
         attribution = [value for one in found for value in one.attribution.flatten().tolist()]

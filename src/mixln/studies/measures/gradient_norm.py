@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mixln.measure.batches import ModelBatch, first_tokens
-from mixln.measure.gradients import gradient_norms
+from mixln.measure.gradients import documents_of, gradient_norms
 from mixln.measure.performance import LanguageModelLoss
 from mixln.models.anatomy import BlockStack
 from mixln.report.series import ColumnSpec, FigureSpec
 from mixln.studies.measuring import Computed, Found, Given, series_of
-from mixln.studies.stages import Reported
+from mixln.studies.stages import Steps
 
 
 class GradientNorms(Computed):
@@ -59,11 +59,13 @@ class GradientNorms(Computed):
                 [], [f"Weights are offloaded (device_map) and take no gradients, so {self.name} was left out."]
             )
         some = first_tokens(batches, given.config.gradient_tokens)
-        return self.of(stack, Reported(some, self.name.replace("_", " "), given.report, passes=2), given)
+        return self.of(stack, some, given)
 
-    def of(self, stack: BlockStack, batches: Iterable[ModelBatch], given: Given, *, intervals: bool = True) -> Found:
+    def of(self, stack: BlockStack, batches: Sequence[ModelBatch], given: Given, *, intervals: bool = True) -> Found:
         """The series of these blocks on all of these batches; for intervals, they are gone through twice."""
-        norms = gradient_norms(stack, batches, autocast_dtype=given.autocast_dtype, intervals=intervals)
+        total = sum(1 + intervals * len(documents_of(batch)) for batch in batches)
+        steps = Steps(self.name.replace("_", " "), total, given.report)
+        norms = gradient_norms(stack, batches, autocast_dtype=given.autocast_dtype, intervals=intervals, tick=steps)
         return Found([series_of(self.name, "layer", "nats per token and unit of weight", norms)])
 
 
