@@ -1,8 +1,8 @@
 """How far `mixln estimate` is off: `python -m benchmarks.estimate_error`.
 
 Predicts and measures the step time and the peak memory of a few sizes, one process for each measurement, and prints
-both with the error. The processor's utilisation was calibrated on 71m alone (docs/estimate.md): the other sizes are
-predictions. `--calibrate` prints the utilisation that would make each size exact.
+both with the error. The processor's utilisation was calibrated on 71m alone (docs/reference/estimate.md): the other
+sizes are predictions. `--calibrate` prints the utilisation that would make each size exact.
 """
 
 from __future__ import annotations

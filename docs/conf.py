@@ -21,13 +21,18 @@ extensions = [
     "sphinx_copybutton",
     "reference_pages",
 ]
-exclude_patterns = ["_build", "results/registry", "results/norm-removal"]
+exclude_patterns = ["_build", "_built", "results/registry", "results/norm-removal"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_extra_path = ["_built/pages"]  # the reports of the gallery, as they are
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 copybutton_exclude = ".linenos, .gp, .go"
 # comments behind a command are for the reader
 copybutton_prompt_text = "$ "
 
+myst_enable_extensions = ["attrs_block", "deflist"]
 myst_heading_anchors = 4  # `page.md#a-heading`, as GitHub has it
 
 # In docstrings, `x` is code.

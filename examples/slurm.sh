@@ -14,7 +14,7 @@ set -euo pipefail
 
 # source /shared/mixln/.venv/bin/activate    # adapt: an environment that all nodes see
 
-# without it, restarted processes may be handed the addresses of lost ones (docs/scaling.md)
+# without it, restarted processes may be handed the addresses of lost ones (docs/how-to/several-processes.md)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # a signal other than KILL goes to the steps of a job, not to this script; torchrun passes it on to its processes,

@@ -1,33 +1,154 @@
-"""What the site needs beside the pages: the reference of the commands, and links to files outside docs/."""
+"""What the site needs beside the pages: parts that the build writes into them, and links to files outside docs/.
+
+A page says `<!-- build: NAME -->` where the build puts what `PARTS[NAME]` returns.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from dataclass_tables import all_parts, describe, field_table, json_schema, nested
+from gallery import photograph, write_gallery
+from glossary_links import link_terms
 from mixln.cli import build_parsers
 from mixln.commands import COMMANDS, is_group
+from mixln.report import ComparisonResult, RunResult
+from mixln.report.depth_report import DepthReport
+from mixln.report.norm_removal import NormRemovalReport
+from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.prune_and_heal import HealingReport
+from mixln.studies.pruning_request import PruningRecord
+from mixln.tasks import Recipe
+from mixln.tasks.healing_config import HealingConfig
+from mixln.tasks.norm_removal.config import NormRemovalConfig
+from mixln.tasks.recipes import find_recipe, list_recipes
 
-_HEAD = """# Commands
+BUILT = "_built"
+"""The folder, below docs/, of files that the build makes; git ignores it."""
 
-Each command of the command line with all of its options, as `mixln COMMAND --help` prints them.
-
-"""
-
+PAGES = "pages"
+"""The folder below that of what goes into the site as it is."""
 
 _OUTSIDE = {
-    "../CONTRIBUTING.md": "project/contributing.md",
-    "../CHANGELOG.md": "project/changes.md",
-    "../benchmarks/README.md": "project/benchmarks.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "CHANGELOG.md": "project/changes.md",
+    "benchmarks/README.md": "project/benchmarks.md",
 }
-"""Files that the pages link to, as they are read in the repository, and the page that includes each of them."""
+"""Files that pages link to, as they are read in the repository, and the page that includes each of them."""
+
+_RESULTS = {
+    "results.json": (ComparisonResult, "of `mixln compare`"),
+    "result.json": (RunResult, "of each run of a comparison, in `runs/`"),
+    "report.json": (DepthReport, "of `mixln diagnose`"),
+    "norm_removal.json": (NormRemovalReport, "of `mixln remove-norm`, and in `task_result.json` of its run"),
+    "pruning.json": (PruningRecord, "of `mixln prune`"),
+    "healing.json": (HealingReport, "of `mixln prune --heal`"),
+}
 
 
-def replace_links(_app: Any, _page: str, text: list[str]) -> None:
-    """Make links to files outside docs/ links to the pages that include them."""
-    for path, page in _OUTSIDE.items():
-        text[0] = text[0].replace(f"]({path}", f"](/{page}")
+def _commands(_folder: Path) -> str:
+    parsers = build_parsers()
+    return "\n".join(
+        f"## `mixln {name}`\n\n```text\n{parsers[name].format_help().rstrip()}\n```\n"
+        for name in COMMANDS
+        if not is_group(name)
+    )
+
+
+def _recipe(_folder: Path) -> str:
+    parts = [("", "The recipe itself", Recipe)]
+    parts += [(f"{name}.", f"`{name}`", kind) for name, kind in nested(Recipe)]
+    return "\n\n".join(
+        f"## {title}\n\n{describe(kind)}\n\n{field_table(kind, prefix=prefix)}" for prefix, title, kind in parts
+    )
+
+
+def _settings(_folder: Path) -> str:
+    kinds = (DiagnosisConfig, HealingConfig, NormRemovalConfig)
+    return "\n\n".join(f"### `{kind.__name__}`\n\n{describe(kind)}\n\n{field_table(kind)}" for kind in kinds)
+
+
+def _shipped_recipes(_folder: Path) -> str:
+    sections = []
+    for name in list_recipes():
+        text = find_recipe(name).read_text(encoding="utf-8").rstrip()
+        yaml.safe_load(text)
+        sections.append(f"### `{name}`\n\n```yaml\n{text}\n```")
+    return "\n\n".join(sections)
+
+
+def _results(folder: Path) -> str:
+    schemas = folder / PAGES / "schemas"
+    schemas.mkdir(parents=True, exist_ok=True)
+    sections: list[str] = []
+    shown: set[type] = set()
+    for name, (kind, of) in _RESULTS.items():
+        version = getattr(kind, "SCHEMA_VERSION", None)
+        path = schemas / name.replace(".json", ".schema.json")
+        path.write_text(json.dumps(json_schema(kind, name, version), indent=1), encoding="utf-8")
+        text = f"## `{name}`\n\nThe result {of}." + (f" Its `schema_version` is {version}." if version else "")
+        text += f' <a href="../schemas/{path.name}">JSON Schema</a>'
+        for part in all_parts(kind):
+            if part not in shown:
+                shown.add(part)
+                text += f"\n\n### `{part.__name__}`\n\n{describe(part)}\n\n{field_table(part, defaults=False)}"
+        sections.append(text)
+    return "\n\n".join(sections)
+
+
+def _gallery(folder: Path) -> str:
+    folder = folder / "gallery"
+    shutil.rmtree(folder, ignore_errors=True)
+    sections = write_gallery(folder.parents[1] / "results", folder)
+    reports = [section.folder / section.page for section in sections if section.page]
+    with tempfile.TemporaryDirectory() as user:
+        shots = {shot.parent for shot in photograph(reports, Path(user))}
+    pages = folder.parent / PAGES / "reports"
+    pages.mkdir(parents=True, exist_ok=True)
+    texts = []
+    for section in sections:
+        where = f"/{BUILT}/gallery/{section.folder.name}"
+        text = f"## {section.title}\n\n{section.text}"
+        if section.page:
+            page = f"{section.folder.name}.html"
+            shutil.copy(section.folder / section.page, pages / page)
+            text += f' <a href="../reports/{page}">Open the whole report</a>, which is one file.'
+        if section.folder in shots:
+            text += f"\n\n![The report as a browser shows it]({where}/screenshot.png)"
+        for shown in section.figures:
+            text += f"\n\n### {shown.title}\n\n![{shown.title}]({where}/figures/{shown.name}.png)\n\n{shown.text}"
+        texts.append(text)
+    return "\n\n".join(texts)
+
+
+PARTS: dict[str, Callable[[Path], str]] = {
+    "commands": _commands,
+    "recipe": _recipe,
+    "settings": _settings,
+    "shipped recipes": _shipped_recipes,
+    "results": _results,
+    "gallery": _gallery,
+}
+"""What the build writes into pages, by name; each gets the folder for files that it makes."""
+
+_MARK = re.compile(r"<!-- build: (.+?) -->")
+
+
+def complete(app: Any, page: str, text: list[str]) -> None:
+    """Fill in what the build writes, and make links to files outside docs/ links to the pages that include them."""
+    built = Path(app.srcdir) / BUILT
+    text[0] = _MARK.sub(lambda match: PARTS[match[1]](built), text[0])
+    up = "../" * (page.count("/") + 1)
+    for path, included in _OUTSIDE.items():
+        text[0] = text[0].replace(f"]({up}{path}", f"](/{included}")
 
 
 def replace_included_links(_app: Any, _path: Path, _parent: str, text: list[str]) -> None:
@@ -36,23 +157,16 @@ def replace_included_links(_app: Any, _path: Path, _parent: str, text: list[str]
     text[0] = re.sub(r"\[([^\]]+)\]\((?!https?:|/|#)[^)]+\)", r"`\1`", text[0])
 
 
-def write_commands(app: Any) -> None:
-    """Write `reference/commands.md`."""
-    parsers = build_parsers()
-    sections = [
-        f"## `mixln {name}`\n\n```text\n{parsers[name].format_help().rstrip()}\n```\n"
-        for name in COMMANDS
-        if not is_group(name)
-    ]
-    page = Path(app.srcdir) / "reference" / "commands.md"
-    text = _HEAD + "\n".join(sections)
-    if not page.exists() or page.read_text(encoding="utf-8") != text:  # an unchanged page is not built again
-        page.write_text(text, encoding="utf-8")
+def pages_with_parts(_app: Any, env: Any, _added: set[str], _changed: set[str], _removed: set[str]) -> list[str]:
+    """Pages that the build writes into are read anew each time: what they show may have changed without them."""
+    return [page for page in env.found_docs if _MARK.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))]
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
-    app.connect("builder-inited", write_commands)
-    app.connect("source-read", replace_links)
+    (Path(app.srcdir) / BUILT / PAGES).mkdir(parents=True, exist_ok=True)
+    app.connect("env-get-outdated", pages_with_parts)
+    app.connect("source-read", complete)
     app.connect("include-read", replace_included_links)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("doctree-resolved", link_terms)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -19,6 +19,7 @@ from mixln.report.placement_figures import describe_picture
 from mixln.report.scheme_diagram import describe_stack
 
 ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "reference"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -97,7 +98,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("found", [*SCHEMES.values(), *MODIFIERS.values()], ids=lambda found: found.name)
 def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_plans(found: Entry) -> None:
     """Of every registered scheme and modifier: title, formula, text, options, and a picture that is not an old one."""
-    page = (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8")
+    page = (REFERENCE / "schemes.md").read_text(encoding="utf-8")
     (section,) = re.findall(rf"^### `{found.name}`.*?(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     words = " ".join(section.split())
     options = "; ".join(str(option).replace(option.name, f"`{option.name}`", 1) for option in found.options.values())
@@ -106,7 +107,7 @@ def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_
     assert "- Source: " in section
     assert "- Reported: " in section
     assert f"| `{found.name}` |" in page or found.name == "pre", "no row in the table of costs"
-    (image,) = re.findall(r"!\[[^]]+\]\((images/schemes/\w+\.svg)\)", section)
+    (image,) = re.findall(r"!\[[^]]+\]\(\.\./(images/schemes/\w+\.svg)\)", section)
     label = f"pre+{found.name}" if found.is_modifier else found.name
     shown = describe_picture(label, describe_stack(Placement.parse(label).plan(12)))
     texts = [element.text for element in ElementTree.parse(ROOT / "docs" / image).iter() if element.text]
@@ -116,5 +117,5 @@ def test_the_page_of_schemes_says_what_the_registry_knows_and_shows_the_present_
 def test_there_are_pictures_and_sections_of_nothing_else() -> None:
     names = {*SCHEMES, *MODIFIERS}
     assert {path.stem for path in (ROOT / "docs" / "images" / "schemes").iterdir()} == names
-    assert set(re.findall(r"^### `(\w+)`", (ROOT / "docs" / "schemes.md").read_text(), re.MULTILINE)) == names
-    assert all(f"`{name}`" in (ROOT / "docs" / "placements.md").read_text() for name in names)
+    assert set(re.findall(r"^### `(\w+)`", (REFERENCE / "schemes.md").read_text(), re.MULTILINE)) == names
+    assert all(f"`{name}`" in (REFERENCE / "placements.md").read_text() for name in names)

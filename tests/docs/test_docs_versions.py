@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# what a row of the table of docs/ecosystem.md tests, by a word in its first column
+# what a row of the table of docs/how-to/other-libraries.md tests, by a word in its first column
 PACKAGES = {
     "transformers `Trainer`": "transformers",
     "TRL": "trl",
@@ -65,7 +65,7 @@ def test_the_lower_bounds_of_the_project_are_the_lowest_versions_tested() -> Non
 
 
 def test_the_table_of_libraries_states_the_versions_tested() -> None:
-    text = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "other-libraries.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+?) \| ([\d.]+ to [\d.]+) \|", text, re.MULTILINE)
     assert len(rows) == text.count("\n| ") - 2
     for library, stated in rows:

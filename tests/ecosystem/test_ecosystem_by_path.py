@@ -1,4 +1,4 @@
-"""Every library of docs/ecosystem.md takes a folder as well as a model in memory, and does the same with either.
+"""Every library of docs/how-to/other-libraries.md takes a folder as well as a model, and does the same with either.
 
 Libraries find the class of a folder in ways of their own: by an Auto class, by the name in `architectures`, by a
 mapping in the config. A model in memory passes all of them by, so that only a folder shows which of them fails.

@@ -265,8 +265,8 @@ def test_a_measure_is_added_by_one_file(
     model: nn.Module, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one of the documentation."""
-    text = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text(encoding="utf-8")
-    (tmp_path / "largest_channel.py").write_text(text.split("## A measure of your own")[1].split("```")[1][7:])
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "add-a-measure.md").read_text(encoding="utf-8")
+    (tmp_path / "largest_channel.py").write_text(text.split("```")[1][7:])
     monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
     all_entries.cache_clear()
     try:

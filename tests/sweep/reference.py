@@ -202,7 +202,7 @@ class Forms:
         return _silenced(index, sublayer)
 
     def _sublayer(self, index: int, kind: str) -> str | None:
-        """The module whose output is a sublayer's, by what docs/diagnose.md says of it."""
+        """The module whose output is a sublayer's, by what docs/concepts/replay.md says of it."""
         ran = self._ran.get(index, [])
         inside = [(name, module) for name, module in ran if _is_attention(name)]
         outside = [(name, module) for name, module in ran if not _is_attention(name) and not _is_norm(name)]

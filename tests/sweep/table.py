@@ -1,4 +1,4 @@
-"""python -m tests.sweep.table 5.24.0=newest.jsonl 5.10.0=lowest.jsonl: docs/supported-models.md and expected.json."""
+"""python -m tests.sweep.table 5.24.0=newest.jsonl 5.10.0=lowest.jsonl: supported-models.md and expected.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.sweep.sweep import CHECKS, Result, read_results
 
-DOCS = Path(__file__).parents[2] / "docs" / "supported-models.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "supported-models.md"
 EXPECTED = Path(__file__).parent / "expected.json"
 
 _TITLES = {

@@ -1,7 +1,7 @@
 """Every class of transformers, built small: mixln is right, or says in one line why not.
 
-What each class gave when docs/supported-models.md was made is in `expected.json`: what was right must stay so. A class
-that is not in it (of a newer transformers) has to be right or refused.
+What each class gave when docs/reference/supported-models.md was made is in `expected.json`: what was right must stay
+so. A class that is not in it (of a newer transformers) has to be right or refused.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ class Device:
     library_bytes: float = 0.0
 
 
-_A100 = "llm-foundry's published throughputs on A100 80 GB, 1.3B and 6.7B parameters (docs/estimate.md)"
-_H100 = "llm-foundry's published throughputs on H100 80 GB, 1.3B and 6.7B parameters (docs/estimate.md)"
+_A100 = "llm-foundry's published throughputs on A100 80 GB, 1.3B and 6.7B parameters (docs/reference/estimate.md)"
+_H100 = "llm-foundry's published throughputs on H100 80 GB, 1.3B and 6.7B parameters (docs/reference/estimate.md)"
 _LIKE_H100 = "assumed to be that of the H100: no measurement"
 _ASSUMED = "assumed, between A100 and H100: no measurement"
 

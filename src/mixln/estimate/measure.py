@@ -23,22 +23,22 @@ _MOST_TOKENS = 4096
 """Rows of the matrices at most: more do not make them faster."""
 
 CPU_UTILIZATION = 0.86
-"""Share of the measured speeds that a step reaches; calibrated on the 71M recipe alone (docs/estimate.md)."""
+"""Share of the measured speeds that a step reaches; calibrated on the 71M recipe alone (docs/reference/estimate.md)."""
 
 ELEMENTWISE_SHARE = 0.33
 """Bytes per second of compiled kernels relative to a plain addition: they also exponentiate, convert and transpose.
 
-Calibrated on a profile of the 71M recipe alone (docs/estimate.md).
+Calibrated on a profile of the 71M recipe alone (docs/reference/estimate.md).
 """
 
 LIBRARY_BYTES = 134 * 2**20
-"""Memory outside of tensors; calibrated on the 71M recipe alone (docs/estimate.md)."""
+"""Memory outside of tensors; calibrated on the 71M recipe alone (docs/reference/estimate.md)."""
 
 _FEWEST_ELEMENTS = 2**20
 """Fewest elements of the tensors whose addition measures the bandwidth: smaller ones fit in the cache, which does not
 make compiled kernels faster."""
 
-_REASON = "calibrated on the 71M recipe on one machine with AMX (docs/estimate.md)"
+_REASON = "calibrated on the 71M recipe on one machine with AMX (docs/reference/estimate.md)"
 
 
 def measure_cpu(shape: ModelShape, rows: int, dtype: torch.dtype) -> Device:

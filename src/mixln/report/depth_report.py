@@ -1,4 +1,4 @@
-"""Diagnoses side by side: headline, tables for a terminal, page, and all of it on disk (docs/diagnose.md)."""
+"""Diagnoses side by side: headline, tables for a terminal, page, and all of it on disk (docs/reference/measures.md)."""
 
 from __future__ import annotations
 

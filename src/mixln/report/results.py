@@ -28,8 +28,8 @@ class RunResult:
     `validation_loss` is total loss / total predicted tokens (nats); `perplexity` its exponential. `diverged` says that
     the loss stopped being a finite number; the loss is then None, and so is what was to be measured after training.
     `learning_rate` is the peak. `depth` is what each layer does, by the names of series, as in a diagnosis
-    (docs/diagnose.md): of the trained model, and `gradient_norm_at_init` of the model that training began with.
-    `config` is the whole resolved configuration; `notes` say what could not be measured, and why.
+    (docs/reference/measures.md): of the trained model, and `gradient_norm_at_init` of the model that training began
+    with. `config` is the whole resolved configuration; `notes` say what could not be measured, and why.
     """
 
     SCHEMA_VERSION: ClassVar[int] = 2
