@@ -138,7 +138,8 @@ def _settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in values:
         if name not in types and (where or name != TOKENS):
             meant = did_you_mean(name, types)
-            raise InputError(f"{where}a recipe has no field {name!r}.{meant} docs/reference/recipes.md lists the fields")
+            fields_page = "docs/reference/recipes.md lists the fields"
+            raise InputError(f"{where}a recipe has no field {name!r}.{meant} {fields_page}")
     return {
         name: value if name == TOKENS else _convert(types[name], value, f"{where}{name}")
         for name, value in values.items()
