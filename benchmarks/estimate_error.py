@@ -22,7 +22,7 @@ from typing import TypedDict
 import torch
 
 from mixln.data import DataConfig, prepare_data
-from mixln.estimate import Estimate, estimate
+from mixln.estimation import Estimate, estimate
 from mixln.tasks import ModelConfig, Recipe
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -10,14 +10,26 @@ from mixln.auto_classes import register_on_demand
 from mixln.version import __version__
 
 if TYPE_CHECKING:
+    from mixln.commands.compare import compare
+    from mixln.commands.convert import convert
+    from mixln.commands.data import prepare as prepare_data
+    from mixln.commands.diagnose import diagnose
+    from mixln.commands.estimate import estimate
+    from mixln.commands.export import export
+    from mixln.commands.generate import generate
+    from mixln.commands.prune import prune
+    from mixln.commands.remove_norm import remove_norm
+    from mixln.commands.train import train
     from mixln.exchange.export import save_stock, stock_model
     from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
     from mixln.models.apply import PlacementChange, apply_placement, preview_placements
     from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
     from mixln.placement import list_modifiers as modifiers
     from mixln.placement import list_schemes as schemes
-    from mixln.studies.diagnose import diagnose
     from mixln.studies.diagnosis_config import DiagnosisConfig
+    from mixln.tasks.healing_config import HealingConfig
+    from mixln.tasks.norm_removal.config import NormRemovalConfig
+    from mixln.tasks.recipe import Recipe
 else:
     from mixln.lazy import lazy_names
 
@@ -33,22 +45,34 @@ else:
 
 __all__ = [
     "DiagnosisConfig",
+    "HealingConfig",
     "MixLNLlamaConfig",
     "MixLNLlamaForCausalLM",
     "MixLNLlamaModel",
+    "NormRemovalConfig",
     "Placement",
     "PlacementChange",
     "PlacementError",
+    "Recipe",
     "__version__",
     "apply_placement",
+    "compare",
+    "convert",
     "diagnose",
+    "estimate",
+    "export",
+    "generate",
     "modifiers",
+    "prepare_data",
     "preview_placements",
+    "prune",
     "register_modifier",
     "register_scheme",
+    "remove_norm",
     "save_stock",
     "schemes",
     "stock_model",
+    "train",
 ]
 
 register_on_demand()

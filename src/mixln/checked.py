@@ -1,4 +1,4 @@
-"""Types and ranges of fields, checked by their annotations: in configurations, and in what was read from JSON.
+"""Types and ranges, checked by annotations: of fields of configurations, of what was read from JSON, of arguments.
 
 A configuration is valid when it exists, since its constructor checks it:
 
@@ -7,6 +7,8 @@ A configuration is valid when it exists, since its constructor checks it:
         checked_path: ClassVar[str] = "optimizer."
         learning_rate: PositiveFloat = 1e-3
 
+A public function checks its arguments likewise (`mixln.signatures`).
+
 A range is part of the field's annotation. Rules between fields stand in the own `__post_init__` of a class, which calls
 this one first. This module imports nothing heavy, so that the modules of configurations do not either.
 """
@@ -14,9 +16,10 @@ this one first. This module imports nothing heavy, so that the modules of config
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -88,6 +91,8 @@ _IN_WORDS: dict[Any, str] = {
     bool: "true or false",
     dict: "an object",
     Path: "a path",
+    Mapping: "a mapping",
+    Callable: "a function",
 }
 
 
@@ -105,21 +110,27 @@ class Checked:
     checked_path: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        """Raise InputError if a field has a value of another type or out of its range; the message names the field."""
+        """Raise InputError if a field has a value of another type or out of its range; the message names the field.
+
+        A path where text is wanted becomes text, and a list where a tuple is wanted a tuple.
+        """
         for name, hint in _fields(type(self))[0].items():
-            Conversion().convert(hint, getattr(self, name), f"{self.checked_path}{name}")
+            value = Conversion().convert(hint, getattr(self, name), f"{self.checked_path}{name}")
+            object.__setattr__(self, name, value)  # which a frozen dataclass allows in no other way
 
 
 @dataclass(frozen=True)
 class Conversion:
     """Values checked against annotations, and objects of JSON made into the dataclasses that they stand for.
 
-    Known are `Any`, classes, `Literal`, lists, sequences, tuples, string-keyed dicts, dataclasses, TypedDicts, unions
-    of one of these with None, and `Range` in `Annotated`. A bool is no number; an int is a float too.
+    Known are `Any`, classes, `Literal`, lists, sequences, iterables, tuples, string-keyed dicts, dataclasses,
+    TypedDicts, unions of these, and `Range` in `Annotated`. A bool is no number; an int is a float too; text is no
+    list.
 
     Attributes:
         where: what the whole is called in messages; empty: its parts alone are named.
-        is_json: whether objects stand for dataclasses, and ints for floats; else nothing is converted.
+        is_json: whether objects stand for dataclasses, and ints for floats; else paths become text where text alone is
+            wanted, and lists tuples where tuples are.
         null_is_nan: whether a null is NaN where a plain `float` is wanted.
         is_written: whether people have written the values, on the command line or in YAML (`mixln.written`): a text can
             then stand for a number, a truth value, a list or None. Goes with `is_json`.
@@ -147,8 +158,8 @@ class Conversion:
             is_none = value is None or (self.is_written and isinstance(value, str) and is_null(value))
             if is_none and types.NoneType in arguments:
                 return None
-            (inner,) = [argument for argument in arguments if argument is not types.NoneType]
-            return self.convert(inner, value, path)
+            kinds = [argument for argument in arguments if argument is not types.NoneType]
+            return self.convert(kinds[0], value, path) if len(kinds) == 1 else self._convert_any_of(kinds, value, path)
         if self.is_written:
             value = _read(origin or kind, value)
         if origin is Literal:
@@ -157,6 +168,10 @@ class Conversion:
             return value
         if origin in (list, tuple, Sequence):
             return self._convert_items(origin, arguments, value, path)
+        if origin is Iterable:  # which may be read once alone
+            if isinstance(value, str | bytes | os.PathLike | Mapping) or not isinstance(value, origin):
+                raise self._wrong(path, "a list", value)
+            return value
         if origin is dict and isinstance(value, dict):
             return {key: self.convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
         if self.is_json and (is_dataclass(kind) or is_typeddict(kind)):
@@ -164,8 +179,10 @@ class Conversion:
         if kind is float and value is None and self.null_is_nan:
             return math.nan
         wanted = (int, float) if kind is float else object if kind is Any else origin or kind
+        if kind is str and isinstance(value, os.PathLike) and not self.is_json:
+            return os.fspath(value)
         if not isinstance(value, wanted) or (kind in (int, float) and isinstance(value, bool)):
-            raise self._wrong(path, _IN_WORDS.get(origin or kind) or kind.__name__, value)
+            raise self._wrong(path, _in_words(kind), value)
         if not (isinstance(value, int) and kind is float and self.is_json):
             return value
         try:
@@ -173,8 +190,15 @@ class Conversion:
         except OverflowError:
             raise self._wrong(path, "a number that fits into 64 bits", value) from None
 
+    def _convert_any_of(self, kinds: Sequence[Any], value: Any, path: str) -> Any:
+        for kind in sorted(kinds, key=lambda kind: kind is Any):
+            # of a list, what is wrong with its items is to be said
+            if _is_of(kind, value):
+                return self.convert(kind, value, path) if get_origin(kind) is not None else value
+        raise self._wrong(path, " or ".join(dict.fromkeys(map(_in_words, kinds))), value)
+
     def _convert_items(self, origin: Any, arguments: tuple[Any, ...], value: Any, path: str) -> Any:
-        if not isinstance(value, list | tuple):
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             raise self._wrong(path, "a list", value)
         is_fixed = origin is tuple and arguments[-1] is not Ellipsis
         kinds = arguments if is_fixed else arguments[:1] * len(value)
@@ -196,7 +220,9 @@ class Conversion:
         return kind(**{key: self.convert(hints[key], item, prefix + key) for key, item in value.items()})
 
     def _wrong(self, path: str, wanted: str, value: object) -> InputError:
-        return self._refusal(path, f"must be {wanted}, not {reprlib.repr(value)}")
+        shown = reprlib.repr(value)
+        hint = f": give [{shown}]" if wanted == "a list" and isinstance(value, str | os.PathLike) else ""
+        return self._refusal(path, f"must be {wanted}, not {shown}{hint}")
 
     def _refusal(self, path: str, problem: str) -> InputError:
         return InputError(f"{': '.join(filter(None, (self.where, path)))} {problem}")
@@ -219,6 +245,35 @@ def _read(kind: Any, value: Any) -> Any:
     if isinstance(value, str) and kind in readers and (found := readers[kind](value)) is not None:
         return found
     return value
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    """Whether a value is of a kind, as far as its class tells."""
+    origin = get_origin(kind) or kind
+    if origin is Annotated:
+        return _is_of(get_args(kind)[0], value)
+    if origin is Any:
+        return not isinstance(value, str | bytes | os.PathLike | int | float | types.NoneType)  # a class of its own
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin in (Sequence, Iterable) and isinstance(value, str | bytes | os.PathLike | Mapping):
+        return False
+    return isinstance(value, (int, float) if origin is float else origin) and (
+        not isinstance(value, bool) or origin not in (int, float)
+    )
+
+
+def _in_words(kind: Any) -> str:
+    origin = get_origin(kind) or kind
+    if origin is Annotated:
+        return _in_words(get_args(kind)[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if origin in (Sequence, Iterable, list, tuple):
+        return "a list"
+    if origin is Any:
+        return "an object"
+    return _IN_WORDS.get(origin) or origin.__name__
 
 
 @cache

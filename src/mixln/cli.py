@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
 import re
 import shlex
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, given = f"{name} {given[_SUBCOMMAND]}".strip(), given[given[_SUBCOMMAND]]
         gc.enable()  # off while the command line starts
         with announcements_shown():
-            call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
+            result = call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
+        _show(result, as_json=given.get("json", False))
     except BrokenPipeError:
         # whoever read the output has enough of it; Python would complain once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,6 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mixln: {_with_options(message, options)}", file=sys.stderr)
         return status
     return 0
+
+
+def _show(result: object, *, as_json: bool) -> None:
+    """Print the result of a command; of several processes, the main one does."""
+    if result is None:
+        return
+    from mixln.device import is_main_process
+    from mixln.result import Result
+
+    if not isinstance(result, Result) or not is_main_process():  # a text was printed as it came
+        return
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        result.print()
 
 
 def build_parsers(first: str | None = None) -> dict[str, ArgumentParser]:

@@ -1,4 +1,7 @@
-"""What is shown of work that goes on, on standard error: a bar that goes when it is done, or lines for a log file."""
+"""What is shown of work that goes on, on standard error: a bar that goes when it is done, or lines for a log file.
+
+From Python nothing is shown unless it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,10 @@ _RATE_SECONDS = 3600.0
 class _Bar:
     """A bar inside a `with` block, with the rate and the time that is left; without a terminal, a line now and then."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, quiet=not is_main_process())
+    def __init__(self, *, shown: bool = True) -> None:
+        shown = shown and is_main_process()
+        self.console = Console(stderr=True, quiet=not shown)
+        self._has_bar = shown and (self.console.is_terminal or self.console.is_jupyter)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -50,7 +55,7 @@ class _Bar:
         self._next_line = 0.0
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self._has_bar:
             self._progress.start()
         return self
 
@@ -70,7 +75,7 @@ class _Bar:
             description, completed=done, total=total or None, status="", left="" if total else None
         )
         self._next_line = time.monotonic() + LINE_SECONDS
-        if not self.console.is_terminal:
+        if not self._has_bar:
             self.report(description)
 
     def _show(self, done: int, total: int, status: str = "") -> None:
@@ -80,7 +85,7 @@ class _Bar:
         task = self._progress.tasks[0]
         status = status or _rate(task.speed)
         self._progress.update(self._task, status=status, left="left" if task.time_remaining else "")
-        if not self.console.is_terminal and time.monotonic() >= self._next_line:
+        if not self._has_bar and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
             of_all = f" of {total:,}" if total else ""
             left = f"{_duration(task.time_remaining)} left" if task.time_remaining else ""
@@ -101,11 +106,17 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
+def line_printer(*, shown: bool) -> Callable[[str], None]:
+    """Return what prints a line on standard error, if it is to be shown."""
+    console = Console(stderr=True, quiet=not (shown and is_main_process()))
+    return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class TrainingProgress(_Bar):
     """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
 
-    def __init__(self, steps_per_run: int, num_runs: int = 1) -> None:
-        super().__init__()
+    def __init__(self, steps_per_run: int, num_runs: int = 1, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
         self._steps = steps_per_run
         self._total = steps_per_run * num_runs
         self._run = self._made = 0
@@ -132,8 +143,8 @@ class TrainingProgress(_Bar):
 class StageProgress(_Bar):
     """One bar that begins anew with every stage of a piece of work."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, shown: bool = True) -> None:
+        super().__init__(shown=shown)
         self._name = ""
         self._stage = ""
 

@@ -30,11 +30,11 @@ from transformers import (
 )
 
 from mixln.cli import build_parsers, main
-from mixln.commands.diagnose import display_names
 from mixln.data import PreparedData
 from mixln.models.anatomy import find_block_stack
 from mixln.progress import TrainingProgress
 from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.measured_models import display_names
 from mixln.studies.work_folder import LOCK_FILE
 from tasks import make_items, write_task
 
@@ -80,9 +80,9 @@ def test_a_report_is_replaced_with_a_word(
 ) -> None:
     command = ["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), "--only", "growth", *FAST]
     assert main(command) == 0
-    assert "Replacing" not in capsys.readouterr().out
+    assert "Replacing" not in capsys.readouterr().err
     assert main(command) == 0
-    assert f"Replacing the report in {tmp_path}" in capsys.readouterr().out
+    assert f"Replacing the report in {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_model_is_shared_out_over_devices(
@@ -189,13 +189,14 @@ def test_prune_writes_a_stock_model_that_generates(
     out = tmp_path / "out"
     measured = [] if "--layers" in arguments else ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
     assert main(["prune", str(llama), str(out), *arguments, *measured]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr()
     record = json.loads((out / "pruning.json").read_text())
     chosen = record["removed_layers"]
     assert record["num_layers_before"] == 5
     assert chosen == (removed or sorted(chosen))
-    assert f"removing {len(chosen)} of 5 layer" in shown
-    assert ", ".join(f"model.layers[{layer - 1}]" for layer in chosen) in shown
+    assert f"removing {len(chosen)} of 5 layer" in shown.err
+    assert f"removed {len(chosen)} of 5 layers: {', '.join(map(str, chosen))} (counted from 1)" in shown.out
+    assert ", ".join(f"model.layers[{layer - 1}]" for layer in chosen) in shown.err
     if record["consecutive"]:
         assert chosen == list(range(chosen[0], chosen[0] + 2))
     model = AutoModelForCausalLM.from_pretrained(out)

@@ -49,7 +49,7 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
 from mixln.report.series import ColumnSpec, Estimate, Series
 from mixln.studies import measures
-from mixln.studies.diagnose import all_entries, diagnose, diagnose_batches, diagnose_model
+from mixln.studies.diagnose import all_entries, diagnose_batches, diagnose_model
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.measuring import presented
 from mixln.tasks import Recipe
@@ -68,7 +68,7 @@ def model(recipe: Recipe, data: PreparedData) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def report(model: nn.Module, data: PreparedData) -> DepthReport:
-    return diagnose(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": quiz})
+    return mixln.diagnose(model, data.tokenizer, TEXTS, SMALL, scores={"quiz": quiz})
 
 
 def quiz(model: nn.Module) -> list[float]:
@@ -212,9 +212,9 @@ HOSTILE = (
 
 def test_no_name_of_a_score_is_taken_for_a_measure(model: nn.Module, data: PreparedData, tmp_path: Path) -> None:
     config = replace(SMALL, measures=("removal",), gradient_tokens=0)
-    plain = diagnose(model, data.tokenizer, TEXTS, config)
+    plain = mixln.diagnose(model, data.tokenizer, TEXTS, config)
     scores = {name: lambda _, value=float(number): value for number, name in enumerate(HOSTILE)}
-    report = diagnose(model, data.tokenizer, TEXTS, config, scores=scores)
+    report = mixln.diagnose(model, data.tokenizer, TEXTS, config, scores=scores)
     (found,), (expected,) = report.models, plain.models
     for number, name in enumerate(HOSTILE):
         assert found.series[f"score:{name}"].values == [number]
@@ -270,7 +270,7 @@ def test_a_measure_is_added_by_one_file(
     monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
     all_entries.cache_clear()
     try:
-        report = diagnose(model, data.tokenizer, TEXTS, replace(SMALL, gradient_tokens=0))
+        report = mixln.diagnose(model, data.tokenizer, TEXTS, replace(SMALL, gradient_tokens=0))
     finally:
         all_entries.cache_clear()
     (found,) = report.models

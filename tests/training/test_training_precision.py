@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from mixln.data import PreparedData
 from mixln.errors import InputError
-from mixln.estimate import estimate
+from mixln.estimation import estimate
 from mixln.studies.compare import compare
 from mixln.tasks import Recipe, pretrain
 from mixln.tasks.language_model import feed_forward_widths

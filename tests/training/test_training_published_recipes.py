@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mixln.data import DataConfig
-from mixln.estimate import ModelShape, count_parameters
+from mixln.estimation import ModelShape, count_parameters
 from mixln.tasks import ModelConfig, Recipe, check_model
 from mixln.tasks.recipes import load_recipe
 from mixln.training import OptimizerConfig

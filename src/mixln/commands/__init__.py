@@ -1,12 +1,14 @@
 """The subcommands of `mixln`: a module each, with a function of the same name, whose signature is the interface.
 
-See `mixln.commands.arguments` for how parameters become arguments.
+The same functions are the package's own: `mixln.train` and the command `mixln train` are one function, which returns a
+result; the command prints it. See `mixln.commands.arguments` for how parameters become arguments.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 COMMANDS = {
     "schemes": "list the schemes and modifiers, or show one",
@@ -30,7 +32,7 @@ def is_group(name: str) -> bool:
     return any(other.startswith(f"{name} ") for other in COMMANDS)
 
 
-def find_command(name: str) -> Callable[..., None]:
+def find_command(name: str) -> Callable[..., Any]:
     """Return the function of a command: `train` of `commands/train.py`, `prepare` of `commands/data.py`."""
     module, _, function = name.replace("-", "_").partition(" ")
     return getattr(importlib.import_module(f"mixln.commands.{module}"), function or module)

@@ -1,5 +1,7 @@
 """How a function becomes a command: its signature gives the arguments, its docstring the help.
 
+It is the function that Python calls too, as `mixln.train`: what Python alone can give, the command line leaves out.
+
 | parameter | arguments |
 | --- | --- |
 | before the `*` | positional |
@@ -11,10 +13,14 @@
 | a dataclass called `config` | an option for each field, `--max-tokens` or, as the field is called, `--max_tokens` |
 | another dataclass | `--name.field` |
 | `command_line: str` | none: gets what the user typed |
+| `progress: bool` | none: is true |
+| `**changes` | none: the command line has options for the fields |
 
-`Annotated[..., {...}]` adds to the keywords of `add_argument`. `names` there replaces `{names}` in the docstring;
-`skip` has fields of a `config` without an option; `sets: (field, function)` sets a field of the recipe to
-`function(value, arguments)` before the recipe is checked. Below `Example:` the docstring shows a command.
+Of a union, the dataclass counts, else `Path`, else what stands beside None. `Annotated[..., {...}]` adds to the
+keywords of `add_argument`. `as` there is the type on the command line, where Python takes more; `PYTHON_ONLY` is for
+what no option can give; `names` replaces `{names}` in the docstring; `skip` has fields of a `config` without an option;
+`sets: (field, function)` sets a field of the recipe to `function(value, arguments)` before the recipe is checked. Below
+`Example:` the docstring shows a command.
 """
 
 from __future__ import annotations
@@ -30,6 +36,10 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse._actions import ActionConfigFile
 
 from mixln.errors import InputError
+from mixln.signatures import parameter_types
+
+PYTHON_ONLY: dict[str, Any] = {"python_only": True}
+"""Marks a parameter that has no option: `Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY]`."""
 
 _RECIPE_SHORT = {
     "corpus": "data.corpus",
@@ -40,7 +50,7 @@ _RECIPE_SHORT = {
 """Options that stand for a field of the recipe, whatever its file says."""
 
 
-def add_arguments(parser: ArgumentParser, command: Callable[..., None]) -> None:
+def add_arguments(parser: ArgumentParser, command: Callable[..., Any]) -> None:
     """Give a parser the description, the example and the arguments of a command."""
     text, helps = _documentation(command)
     parser.description = " ".join(f"{text.short_description} {text.long_description or ''}".split())
@@ -49,12 +59,14 @@ def add_arguments(parser: ArgumentParser, command: Callable[..., None]) -> None:
     for parameter, kind, extras in _parameters(command):
         if is_dataclass(kind):
             _add_config(parser, parameter, kind, extras)
-        elif parameter.name != "command_line":
+        elif parameter.name not in ("command_line", "progress"):
             _add_argument(parser, parameter, kind, helps[parameter.name], extras)
+    if command.__annotations__.get("return") not in (None, "None", "str"):  # a result, which has more than one form
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def call(command: Callable[..., None], parser: ArgumentParser, given: Namespace, command_line: str) -> None:
-    """Call a command with what its parser has read.
+def call(command: Callable[..., Any], parser: ArgumentParser, given: Namespace, command_line: str) -> Any:
+    """Call a command with what its parser has read, and return what it returns.
 
     Raises:
         InputError: an option for a path is empty, or what the command or a config raises.
@@ -73,12 +85,14 @@ def call(command: Callable[..., None], parser: ArgumentParser, given: Namespace,
         name = parameter.name
         if name == "command_line":
             values[name] = command_line
+        elif name == "progress":
+            values[name] = True
         elif name in ("recipe", "config"):
             skip = extras.get("skip", ())
             values[name] = kind(**{field.name: read[field.name] for field in fields(kind) if field.name not in skip})
         else:
             values[name] = Path(_filled(read[name])) if kind is Path and read[name] is not None else read[name]
-    command(**values)
+    return command(**values)
 
 
 def option_names(parser: ArgumentParser) -> dict[str, str]:
@@ -111,16 +125,26 @@ def _documentation(documented: Any) -> tuple[Any, dict[str, str]]:
     return texts[0], helps
 
 
-def _parameters(command: Callable[..., None]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:
-    """Yield the parameters, each with its type without None and what `Annotated` adds to it."""
-    hints = get_type_hints(command, include_extras=True)
+def _parameters(command: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:
+    """Yield the parameters, each with its type on the command line, and what `Annotated` adds to it."""
+    hints = parameter_types(command)
     for parameter in inspect.signature(command).parameters.values():
         hint, extras = hints[parameter.name], {}
         if get_origin(hint) is Annotated:
             hint, extras = get_args(hint)
-        if get_origin(hint) in (Union, types.UnionType):
-            (hint,) = (one for one in get_args(hint) if one is not type(None))
-        yield parameter, hint, dict(extras)
+        if parameter.kind is not parameter.VAR_KEYWORD and not extras.get("python_only"):
+            yield parameter, extras.get("as") or _chosen(hint), dict(extras)
+
+
+def _chosen(hint: Any) -> Any:
+    """Return the member of a union that the command line reads."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    members = [one for one in get_args(hint) if one is not type(None)]
+    wanted = next(filter(is_dataclass, members), Path if Path in members else None)
+    if wanted is None:
+        (wanted,) = members
+    return wanted
 
 
 def _add_argument(
@@ -140,7 +164,7 @@ def _add_argument(
         if not is_option and default is None:
             keywords["nargs"] = "?"
     name = f"--{parameter.name.replace('_', '-')}" if is_option else parameter.name
-    keywords |= {key: value for key, value in extras.items() if key not in ("names", "sets")}
+    keywords |= {key: value for key, value in extras.items() if key not in ("as", "names", "sets")}
     parser.add_argument(name, **keywords)
 
 

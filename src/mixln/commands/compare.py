@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from mixln.commands.arguments import claim_output
+from mixln.commands.settings import RecipeFields, settled_recipe
 from mixln.errors import InputError
+from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
+    from mixln.report.comparison import Comparison
     from mixln.studies.compare import Job
 
 _QUICK = Recipe(steps=64)
@@ -24,6 +27,7 @@ def _steps_of_tokens(tokens: int, arguments: Mapping[str, Any]) -> int:
     return math.ceil(tokens / max(1, arguments["batch_size"] * arguments["data.sequence_length"]))
 
 
+@checked_arguments
 def compare(
     *,
     schemes: Sequence[str] = ("pre", "post", "mix", "lns"),
@@ -32,11 +36,13 @@ def compare(
     tune_on_first_seed: bool = False,
     baseline: str | None = None,
     tokens: Annotated[int | None, {"sets": ("steps", _steps_of_tokens)}] = None,
-    out: Path = Path("runs/compare"),
-    recipe: Recipe = _QUICK,
-    cache: Path | None = None,
-    command_line: str,
-) -> None:
+    out: str | Path = "runs/compare",
+    recipe: Recipe | str | Path = _QUICK,
+    cache: str | Path | None = None,
+    command_line: str = "",
+    progress: bool = False,
+    **changes: Unpack[RecipeFields],
+) -> Comparison:
     """Train several placements under equal conditions and report loss and the use of depth. Finished runs are kept: the
     same command goes on where it was interrupted.
 
@@ -52,19 +58,28 @@ def compare(
         baseline: the scheme that differences are taken to; default: pre, if compared.
         tokens: token slots to train each run on; sets --steps, which is 64 without a recipe.
         out: folder for runs and report.
+        recipe: what all runs share: a recipe, the name of a shipped one, or a YAML file.
         cache: folder for tokenised data; default: ~/.cache/mixln.
-    """
-    from rich.console import Console
+        command_line: how it was asked for, for the report.
+        progress: show on standard error how far it is.
+        **changes: fields of the recipe that differ, as for `train`.
 
+    Returns:
+        The comparison: all runs, what they come to, and its page; its table has a row for each run.
+
+    Raises:
+        PlacementError: a scheme is not one.
+        InputError: the recipe cannot be used, or the folder holds something else.
+    """
     from mixln.data.prepare import prepare_data
     from mixln.device import is_main_process
     from mixln.placement import Placement
     from mixln.progress import TrainingProgress
-    from mixln.report import grid_table, summary_table, write_report
     from mixln.studies.compare import compare as compare_schemes
     from mixln.studies.compare import plan_jobs
 
-    del tokens  # they have set the recipe's steps
+    changes |= {} if tokens is None else {"tokens": tokens}
+    recipe, out = settled_recipe(recipe, changes), Path(out)
     seeds = [recipe.seed] if seeds is None else seeds
     # everything that can be wrong with the request is found before any work is done
     jobs = plan_jobs(recipe, schemes, "", out, seeds, learning_rates)
@@ -72,12 +87,12 @@ def compare(
     if baseline is not None and chosen not in {job.recipe.model.placement for job in jobs}:
         raise InputError(f"`baseline={baseline}` is not among the `schemes`: add it, or choose one of them")
     claim_output(out)
-    with TrainingProgress(recipe.last_step, len(jobs)) as progress:
-        data = prepare_data(recipe.data, cache, progress.report)
+    with TrainingProgress(recipe.last_step, len(jobs), shown=progress) as shown:
+        data = prepare_data(recipe.data, cache, shown.report)
 
         def report_run(number: int, count: int, job: Job) -> Callable[[int, float, float], None]:
-            progress.start_run(number, f"[{number + 1}/{count}] {job.label}")
-            return progress.step
+            shown.start_run(number, f"[{number + 1}/{count}] {job.label}")
+            return shown.step
 
         result = compare_schemes(
             recipe,
@@ -91,11 +106,6 @@ def compare(
             command=command_line,
             report_run=report_run,
         )
-    if not is_main_process():
-        return
-    page = write_report(result, out)
-    console = Console()
-    console.print(summary_table(result))
-    if (grid := grid_table(result)) is not None:
-        console.print(grid)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    if is_main_process():
+        result.save(out)
+    return result

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mixln.errors import InputError
 from mixln.exchange.published import PUBLISHED_NORM_TYPES
+from mixln.signatures import checked_arguments
+
+if TYPE_CHECKING:
+    from mixln.studies.saved_model import ConvertedModel
 
 _TARGETS = ("hf", "hf-neutral-norms")
 
 
+@checked_arguments
 def convert(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     to: str | None = None,
     placement: str | None = None,
     norm_type: Annotated[str | None, {"names": PUBLISHED_NORM_TYPES}] = None,
     post_num: int | None = None,
-) -> None:
+) -> ConvertedModel:
     """With --placement: read a checkpoint folder of the published Mix-LN / LayerNorm Scaling training code, whose
     config does not say how its norms are placed, and write one that AutoModelForCausalLM opens. With --to hf: write a
     model of this library as one of transformers' own classes, which opens without mixln, if one of them computes
@@ -37,10 +42,23 @@ def convert(
         placement: import: the placement that it was trained with.
         norm_type: import: or the NORM_TYPE of the training script: {names}.
         post_num: import: and its POST_NUM, for Mix-LN.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        PlacementError: there is no such placement.
+        InputError: the checkpoint is damaged or of another placement, no class of transformers computes the model's
+            function, or `out` holds something.
     """
+    from mixln.studies.saved_model import ConvertedModel
+
+    source, out = Path(source), Path(out)
     if to is None:
-        _import(source, out, _placement(placement, norm_type, post_num))
-        return
+        from mixln.exchange.convert import save_converted
+
+        converted = save_converted(source, out, _placement(placement, norm_type, post_num))
+        return ConvertedModel(out, f"{converted.config.placement}, {converted.num_parameters():,} parameters")
     if to not in _TARGETS:
         raise InputError(f"there is no `to={to}`. There is: {', '.join(_TARGETS)}")
     if (placement, norm_type, post_num) != (None, None, None):
@@ -52,9 +70,10 @@ def convert(
 
     export = save_stock(source, out, neutral_norms=to == "hf-neutral-norms")
     model, dtype = export.model, str(export.model.dtype).removeprefix("torch.")
-    print(
-        f"{out}: {type(model).__name__}, {model.num_parameters():,} parameters; its logits differ by "
-        f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({dtype})"
+    return ConvertedModel(
+        out,
+        f"{type(model).__name__}, {model.num_parameters():,} parameters; its logits differ by "
+        f"{export.difference:.2g} at most, of up to {export.largest_logit:.3g} ({dtype})",
     )
 
 
@@ -74,10 +93,3 @@ def _placement(placement: str | None, norm_type: str | None, post_num: int | Non
     if post_num is not None:
         raise InputError("`post_num` goes with `norm_type`; in a `placement` write mix(post_layers=...)")
     return placement
-
-
-def _import(source: Path, out: Path, placement: str) -> None:
-    from mixln.exchange.convert import save_converted
-
-    model = save_converted(source, out, placement)
-    print(f"{out}: {model.config.placement}, {model.num_parameters():,} parameters")

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
-import sys
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.commands.settings import RecipeFields, settled_recipe
+from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mixln.data import PreparedData
 
 _CORES = os.cpu_count() or 1
 
 
-def prepare(*, workers: int = _CORES, out: Path | None = None, recipe: Recipe, cache: Path | None = None) -> None:
+@checked_arguments
+def prepare(
+    *,
+    workers: Annotated[int, {"default": _CORES}] = 1,
+    out: str | Path | None = None,
+    recipe: Recipe | str | Path = "nano",
+    cache: str | Path | None = None,
+    progress: bool = False,
+    **changes: Unpack[RecipeFields],
+) -> PreparedData:
     """Tokenise a recipe's corpus ahead of training: into the cache, where `mixln train` and `mixln compare` with the
     same data settings and --cache find it, or with --out into a folder that can be moved, and given as --corpus. After
     an interruption the same command goes on from the pieces that are finished.
@@ -21,14 +34,22 @@ def prepare(*, workers: int = _CORES, out: Path | None = None, recipe: Recipe, c
         mixln data prepare --recipe 71m --workers 16 --out c4-71m
 
     Args:
-        workers: processes that tokenise; default: one for each core.
+        workers: processes that tokenise; default: one for each core (in Python 1, since a script with more needs the
+            guard `if __name__ == "__main__":`).
         out: write a folder that can be moved, not to the cache.
+        recipe: a recipe, the name of a shipped one, or a YAML file.
         cache: folder for tokenised data; default: ~/.cache/mixln.
+        progress: say on standard error how far it is.
+        **changes: fields of the recipe that differ, as for `train`.
+
+    Returns:
+        The data; its table has a row for each split.
+
+    Raises:
+        InputError: the corpus or the tokenizer cannot be used, or the data do not fill one row.
     """
     from mixln.data.prepare import prepare_data
+    from mixln.progress import line_printer
 
-    report = partial(print, file=sys.stderr, flush=True)
-    data = prepare_data(recipe.data, cache, report, workers=workers, out=out)
-    for name, split in (("training", data.statistics.train), ("validation", data.statistics.validation)):
-        print(f"{name}: {split.tokens:,} tokens, {split.documents:,} documents, {split.characters:,} characters")
-    print(f"data: {data.folder}")
+    data = settled_recipe(recipe, changes).data
+    return prepare_data(data, cache, line_printer(shown=progress), workers=workers, out=out)

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
-from mixln.commands.arguments import claim_output
+from mixln.commands.arguments import PYTHON_ONLY, claim_output
+from mixln.commands.settings import DiagnosisFields, changed
 from mixln.errors import InputError
+from mixln.signatures import checked_arguments
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 
 if TYPE_CHECKING:
+    from torch import dtype as TorchType
+    from torch.nn import Module
+    from transformers import PreTrainedTokenizerBase
+
+    from mixln.report.depth_report import DepthReport
     from mixln.report.diagnosis import ModelDiagnosis
+    from mixln.studies.diagnosis_scores import Score
     from mixln.studies.task_scores import LoadedTask
 
 
+@checked_arguments
 def diagnose(
-    models: Sequence[str],
+    models: Annotated[str | Path | Module | Sequence[str | Path | Module], {"as": Sequence[str]}],
+    tokenizer: Annotated[PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None, PYTHON_ONLY] = None,
+    texts: Annotated[Iterable[str] | None, PYTHON_ONLY] = None,
+    config: Annotated[DiagnosisConfig | None, {"skip": ["measures", "without"]}] = None,
     *,
-    text: str = "python",
+    text: str | Path = "python",
     text_field: str = "text",
-    out: Path = Path("runs/diagnose"),
+    out: Annotated[str | Path | None, {"default": "runs/diagnose"}] = None,
     dtype: str = "auto",
     device_map: str | None = None,
     only: Annotated[Sequence[str] | None, {"names": MEASURE_NAMES}] = None,
     without: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
-    task_path: str | None = None,
+    task_path: str | Path | None = None,
     task_limit: int | None = None,
     task_metric: str | None = None,
-    config: Annotated[DiagnosisConfig, {"skip": ["measures", "without"]}],
-    command_line: str,
-) -> None:
+    scores: Annotated[Mapping[str, Score] | None, PYTHON_ONLY] = None,
+    autocast_dtype: Annotated[TorchType | None, PYTHON_ONLY] = None,
+    command_line: str = "",
+    progress: bool = False,
+    **changes: Unpack[DiagnosisFields],
+) -> DepthReport:
     """Measure what each layer of any Hugging Face model does, and what the model loses without it. Layers are counted
     from 1. Several models are measured on the same text, each with its own tokenizer, and shown side by side.
 
@@ -40,10 +56,13 @@ def diagnose(
         mixln diagnose runs/train/model --text books.jsonl.gz --out runs/diagnosis
 
     Args:
-        models: Hugging Face folders, or names on the hub.
+        models: Hugging Face folders, or names on the hub; in Python one or several, models in memory too.
+        tokenizer: of a model in memory; of several, one for all or a list with one for each. Folders have their own.
+        texts: documents to measure on, one string each; default: those of `text`.
+        config: how to measure; default: `DiagnosisConfig()`.
         text: corpus as in `mixln train`; default: the standard library's text.
         text_field: field or column of the text that holds a document.
-        out: folder for the report.
+        out: folder for the report; default in Python: none, `save` of the result writes it.
         dtype: float32, bfloat16, float16, or auto: the checkpoint's.
         device_map: share a large model out over devices (auto); needs accelerate.
         only: of {names}; default: all.
@@ -52,73 +71,97 @@ def diagnose(
         task_path: folder of YAML files of further tasks.
         task_limit: items of each task; default: all.
         task_metric: such as acc_norm; default: the first of each task.
-    """
-    from rich.console import Console
+        scores: further measures of performance by name, each a function of the model (higher is better), called once
+            for the whole model and once without each layer; see `mixln.studies.diagnose.diagnose_model`.
+        autocast_dtype: autocast to this; default: the model's own precision.
+        command_line: how it was asked for, for the report.
+        progress: show on standard error how far it is.
+        **changes: fields of `config` that differ, such as `max_tokens=4000`, `window=256`.
 
-    from mixln.data import open_corpus
-    from mixln.device import default_device
-    from mixln.models.load import load_model
+    Returns:
+        The report: what each layer does, and its page; its table has a row for each layer of each model.
+
+    Raises:
+        InputError: a model cannot be opened or measured, the blocks are not found, the text is shorter than a window,
+            or the folder cannot be written.
+    """
     from mixln.progress import StageProgress
-    from mixln.report.depth_report import REPORT_FILE, layer_tables
+    from mixln.report.depth_report import REPORT_FILE
     from mixln.report.serialize import to_json
     from mixln.storage import write_file
     from mixln.studies.diagnose import diagnose_model, make_report
+    from mixln.studies.measured_models import measured_models
     from mixln.studies.task_scores import task_score
 
-    config = replace(config, measures=None if only is None else tuple(only), without=tuple(without or ()))
-    if len(set(models)) < len(models):
-        raise InputError("a model is named twice: name each once")
+    config = changed(config or DiagnosisConfig(), changes)
+    config = replace(
+        config,
+        measures=config.measures if only is None else tuple(only),
+        without=config.without if without is None else tuple(without),
+    )
+    opened = measured_models(models, tokenizer, dtype=dtype, device_map=device_map)
     loaded = load_tasks(tasks, task_path, task_limit, task_metric)
-    corpus = open_corpus(text, text_field=text_field)
-    page = out
-    claim_output(out)
+    folder = None if out is None else Path(out)
     diagnoses: list[ModelDiagnosis] = []
-    console = Console()
-    if (out / REPORT_FILE).exists():
-        console.print(f"Replacing the report in {out}", markup=False, highlight=False, soft_wrap=True)
-    texts = corpus.first(config.max_documents)
-    notes = [f"Left out of {corpus.name}: {skipped}."] if (skipped := corpus.left_out.describe()) else []
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    with StageProgress() as progress:
-        for source, name in zip(models, display_names(models), strict=True):
-            model, tokenizer = load_model(source, dtype=dtype, device=default_device(), device_map=device_map)
-            scores = {
-                task.name: task_score(tokenizer, task, limit=task_limit, batch_size=config.batch_size)
+    with StageProgress(shown=progress) as shown:
+        if texts is None:
+            documents, notes = _documents(text, text_field, config.max_documents)
+            source = str(text)
+        else:
+            documents, notes, source = list(islice(texts, config.max_documents)), [], "given in Python"
+        if folder is not None:
+            claim_output(folder)
+            if (folder / REPORT_FILE).exists():
+                shown.report(f"Replacing the report in {folder}")
+        for note in notes:
+            shown.report(note)
+        report = make_report(diagnoses, text=source, command=command_line)
+        for name, open_model in opened.items():
+            model, own_tokenizer = open_model()
+            own_scores = {
+                task.name: task_score(own_tokenizer, task, limit=task_limit, batch_size=config.batch_size)
                 for task in loaded
             }
-            for score in scores.values():
+            for score in own_scores.values():
                 score.check(model)
-            progress.start(name)
+            shown.start(name)
 
             def keep(unfinished: ModelDiagnosis) -> None:
-                report = make_report([*diagnoses, unfinished], text=text, command=command_line)
-                write_file(out / REPORT_FILE, to_json(report))
+                if folder is not None:
+                    so_far = make_report([*diagnoses, unfinished], text=source, command=command_line)
+                    write_file(folder / REPORT_FILE, to_json(so_far))
 
             found = diagnose_model(
                 model,
-                tokenizer,
-                texts,
+                own_tokenizer,
+                documents,
                 config,
                 name=name,
-                scores=scores,
-                report_stage=progress.step,
+                autocast_dtype=autocast_dtype,
+                scores={**own_scores, **(scores or {})},
+                report_stage=shown.step,
                 keep=keep,
             )
             diagnoses.append(replace(found, notes=[*found.notes, *notes]))
             del model
-            # what has been found so far is safe if a later model fails
-            page = make_report(diagnoses, text=text, command=command_line).save(out)
-    for found in diagnoses:
-        for table in layer_tables(found):
-            console.print(table)
-        for sentence in found.findings:
-            console.print(f"- {sentence}", markup=False, highlight=False)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+            report = make_report(diagnoses, text=source, command=command_line)
+            if folder is not None:  # what has been found so far is safe if a later model fails
+                report.save(folder)
+    return report
+
+
+def _documents(text: str | Path, text_field: str, most: int) -> tuple[list[str], list[str]]:
+    """Return the first documents of a corpus, and notes on what was left out of it."""
+    from mixln.data import open_corpus
+
+    corpus = open_corpus(str(text), text_field=text_field)
+    documents = list(corpus.first(most))
+    skipped = corpus.left_out.describe()
+    return documents, [f"Left out of {corpus.name}: {skipped}."] if skipped else []
 
 
 def load_tasks(
-    names: Sequence[str] | None, task_path: str | None, task_limit: int | None, task_metric: str | None
+    names: Sequence[str] | None, task_path: str | Path | None, task_limit: int | None, task_metric: str | None
 ) -> list[LoadedTask]:
     """Return the tasks that were asked for.
 
@@ -135,25 +178,5 @@ def load_tasks(
         raise InputError("a task is named twice: name each once")
     if task_limit is not None and task_limit < 1:
         raise InputError(f"`task_limit` must be at least 1, not {task_limit}")
-    return [load_task(name, include_path=task_path, metric=task_metric) for name in names]
-
-
-def display_names(models: Sequence[str]) -> list[str]:
-    """Return short names: of folders as much of the end of their paths as tells them apart, hub names as they are."""
-    names: list[str] = []
-    for length in range(1, 2 + max(len(Path(model).parts) for model in models)):
-        names = [_end_of_path(model, length) for model in models]
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-def _end_of_path(model: str, length: int) -> str:
-    from mixln.training import MODEL_FOLDER
-
-    path = Path(model)
-    if not path.is_dir():
-        return model
-    parts = path.absolute().parts
-    # a run keeps its model in a folder of that name, which says nothing
-    return "/".join(parts[-max(length, 2 if parts[-1] == MODEL_FOLDER else 1) :])
+    folder = None if task_path is None else str(task_path)
+    return [load_task(name, include_path=folder, metric=task_metric) for name in names]

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json as json_format
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
-from mixln.estimate.devices import device_names
+from mixln.commands.settings import RunFields, settled_recipe
+from mixln.estimation.devices import device_names
+from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
+if TYPE_CHECKING:
+    from mixln.estimation.run_estimate import RunEstimate
 
+
+@checked_arguments
 def estimate(
     *,
     device: Annotated[str, {"names": device_names()}] = "cpu",
     count: int = 1,
     utilization: float | None = None,
     price: float | None = None,
-    json: bool = False,
-    recipe: Recipe,
-    cache: Path | None = None,
-) -> None:
+    recipe: Recipe | str | Path = "nano",
+    cache: str | Path | None = None,
+    **changes: Unpack[RunFields],
+) -> RunEstimate:
     """Say what a recipe's run needs before it is started: parameters, floating-point operations, memory of each device
     for each way of sharing the model, time and cost. Nothing is trained or downloaded.
 
@@ -33,19 +38,20 @@ def estimate(
         count: number of devices.
         utilization: share of its peaks that the device reaches over a training step; default: by device, printed.
         price: of one device for one hour, in any currency.
-        json: print JSON, in bytes, seconds and hours.
+        recipe: a recipe, the name of a shipped one, or a YAML file.
         cache: folder for tokenised data; default: ~/.cache/mixln.
-    """
-    from rich.console import Console
+        **changes: fields of the recipe that differ, as for `train`.
 
-    from mixln.estimate.run import estimate as estimate_run
-    from mixln.estimate.tables import print_estimate
+    Returns:
+        The estimate, with what it assumes; its table has a row for each way of sharing the model.
+
+    Raises:
+        InputError: there is no such device, a number is out of range, or the recipe cannot be shared among the devices.
+        PlacementError: the recipe's model cannot be built.
+    """
+    from mixln.estimation.run import estimate as estimate_run
 
     del cache  # no data are needed; taken so that all arguments of `mixln train` can be given here
-    result = estimate_run(recipe, device, count, utilization=utilization, price=price)
+    result = estimate_run(settled_recipe(recipe, changes), device, count, utilization=utilization, price=price)
     # assumptions name parameters as messages do
-    result = replace(result, assumptions=tuple(re.sub(r"`(\w+)`", r"--\1", line) for line in result.assumptions))
-    if json:
-        print(json_format.dumps(result.to_dict(), indent=2))
-    else:
-        print_estimate(result, Console())
+    return replace(result, assumptions=tuple(re.sub(r"`(\w+)`", r"--\1", line) for line in result.assumptions))

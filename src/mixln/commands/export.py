@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixln.signatures import checked_arguments
+
+if TYPE_CHECKING:
+    from mixln.studies.saved_model import ConvertedModel
 
 
-def export(source: Path, out: Path, *, step: int | None = None) -> None:
+@checked_arguments
+def export(source: str | Path, out: str | Path, *, step: int | None = None) -> ConvertedModel:
     """Write the model of a checkpoint, of a run that is going on, interrupted or finished, as a Hugging Face folder
     with its tokenizer. The checkpoint may have been written by several processes; one reads it.
 
@@ -16,9 +23,17 @@ def export(source: Path, out: Path, *, step: int | None = None) -> None:
         source: folder of a run (its newest checkpoint), or of one checkpoint.
         out: folder to write; must not exist or be empty.
         step: which checkpoint of a run; default: the newest.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        InputError: there is no such checkpoint, it is damaged, or `out` holds something.
     """
+    from mixln.studies.saved_model import ConvertedModel
     from mixln.tasks.export import export_checkpoint, find_checkpoint
 
+    source, out = Path(source), Path(out)
     checkpoint = find_checkpoint(source, step)
     model = export_checkpoint(checkpoint, out)
-    print(f"{out}: {checkpoint.name}, {model.config.placement}, {model.num_parameters():,} parameters")
+    return ConvertedModel(out, f"{checkpoint.name}, {model.config.placement}, {model.num_parameters():,} parameters")

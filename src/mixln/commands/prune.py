@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mixln.commands.arguments import PYTHON_ONLY
 from mixln.errors import InputError
+from mixln.signatures import checked_arguments
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.pruning_request import CRITERIA, PruningRequest, parse_layers
 from mixln.tasks.healing_config import HealingConfig
 
 if TYPE_CHECKING:
-    from mixln.studies.prune_and_heal import HealingReport
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mixln.studies.pruned_model import PrunedModel
 
 _HEAL_ON_THE_SAME_TEXT = ""
 
 
+@checked_arguments
 def prune(
-    model: str,
-    out: Path,
+    model: Annotated[str | Path | PreTrainedModel, {"as": str}],
+    out: str | Path,
     *,
-    layers: str | None = None,
+    tokenizer: Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY] = None,
+    layers: Annotated[Sequence[int] | str | None, {"as": str}] = None,
     drop: int | None = None,
     by: Annotated[str | None, {"names": CRITERIA}] = None,
     any: bool = False,
     consecutive: bool = False,
-    text: str = "python",
+    text: str | Path = "python",
     max_tokens: int = 8192,
     window: int = 512,
     batch_size: int = 8,
     stack: str | None = None,
     device_map: str | None = None,
-    heal: Annotated[str | None, {"nargs": "?", "metavar": "CORPUS", "const": _HEAL_ON_THE_SAME_TEXT}] = None,
+    heal: Annotated[
+        str | Path | bool | None, {"as": str, "nargs": "?", "metavar": "CORPUS", "const": _HEAL_ON_THE_SAME_TEXT}
+    ] = None,
     text_field: str = "text",
-    healing: HealingConfig,
-    cache: Path | None = None,
-) -> None:
+    healing: HealingConfig | None = None,
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> PrunedModel:
     """Remove layers from a model and write what is left as an ordinary Hugging Face folder. Layers are counted from 1,
     and both ends of a range are included; what will be removed is printed before anything is written. Either name the
     layers, or let the cheapest be chosen by a measure on text. With --heal the rest is trained on.
@@ -46,6 +56,7 @@ def prune(
     Args:
         model: Hugging Face folder, or name on the hub.
         out: folder to write; it must be new or empty.
+        tokenizer: of a model in memory.
         layers: what to remove, such as 21-27 or 3,5,8-10; counted from 1, inclusive.
         drop: remove so many layers, chosen by --by.
         by: {names}; default: angular.
@@ -60,8 +71,20 @@ def prune(
         heal: train what is left on this text, as `mixln train` takes it (default: that of --text), and report the loss
             before, after pruning and after healing. Run the same command again to go on after an interruption.
         text_field: field or column of the text that holds a document.
+        healing: how to heal; default: `HealingConfig()`.
         cache: folder for tokenised data; default: ~/.cache/mixln.
+        progress: show on standard error how far it is.
+
+    Returns:
+        What is left, and what was removed; its table has one row.
+
+    Raises:
+        InputError: the request contradicts itself, the layers are not there, no folder can hold what is left, or `out`
+            holds something.
+        TrainingDivergedError: in healing, the loss is no number any more.
     """
+    out, healing = Path(out), healing or HealingConfig()
+    heal = _HEAL_ON_THE_SAME_TEXT if heal is True else None if heal is False else heal
     criterion = by or "angular"
     if (layers is None) == (drop is None):
         raise InputError("give either `layers` or `drop`")
@@ -77,45 +100,53 @@ def prune(
         raise InputError("`drop`: no layer to remove. Name one at least")
     if heal is None and healing != HealingConfig():
         raise InputError("`healing` options go with `heal`")
-    from mixln.storage import require_new_folder
+    from mixln.storage import claim_folder, require_new_folder
+    from mixln.studies.model_folder import source_of
 
-    request = PruningRequest(
-        source=model,
-        layers=None if layers is None else tuple(parse_layers(layers)),
-        drop=drop or 0,
-        by=criterion,
-        consecutive=not any if criterion == "angular" else consecutive,
-        text=text,
-        text_field=text_field,
-        measurement=DiagnosisConfig(window=window, batch_size=batch_size, max_tokens=max_tokens),
-        stack=stack,
-    )
     require_new_folder(out)
-    if heal is None:
-        _prune(request, out, device_map)
-    else:
-        _prune_and_heal(request, healing, heal or text, out, cache, device_map)
+    claim_folder(out.absolute().parent)
+    with source_of(model, tokenizer, out) as source:
+        request = PruningRequest(
+            source=source.path,
+            name=source.name,
+            layers=None if layers is None else tuple(number - 1 for number in _numbers(layers)),
+            drop=drop or 0,
+            by=criterion,
+            consecutive=not any if criterion == "angular" else consecutive,
+            text=str(text),
+            text_field=text_field,
+            measurement=DiagnosisConfig(window=window, batch_size=batch_size, max_tokens=max_tokens),
+            stack=stack,
+        )
+        if heal is None:
+            return _prune(request, out, device_map, shown=progress)
+        return _prune_and_heal(request, healing, str(heal or text), out, cache, device_map, shown=progress)
 
 
-def _prune(request: PruningRequest, out: Path, device_map: str | None) -> None:
+def _numbers(layers: Sequence[int] | str) -> list[int]:
+    """Return the layers that are named, counted from 1."""
+    if isinstance(layers, str):
+        return [index + 1 for index in parse_layers(layers)]
+    if wrong := [number for number in layers if number < 1]:
+        raise InputError(f"`layers`: there is no layer {wrong[0]}, they are counted from 1")
+    return sorted(set(layers))
+
+
+def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown: bool) -> PrunedModel:
     from mixln.device import default_device
     from mixln.progress import StageProgress
-    from mixln.storage import claim_folder
     from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
     from mixln.studies.pruned_folder import open_for_pruning, prune_model
+    from mixln.studies.pruned_model import PrunedModel
 
-    claim_folder(out.absolute().parent)
-    model = open_for_pruning(request.source, device=default_device(), device_map=device_map)
-    stack = find_prunable_stack(model, request.stack)
-    with StageProgress() as progress:
-        progress.start(request.source)
-        indices = select_layers(request, model, stack, progress.report, progress.step)
-    print(describe_layers(indices, stack), flush=True)
-    num_layers = len(stack.layers)
-    left_out = prune_model(request, stack, indices, out)
-    if left_out:
-        print(f"left out, as it is of the whole model: {', '.join(left_out)}")
-    print(f"{num_layers - len(indices)} layers left: {out}")
+    whole = open_for_pruning(request.source, device=default_device(), device_map=device_map)
+    stack = find_prunable_stack(whole, request.stack)
+    with StageProgress(shown=shown) as progress:
+        progress.start(request.name)
+        indices = select_layers(request, whole, stack, progress.report, progress.step)
+        progress.report(describe_layers(indices, stack))
+        record = prune_model(request, stack, indices, out)
+    return PrunedModel(out, record)
 
 
 def _prune_and_heal(
@@ -123,29 +154,21 @@ def _prune_and_heal(
     config: HealingConfig,
     corpus: str,
     out: Path,
-    cache: Path | None,
+    cache: str | Path | None,
     device_map: str | None,
-) -> None:
+    *,
+    shown: bool,
+) -> PrunedModel:
     from mixln.progress import StageProgress, TrainingProgress
     from mixln.studies.prune_and_heal import PruneAndHeal, healing_folder
+    from mixln.studies.pruned_model import PrunedModel
 
     with PruneAndHeal(request, config, corpus, out) as work:
-        with StageProgress() as progress:
-            progress.start(request.source)
+        with StageProgress(shown=shown) as progress:
+            progress.start(request.name)
             work.prepare(cache, progress.report)
             work.prune(progress.report, progress.step, device_map=device_map)
-        with TrainingProgress(work.recipe.steps) as training:
+        with TrainingProgress(work.recipe.steps, shown=shown) as training:
             training.start_run(0, "healing")
             report = work.heal(training.step)
-    print(_result(report))
-    print(f"{out}; metrics and the model before healing: {healing_folder(out)}")
-
-
-def _result(report: HealingReport) -> str:
-    healed = report.loss_healed
-    assert healed is not None
-    recovered = "" if report.recovered is None else f" ({report.recovered:.0%} of what pruning cost is recovered)"
-    return (
-        f"validation loss {report.loss_before:.4f} before, {report.loss_pruned:.4f} after pruning, {healed:.4f} after "
-        f"healing on {report.train_tokens:,} tokens{recovered}"
-    )
+    return PrunedModel(out, work.record, report, healing_folder(out))

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.commands.arguments import PYTHON_ONLY
+from mixln.commands.settings import NormRemovalFields, changed
+from mixln.signatures import checked_arguments
 from mixln.tasks.norm_removal.config import NormRemovalConfig
 
 if TYPE_CHECKING:
-    from mixln.report.norm_removal import NormRemovalReport
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mixln.studies.norm_free_model import NormFreeModel
 
 
+@checked_arguments
 def remove_norm(
-    model: str,
-    out: Path,
+    model: Annotated[str | Path | PreTrainedModel, {"as": str}],
+    out: str | Path,
     *,
-    text: str = "python",
+    tokenizer: Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY] = None,
+    text: str | Path = "python",
     no_control: bool = False,
-    config: NormRemovalConfig,
-    cache: Path | None = None,
-) -> None:
+    config: NormRemovalConfig | None = None,
+    cache: str | Path | None = None,
+    progress: bool = False,
+    **changes: Unpack[NormRemovalFields],
+) -> NormFreeModel:
     """Remove every LayerNorm or RMSNorm from a trained Pre-LN model by a short fine-tuning, in which one norm after the
     other has its scale frozen; what is left is folded into the weights, exactly, and written as a Hugging Face folder
     that opens without mixln (trust_remote_code=True). Three losses on held-out text are reported: of the model as it
@@ -32,26 +41,43 @@ def remove_norm(
     Args:
         model: Hugging Face folder, or name on the hub, of a Pre-LN language model.
         out: folder to write; it must be new or empty.
+        tokenizer: of a model in memory.
         text: to train on, as in `mixln train`; default: the standard library.
         no_control: leave out the equally long fine-tuning with norms: half the time.
+        config: how norms are removed; default: `NormRemovalConfig()`.
         cache: folder for tokenised data; default: ~/.cache/mixln.
+        progress: show on standard error how far it is.
+        **changes: fields of `config` that differ, such as `steps=300`, `learning_rate`, `batch_size`.
+
+    Returns:
+        The model without norms, and the losses; its table has a row for each removal.
+
+    Raises:
+        InputError: the model's norms cannot be removed, the schedule is impossible, or `out` holds something.
+        TrainingDivergedError: the loss is no number any more.
     """
     from mixln.progress import StageProgress, TrainingProgress
     from mixln.storage import claim_folder, require_new_folder
+    from mixln.studies.model_folder import source_of
+    from mixln.studies.norm_free_model import NormFreeModel
     from mixln.studies.remove_norm import RemoveNorm
 
+    config, out = changed(config or NormRemovalConfig(), changes), Path(out)
     require_new_folder(out)
     claim_folder(out.absolute().parent)
-    with RemoveNorm(model, config, text, out) as work:
-        with StageProgress() as progress:
-            progress.start(model)
-            work.prepare(cache, progress.report)
+    with (
+        source_of(model, tokenizer, out) as source,
+        RemoveNorm(source.path, config, str(text), out, source.name) as work,
+    ):
+        with StageProgress(shown=progress) as stages:
+            stages.start(source.name)
+            work.prepare(cache, stages.report)
             work.check_runs(with_control=not no_control)
             original = work.measure_original()
-            progress.report(
+            stages.report(
                 f"validation loss of the model as it is: {original.mean:.4f}, over {original.num_tokens:,} tokens"
             )
-        with TrainingProgress(work.recipe.last_step, 1 if no_control else 2) as training:
+        with TrainingProgress(work.recipe.last_step, 1 if no_control else 2, shown=progress) as training:
             training.start_run(0, "removing norms")
             work.remove(training.step)
             if not no_control:
@@ -60,14 +86,4 @@ def remove_norm(
         report = work.report()
         figure = work.draw(report)
         work.write(report)
-    print(_result(report))
-    print(f"{out}; metrics of both runs beside {figure}")
-
-
-def _result(report: NormRemovalReport) -> str:
-    control = "" if report.loss_control is None else f", {report.loss_control:.4f} fine-tuned with norms"
-    return (
-        f"validation loss {report.loss_original:.4f} before{control}, {report.loss_norm_free:.4f} without norms "
-        f"({report.train_tokens:,} tokens; folding changed logits of up to {report.largest_logit:.3g} by at "
-        f"most {report.folding_difference:.2g})"
-    )
+    return NormFreeModel(out, report, figure)

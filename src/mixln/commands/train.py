@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from mixln.commands.arguments import claim_output
+from mixln.commands.settings import RunFields, settled_recipe
+from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
+if TYPE_CHECKING:
+    from mixln.training import TrainedModel
 
-def train(*, out: Path = Path("runs/train"), recipe: Recipe, cache: Path | None = None) -> None:
+
+@checked_arguments
+def train(
+    *,
+    out: str | Path = "runs/train",
+    recipe: Recipe | str | Path = "nano",
+    cache: str | Path | None = None,
+    progress: bool = False,
+    **changes: Unpack[RunFields],
+) -> TrainedModel:
     """Train one model from a recipe and save it as a Hugging Face folder with its tokenizer. An interrupted run goes on
     when the same command is run again.
 
@@ -17,25 +31,28 @@ def train(*, out: Path = Path("runs/train"), recipe: Recipe, cache: Path | None 
 
     Args:
         out: folder of the run.
+        recipe: a recipe, the name of a shipped one, or a YAML file.
         cache: folder for tokenised data; default: ~/.cache/mixln.
+        progress: show on standard error how far it is.
+        **changes: fields of the recipe that differ, such as `placement="mix(alpha=0.25)"`, `steps=1000`, `corpus`,
+            `learning_rate`, `hidden_size`.
+
+    Returns:
+        The run: its model and tokenizer, losses and folder; its table has a row for each step.
+
+    Raises:
+        InputError: the recipe cannot be used, or the folder holds another run.
+        TrainingDivergedError: the loss is no number any more, and the recipe says to stop then.
     """
     from mixln.data.prepare import prepare_data
-    from mixln.device import is_main_process
     from mixln.progress import TrainingProgress
     from mixln.tasks.build import check_model
-    from mixln.tasks.pretraining import Pretraining
-    from mixln.training import MODEL_FOLDER
-    from mixln.training import train as train_model
+    from mixln.tasks.pretraining import pretrain
 
+    recipe, out = settled_recipe(recipe, changes), Path(out)
     check_model(recipe)
     claim_output(out)
-    with TrainingProgress(recipe.last_step) as progress:
-        data = prepare_data(recipe.data, cache, progress.report)
-        progress.start_run(0, recipe.model.placement)
-        trained = train_model(Pretraining(recipe, data), out, progress.step)
-    if not is_main_process():
-        return
-    validation = trained.validation
-    print(f"validation loss {validation.mean:.4f}, perplexity {validation.perplexity:.2f}")
-    print(f"precision: {trained.precision}")
-    print(f"model: {out / MODEL_FOLDER}")
+    with TrainingProgress(recipe.last_step, shown=progress) as shown:
+        data = prepare_data(recipe.data, cache, shown.report)
+        shown.start_run(0, recipe.model.placement)
+        return pretrain(recipe, data, out, shown.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,12 @@ from mixln.data.store import TokenStore
 from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash
 from mixln.errors import InputError
 from mixln.models.encoding import DocumentEncoder
+from mixln.result import Result, copy_folder
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedData:
-    """Data ready for training.
+@dataclass(frozen=True, eq=False, repr=False)
+class PreparedData(Result):
+    """Data ready for training; its table has a row for each split, `save` copies the folder.
 
     Attributes:
         tokenizer: Its real size is `len(tokenizer)`, which may be less than the `vocab_size` asked for.
@@ -61,14 +63,34 @@ class PreparedData:
         """The largest id in either split; all tokens are read for it."""
         return max(self.train.store.largest_token(), self.validation.store.largest_token())
 
+    def parts(self) -> Iterator[str]:
+        """The size of each split, and where they are."""
+        for row in self.rows():
+            yield (
+                f"{row['split']}: {row['tokens']:,} tokens, {row['documents']:,} documents, "
+                f"{row['characters']:,} characters"
+            )
+        yield f"data: {self.folder}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each split."""
+        splits = {"training": self.statistics.train, "validation": self.statistics.validation}
+        return [
+            {"split": name, "tokens": one.tokens, "documents": one.documents, "characters": one.characters}
+            for name, one in splits.items()
+        ]
+
+    def _write(self, folder: Path) -> Path:
+        return copy_folder(self.folder, folder)
+
 
 def prepare_data(
     config: DataConfig,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     report: Report | None = None,
     *,
     workers: int = 1,
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> PreparedData:
     """Split, tokenise and pack a corpus, or find it done already.
 
@@ -101,8 +123,8 @@ def prepare_data(
             raise InputError(f"corpus {config.corpus!r} is prepared already; copy that folder, or train with it")
         return _pack(config, prepared, open_prepared_folder(prepared, config), None, say)
     sources = _open(config)
-    cache = (cache_dir or Path.home() / ".cache" / "mixln") / "data"
-    final = out.expanduser().absolute() if out else cache / sources.fingerprint
+    cache = Path(cache_dir or Path.home() / ".cache" / "mixln") / "data"
+    final = Path(out).expanduser().absolute() if out else cache / sources.fingerprint
     accept = partial(_accept, final, sources.fingerprint) if out else (lambda _: None)
     build = partial(build_stores, sources, workers, say)
     manifest = finished_folder(final, build, say, accept=accept, chosen_by="out" if out else "cache")

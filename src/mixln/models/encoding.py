@@ -23,6 +23,20 @@ _BATCH_CHARACTERS = 2_000_000
 _PROBES = ("Some text, 1.", "a", "0 1 2")
 
 
+def require_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
+    """Return a tokenizer, after a look at whether it is one.
+
+    Raises:
+        InputError: it is None, or no tokenizer of transformers.
+    """
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    what = "missing" if tokenizer is None else f"a {type(tokenizer).__name__}"
+    raise InputError(
+        f"`tokenizer` is {what}: give the model's own, as `AutoTokenizer.from_pretrained` of transformers returns it"
+    )
+
+
 class DocumentEncoder:
     """Turns whole documents into token ids, in parallel, without truncation or padding.
 
@@ -45,10 +59,11 @@ class DocumentEncoder:
         backend: the tokenizer of the tokenizers library, set to encode plain text; None: the tokenizer has none.
 
     Raises:
-        InputError: what the tokenizer puts around a text depends on the text.
+        InputError: it is no tokenizer, or what it puts around a text depends on the text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer = require_tokenizer(tokenizer)
         eos = tokenizer.eos_token_id
         self.eos_token_id: int | None = eos if isinstance(eos, int) else None
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1

@@ -126,6 +126,11 @@ def load_whole_model(
     return _on(model, device, device_map)
 
 
+def model_name(model: torch.nn.Module) -> str:
+    """Return what a model in memory was loaded from; of one that was built, its class."""
+    return str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
+
+
 def measured_part(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a model that is run to measure its layers.
 

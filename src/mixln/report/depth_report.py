@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.cells import cell_len
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,15 +19,16 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
 from mixln.report.series import ColumnSpec, FigureSpec, TableSpec, merged_figures
 from mixln.report.tables import plain_table
+from mixln.result import Result
 from mixln.storage import write_file
 
 REPORT_FILE = "report.json"
 _TERMINAL_WIDTH = 80
 
 
-@dataclass(frozen=True)
-class DepthReport:
-    """Diagnoses side by side, on the same text.
+@dataclass(frozen=True, repr=False)
+class DepthReport(Result):
+    """Diagnoses side by side, on the same text; its table has a row for each layer, `save` writes `report.html`.
 
     Attributes:
         models: one for each.
@@ -53,21 +56,38 @@ class DepthReport:
         """One sentence about all models."""
         return "; ".join(map(_headline, self.models))
 
-    def save(self, folder: str | Path) -> Path:
+    @property
+    def summary(self) -> str:
+        """The headline."""
+        return self.headline
+
+    def parts(self) -> Iterator[RenderableType]:
+        """The layers of each model with what the numbers come to, and where the report is."""
+        for model in self.models:
+            yield from layer_tables(model)
+            yield from (f"- {sentence}" for sentence in model.findings)
+        if self.saved is not None:
+            yield f"Report: {self.saved}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each layer of each model: its number in every series over layers, and the ends of the interval."""
+        return [row for model in self.models for row in _layer_numbers(model)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as in `report.json`."""
+        return json.loads(to_json(self))
+
+    def _write(self, folder: Path) -> Path:
         """Write `report.json`, `figures/` (PNG and SVG) and `report.html`, and return the last one's path.
 
         The numbers are written first, so that they are safe if the rest fails. Figures of an earlier report
         are removed.
-
-        Raises:
-            InputError: a file cannot be written.
         """
         # matplotlib takes a second to import
         from mixln.report.depth_figures import draw_models
         from mixln.report.figure_files import write_drawings
         from mixln.report.html import data_uri, page_environment, spread
 
-        folder = Path(folder)
         write_file(folder / REPORT_FILE, to_json(self))
         drawn = write_drawings(
             ((spec.name, draw_models(spec, self.models)) for spec in self.figures), folder / "figures"
@@ -92,6 +112,23 @@ class DepthReport:
     def _has_intervals(self, spec: FigureSpec) -> bool:
         series = [model.series[name] for model in self.models for name in spec.series if name in model.series]
         return any(estimate.interval for one in series for estimate in one.estimates)
+
+
+def _layer_numbers(model: ModelDiagnosis) -> list[dict[str, Any]]:
+    """The numbers of the layers of a model: of a series over states, those after the layer."""
+    rows: list[dict[str, Any]] = [
+        {"model": model.model, "layer": layer, "parameters": count, "dead": layer in model.dead_layers}
+        for layer, count in enumerate(model.layer_parameters, start=1)
+    ]
+    for series in model.series.values():
+        if series.axis not in ("layer", "state"):
+            continue
+        for place, estimate in zip(series.places, series.estimates, strict=True):
+            if 1 <= place <= model.num_layers:
+                low, high = estimate.interval or (None, None)
+                numbers = {series.name: estimate.value, f"{series.name}_low": low, f"{series.name}_high": high}
+                rows[place - 1] |= numbers
+    return rows
 
 
 def _headline(model: ModelDiagnosis) -> str:

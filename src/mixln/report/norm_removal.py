@@ -89,6 +89,16 @@ class NormRemovalReport:
     data_fingerprint: str
     version: str
 
+    @property
+    def sentence(self) -> str:
+        """The losses, in a line."""
+        control = "" if self.loss_control is None else f", {self.loss_control:.4f} fine-tuned with norms"
+        return (
+            f"validation loss {self.loss_original:.4f} before{control}, {self.loss_norm_free:.4f} without norms "
+            f"({self.train_tokens:,} tokens; folding changed logits of up to {self.largest_logit:.3g} by at most "
+            f"{self.folding_difference:.2g})"
+        )
+
 
 def removal_figure(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], removals: Sequence[RemovalRecord], loss_original: float

@@ -19,7 +19,8 @@ from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
-from mixln.report import ComparisonResult, CurvePoint, RunResult, from_json, summarize, to_json
+from mixln.report import CurvePoint, RunResult, from_json, summarize, to_json
+from mixln.report.comparison import Comparison
 from mixln.report.series import FigureSpec
 from mixln.storage import write_file
 from mixln.studies.machine import describe_machine
@@ -68,7 +69,7 @@ def compare(
     baseline: str = "pre",
     command: str = "",
     report_run: ReportRun | None = None,
-) -> ComparisonResult:
+) -> Comparison:
     """Train every scheme with every seed and learning rate, and return all results.
 
     The runs differ in the placement (and the seed and learning rate) and in nothing else: data and their order,
@@ -110,7 +111,7 @@ def compare(
     canonical = str(Placement.parse(baseline))
     baseline_or_none = canonical if canonical in placements else None
     summaries, grid = summarize(runs, baseline_or_none)
-    return ComparisonResult(
+    return Comparison(
         baseline=baseline_or_none,
         runs=runs,
         summaries=summaries,

@@ -121,23 +121,6 @@ def diagnose_model(
     return replace(found, layers_name=f"{encoder_name}.{found.layers_name}", notes=[note, *found.notes])
 
 
-def diagnose(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    config: DiagnosisConfig | None = None,
-    *,
-    autocast_dtype: torch.dtype | None = None,
-    scores: Mapping[str, Score] | None = None,
-) -> DepthReport:
-    """Find out which layers of a model earn their place; `diagnose(...).save("out")` writes the report.
-
-    See `diagnose_model` for the arguments and errors.
-    """
-    found = diagnose_model(model, tokenizer, texts, config, autocast_dtype=autocast_dtype, scores=scores)
-    return make_report([found], text="given in Python")
-
-
 def make_report(models: list[ModelDiagnosis], *, text: str, command: str = "") -> DepthReport:
     """Put diagnoses on the same text side by side."""
     return DepthReport(models=models, text=text, machine=describe_machine(), command=command, version=__version__)

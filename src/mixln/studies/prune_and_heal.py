@@ -72,6 +72,15 @@ class HealingReport:
         lost = self.loss_pruned - self.loss_before
         return None if self.loss_healed is None or lost < _LEAST_LOST else (self.loss_pruned - self.loss_healed) / lost
 
+    @property
+    def sentence(self) -> str:
+        """The losses, in a line; of a model that is healed."""
+        recovered = "" if self.recovered is None else f" ({self.recovered:.0%} of what pruning cost is recovered)"
+        return (
+            f"validation loss {self.loss_before:.4f} before, {self.loss_pruned:.4f} after pruning, "
+            f"{self.loss_healed:.4f} after healing on {self.train_tokens:,} tokens{recovered}"
+        )
+
 
 def _source_fingerprint(source: str) -> str | None:
     return model_fingerprint(Path(source)) if Path(source).is_dir() else None
@@ -95,9 +104,14 @@ class PruneAndHeal(TrainingWork):
         corpus: to train on, as in `mixln train`.
         out: the folder to write; it must not exist, or be empty.
 
+    Attributes:
+        record: what was removed; known once `prune` is done.
+
     Raises:
         InputError: `out` holds something, or a number is out of range.
     """
+
+    record: PruningRecord
 
     def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
         require_new_folder(out)
@@ -131,7 +145,7 @@ class PruneAndHeal(TrainingWork):
             # first, so that there is a report wherever there is a pruned model
             write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
             prune_model(self._request, stack, indices, self._pruned)
-        self._record, self._report = _read(self._folder)
+        self.record, self._report = _read(self._folder)
         if changes := self._changes():
             raise InputError(
                 f"{self._folder} holds another healing ({'; '.join(changes)}). Delete it, or choose another place than "
@@ -157,7 +171,7 @@ class PruneAndHeal(TrainingWork):
         with disk_errors(f"{self._out} could not be written", fix), whole_folder(self._out) as temporary:
             companions_of(self._pruned).copy_to(temporary)
             shutil.copytree(model, temporary, dirs_exist_ok=True)
-            (temporary / PRUNING_FILE).write_text(to_text(self._record), encoding="utf-8")
+            (temporary / PRUNING_FILE).write_text(to_text(self.record), encoding="utf-8")
             (temporary / HEALING_FILE).write_text(to_text(report), encoding="utf-8")
             put_on_disk(temporary)  # the model it was copied from is removed next
         shutil.rmtree(model)
@@ -187,7 +201,7 @@ class PruneAndHeal(TrainingWork):
 
     def _changes(self) -> list[str]:
         """How this request differs from the one that the folder was begun with."""
-        record, request = self._record, self._request
+        record, request = self.record, self._request
         if request.layers is None and request.drop != len(record.removed_layers):
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
         indices = request.layers or [number - 1 for number in record.removed_layers]

@@ -34,7 +34,7 @@ from mixln.models.load import load_config, load_whole_model
 from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared, write_shorter_weights
 from mixln.models.weight_files import StoredTensor, stored_tensors
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder
-from mixln.studies.pruning_request import PRUNING_FILE, PruningRequest, blocks_named_by_stack, to_text
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
 
 _MOST_CONFIGS = 4
 
@@ -63,7 +63,7 @@ def open_for_pruning(
 
 
 @blocks_named_by_stack()
-def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: Path) -> list[str]:
+def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: Path) -> PruningRecord:
     """Write a model without some blocks as a Hugging Face folder of its class; the model itself stays as it is.
 
     The folder holds what the source holds, and what was removed (`pruning.json`).
@@ -75,7 +75,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
         out: the folder to write, whole or not at all; it must not exist, or be empty.
 
     Returns:
-        What of the source was left out: see `mixln.models.companions`.
+        What was removed, as in `pruning.json`; with what of the source was left out (see `mixln.models.companions`).
 
     Raises:
         InputError: the blocks are not there; no folder can hold what is left; the folder that was written is not the
@@ -101,7 +101,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
         (temporary / PRUNING_FILE).write_text(to_text(record), encoding="utf-8")
         _write_config_of(proof, islice(chain([found], configs), _MOST_CONFIGS), folder, temporary)
         put_on_disk(temporary)  # the user may remove the source next
-    return record.left_out
+    return record
 
 
 def _write_config_of(proof: _Proof, configs: Iterable[ShorterConfig], source: Path, folder: Path) -> None:

@@ -39,6 +39,7 @@ class PruningRequest:
         text_field: field or column of it, and of a text to heal on, that holds a document.
         measurement: how much of it; its `measures` and `run_lengths` follow from the criterion.
         stack: name of the list of blocks, where it is ambiguous.
+        name: what the model is called in `pruning.json`; empty: as `source`.
     """
 
     source: str
@@ -50,12 +51,13 @@ class PruningRequest:
     text_field: str = "text"
     measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
     stack: str | None = None
+    name: str = ""
 
     def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
         """Return the record of removing these layers of `num_layers`."""
         chosen = self.layers is None
         return PruningRecord(
-            source=self.source,
+            source=self.name or self.source,
             removed_layers=[index + 1 for index in indices],
             num_layers_before=num_layers,
             criterion=self.by if chosen else None,

@@ -58,12 +58,13 @@ class RemoveNorm(TrainingWork):
         config: how.
         corpus: to train on, as in `mixln train`.
         out: the folder to write; it must not exist, or be empty.
+        name: what the model is called in `norm_removal.json`; empty: as `source`.
 
     Raises:
         InputError: `out` holds something, the model's norms cannot be removed, or the schedule is impossible.
     """
 
-    def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path) -> None:
+    def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path, name: str = "") -> None:
         require_new_folder(out)
         model_config = load_plausible_config(source)
         plan, placement = removable_plan(model_config)
@@ -72,7 +73,7 @@ class RemoveNorm(TrainingWork):
         self._num_layers = len(plan.blocks)
         self._schedule = config.removal_schedule(self._num_layers)
         super().__init__(recipe, model_config, out, removal_folder(out))
-        self._source, self._name, self._config = model_folder(source), source, config
+        self._source, self._name, self._config = model_folder(source), name or source, config
         self._has_control = False
         self._trained: TrainedModel | None = None
 

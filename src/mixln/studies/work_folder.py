@@ -101,7 +101,7 @@ class TrainingWork:
     def __exit__(self, *details: Any) -> None:
         self._lock.__exit__(*details)
 
-    def prepare(self, cache: Path | None, say: Report) -> None:
+    def prepare(self, cache: str | Path | None, say: Report) -> None:
         """Tokenise the text, or find it done already (see `prepare_data`), and settle the precision of all training."""
         self._data = prepare_data(self.recipe.data, cache, say)
         recipe, alone = self.recipe, Processes(default_device())

@@ -27,6 +27,9 @@ class ValidationLoss(EvaluationLoss):
         """Return the mean as `validation_loss`."""
         return {"validation_loss": self.mean}
 
+    def __str__(self) -> str:
+        return f"validation loss {self.mean:.4f}, perplexity {self.perplexity:.2f}"
+
 
 def validation_loss(
     model: PreTrainedModel, data: PreparedData, batch_size: int, autocast_dtype: torch.dtype | None = None

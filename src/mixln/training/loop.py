@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.records import read_json
+from mixln.result import Result, copy_folder
 from mixln.storage import write_file
 from mixln.training.callback import Callback, StepRecord, Verdict
 from mixln.training.callbacks.metrics import ReportStep, read_metrics
@@ -44,9 +45,9 @@ class TrainingDivergedError(RuntimeError):
     """The loss or the gradient went wrong, and the policy, or the number of faults, says to stop."""
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """The outcome of a run.
+@dataclass(frozen=True, repr=False)
+class TrainedModel(Result):
+    """The outcome of a run; its table has a row for each step, `save` copies the finished model.
 
     Attributes:
         folder: of the run.
@@ -77,6 +78,17 @@ class TrainedModel:
         if self.in_memory is None:
             return self.task.load(self.folder / MODEL_FOLDER, default_device())
         return self.in_memory
+
+    def parts(self) -> list[str]:
+        """What the model reaches, and where it is."""
+        return [str(self.validation), f"precision: {self.precision}", f"model: {self.folder / MODEL_FOLDER}"]
+
+    def rows(self) -> list[dict[str, float]]:
+        """The metrics of every step, as in `metrics.jsonl`."""
+        return read_metrics(self.folder)
+
+    def _write(self, folder: Path) -> Path:
+        return copy_folder(self.folder / MODEL_FOLDER, folder)
 
 
 def train(

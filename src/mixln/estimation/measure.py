@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixln.estimate.devices import CPU, Device
-from mixln.estimate.shape import ModelShape
+from mixln.estimation.devices import CPU, Device
+from mixln.estimation.shape import ModelShape
 from mixln.tasks.linear_cross_entropy import CHUNK_LOGITS
 
 _SECONDS = 0.1

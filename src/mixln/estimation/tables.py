@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 
-from mixln.estimate.result import Estimate
+from mixln.estimation.result import Estimate
 
 _GIB = 2**30
 
 
-def print_estimate(estimate: Estimate, console: Console) -> None:
-    """Print everything that an estimate holds."""
-    for table in (_model_table(estimate), _memory_table(estimate), _time_table(estimate)):
-        console.print(table)
-    for line in (*_verdict(estimate), "Assumptions:", *(f"- {one}" for one in estimate.assumptions)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+def estimate_parts(estimate: Estimate) -> Iterator[RenderableType]:
+    """Yield everything that an estimate holds: tables, then lines."""
+    yield from (_model_table(estimate), _memory_table(estimate), _time_table(estimate))
+    yield from (*_verdict(estimate), "Assumptions:", *(f"- {one}" for one in estimate.assumptions))
 
 
 def _model_table(estimate: Estimate) -> Table:

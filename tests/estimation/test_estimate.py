@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mixln.data import DataConfig
 from mixln.errors import InputError
-from mixln.estimate import (
+from mixln.estimation import (
     DEVICES,
     Estimate,
     ModelShape,
@@ -20,8 +20,8 @@ from mixln.estimate import (
     find_device,
     memory_use,
 )
-from mixln.estimate.memory import MicroBatch
-from mixln.estimate.shape import recipe_config
+from mixln.estimation.memory import MicroBatch
+from mixln.estimation.shape import recipe_config
 from mixln.tasks import ModelConfig, Recipe
 from mixln.tasks.objective import AttentionKind, CausalLanguageModelObjective
 from mixln.training import ExecutionConfig

@@ -9,14 +9,15 @@ from dataclasses import replace
 import torch
 
 from mixln.errors import InputError
-from mixln.estimate.devices import CPU, Device, find_device
-from mixln.estimate.measure import measure_cpu
-from mixln.estimate.memory import MemoryUse, MicroBatch, ShardingPlan, memory_use
-from mixln.estimate.operations import count_operations
-from mixln.estimate.parameters import count_parameters
-from mixln.estimate.result import Estimate, PlanEstimate, TimeEstimate
-from mixln.estimate.shape import FLOAT32, ModelShape
-from mixln.estimate.traffic import count_communication, count_traffic
+from mixln.estimation.devices import CPU, Device, find_device
+from mixln.estimation.measure import measure_cpu
+from mixln.estimation.memory import MemoryUse, MicroBatch, ShardingPlan, memory_use
+from mixln.estimation.operations import count_operations
+from mixln.estimation.parameters import count_parameters
+from mixln.estimation.result import PlanEstimate, TimeEstimate
+from mixln.estimation.run_estimate import RunEstimate
+from mixln.estimation.shape import FLOAT32, ModelShape
+from mixln.estimation.traffic import count_communication, count_traffic
 from mixln.tasks.build import check_model
 from mixln.tasks.objective import SPLIT_EVENLY, check_tensor_parallel_size, choose_attention
 from mixln.tasks.recipe import Recipe
@@ -35,7 +36,7 @@ def estimate(
     *,
     utilization: float | None = None,
     price: float | None = None,
-) -> Estimate:
+) -> RunEstimate:
     """Return what a recipe's run needs on some devices.
 
     The time of a step is
@@ -95,10 +96,10 @@ class _Estimator:
         self.peak = self.device.bfloat16_tflops if self.low == 2 else self.device.float32_tflops
         self.usable = USABLE_MEMORY * self.device.memory_gib * 2**30
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> RunEstimate:
         plans = tuple(self.plan_estimate(plan) for plan in self.shown_plans())
         own = next(plan for plan in plans if plan.chosen)
-        return Estimate(
+        return RunEstimate(
             parameters=self.parameters,
             operations=self.operations,
             tokens_per_step=self.recipe.tokens_per_step,

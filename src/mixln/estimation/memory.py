@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from mixln.estimate.parameters import ParameterCount
-from mixln.estimate.shape import FLOAT32, ModelShape
+from mixln.estimation.parameters import ParameterCount
+from mixln.estimation.shape import FLOAT32, ModelShape
 from mixln.placement import BlockPlan
 from mixln.tasks.linear_cross_entropy import CHUNK_LOGITS
 

@@ -26,7 +26,7 @@ class Device:
         memory_gib: memory, in GiB.
         bandwidth: of the memory, in 10^9 bytes per second.
         interconnect: from one device to its neighbours in one machine, in 10^9 bytes per second in each direction.
-        utilization: share of its peaks that a whole training step reaches (see `mixln.estimate.run`).
+        utilization: share of its peaks that a whole training step reaches (see `mixln.estimation.run`).
         utilization_reason: where that number comes from.
         price_per_hour: of one, in any currency; None: not known.
         library_bytes: memory outside of tensors, such as compiled code; 0: not known, left out.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mixln.estimate.devices import Device
-from mixln.estimate.memory import MemoryUse, ShardingPlan
-from mixln.estimate.operations import Operations
-from mixln.estimate.parameters import ParameterCount
+from mixln.estimation.devices import Device
+from mixln.estimation.memory import MemoryUse, ShardingPlan
+from mixln.estimation.operations import Operations
+from mixln.estimation.parameters import ParameterCount
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixln.estimate.parameters import ParameterCount
-from mixln.estimate.shape import ModelShape
+from mixln.estimation.parameters import ParameterCount
+from mixln.estimation.shape import ModelShape
 
 
 @dataclass(frozen=True)

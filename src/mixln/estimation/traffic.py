@@ -7,9 +7,9 @@ kernel, which reads its inputs and writes its outputs once.
 
 from __future__ import annotations
 
-from mixln.estimate.memory import MicroBatch, ShardingPlan
-from mixln.estimate.parameters import ParameterCount
-from mixln.estimate.shape import FLOAT32, ModelShape
+from mixln.estimation.memory import MicroBatch, ShardingPlan
+from mixln.estimation.parameters import ParameterCount
+from mixln.estimation.shape import FLOAT32, ModelShape
 from mixln.placement import BlockPlan
 
 

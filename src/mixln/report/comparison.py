@@ -1,0 +1,74 @@
+"""A comparison with all that is shown of it: the headline, the tables, the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from mixln.report.headline import findings, headline
+from mixln.report.html import write_report
+from mixln.report.results import ComparisonResult
+from mixln.report.serialize import to_json
+from mixln.report.tables import grid_table, summary_table
+from mixln.result import Result
+
+_COLUMNS = (
+    "placement",
+    "seed",
+    "learning_rate",
+    "validation_loss",
+    "perplexity",
+    "diverged",
+    "train_tokens",
+    "num_parameters",
+    "embedding_std",
+    "seconds",
+    "tokens_per_second",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Result, ComparisonResult):
+    """A whole comparison; its table has a row for each run, `save` writes `report.html` beside `results.json`.
+
+    See `mixln.report.results.ComparisonResult` for what it holds.
+    """
+
+    @property
+    def headline(self) -> str:
+        """The main finding, in one sentence."""
+        return headline(self)
+
+    @property
+    def findings(self) -> list[str]:
+        """What else has to be said to read the numbers rightly."""
+        return findings(self)
+
+    @property
+    def summary(self) -> str:
+        """The headline."""
+        return self.headline
+
+    def parts(self) -> Iterator[RenderableType]:
+        """The summary, the grid of learning rates if there is one, and where the report is."""
+        yield summary_table(self)
+        if (grid := grid_table(self)) is not None:
+            yield grid
+        if self.saved is not None:
+            yield f"Report: {self.saved}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run."""
+        return [{name: getattr(run, name) for name in _COLUMNS} for run in self.runs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as in `results.json`."""
+        return json.loads(to_json(self))
+
+    def _write(self, folder: Path) -> Path:
+        return write_report(self, folder)

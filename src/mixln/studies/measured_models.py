@@ -1,0 +1,101 @@
+"""The models of a diagnosis, by the names that they have in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from mixln.device import default_device
+from mixln.errors import InputError
+from mixln.models.encoding import require_tokenizer
+from mixln.models.load import load_model, model_name
+from mixln.training import MODEL_FOLDER
+
+OpenModel = Callable[[], tuple[nn.Module, PreTrainedTokenizerBase]]
+"""Returns a model and its tokenizer, on the device where they are used."""
+
+
+def measured_models(
+    models: str | Path | nn.Module | Sequence[str | Path | nn.Module],
+    tokenizer: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+) -> dict[str, OpenModel]:
+    """Return how each model is opened when its turn comes, by the name that it is shown with.
+
+    Args:
+        models: Hugging Face folders, names on the hub, models in memory; one or several.
+        tokenizer: of the models in memory: one for all, or one for each of them.
+        dtype: of those that are opened; see `mixln.models.load.load_model`.
+        device_map: the same.
+
+    Raises:
+        InputError: there is no model, one is named twice, a tokenizer is missing or is none, or something is no model.
+    """
+    given = [models] if isinstance(models, str | Path | nn.Module) else list(models)
+    if not given:
+        raise InputError("`models` is empty: give at least one")
+    paths = [str(model) for model in given if isinstance(model, str | Path)]
+    if len(set(paths)) < len(paths):
+        raise InputError("a model is named twice: name each once")
+    in_memory = [model for model in given if not isinstance(model, str | Path)]
+    tokenizers = _tokenizers(tokenizer, len(in_memory))
+    shown = iter(display_names(paths))
+    opened: dict[str, OpenModel] = {}
+    for model in given:
+        if isinstance(model, nn.Module):
+            opened[_unused(model_name(model), opened)] = partial(_pair, model, tokenizers.pop(0))
+        elif isinstance(model, str | Path):
+            opener = partial(load_model, str(model), dtype=dtype, device=default_device(), device_map=device_map)
+            opened[_unused(next(shown), opened)] = opener
+        else:
+            raise InputError(f"`models`: a {type(model).__name__} is neither a folder, a name on the hub nor a model")
+    return opened
+
+
+def _pair(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    return model, tokenizer
+
+
+def _tokenizers(tokenizer: Any, count: int) -> list[PreTrainedTokenizerBase]:
+    if not count:
+        if tokenizer is not None:
+            raise InputError("`tokenizer` goes with a model in memory: a folder has its own. Leave it out")
+        return []
+    given = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer] * count
+    if len(given) != count:
+        raise InputError(f"`tokenizer` has {len(given)}, and there are {count} models in memory: give one for each")
+    return [require_tokenizer(one) for one in given]
+
+
+def _unused(name: str, used: dict[str, OpenModel]) -> str:
+    number = 2
+    unused = name
+    while unused in used:
+        unused, number = f"{name} ({number})", number + 1
+    return unused
+
+
+def display_names(models: Sequence[str]) -> list[str]:
+    """Return short names: of folders as much of the end of their paths as tells them apart, hub names as they are."""
+    names: list[str] = []
+    for length in range(1, 2 + max((len(Path(model).parts) for model in models), default=0)):
+        names = [_end_of_path(model, length) for model in models]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _end_of_path(model: str, length: int) -> str:
+    path = Path(model)
+    if not path.is_dir():
+        return model
+    parts = path.absolute().parts
+    # a run keeps its model in a folder of that name, which says nothing
+    return "/".join(parts[-max(length, 2 if parts[-1] == MODEL_FOLDER else 1) :])
