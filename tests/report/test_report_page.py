@@ -121,7 +121,7 @@ def test_markup_in_texts_is_escaped(make_result):
 def test_a_page_without_depth_or_losses_says_so(make_result):
     text = Page(rendered(make_result(2, 1, diverged=("pre", "mix(alpha=0.25)")))).text
     assert "Every run diverged" in text
-    assert "no run has depth measures" in text
+    assert "no run that has learned word order has depth measures" in text
 
 
 def test_bands_and_whiskers_are_named_where_there_are_any(make_result):

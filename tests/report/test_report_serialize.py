@@ -17,6 +17,19 @@ def test_a_comparison_survives_exactly(make_result):
     assert from_json(to_json(result)) == result
 
 
+def test_results_of_the_version_before_are_read(make_result):
+    result = make_result(2, 3)
+    document = json.loads(to_json(result)) | {"schema_version": 2}
+    del document["constants"]
+    for run in document["runs"]:
+        del run["over_token_frequencies"]
+    for summary in document["summaries"]:
+        del summary["without_order"]
+    assert from_json(json.dumps(document)) == result
+    with pytest.raises(InputError, match=r"schema_version 1, and this version of mixln reads 2 to 3"):
+        from_json(json.dumps(document | {"schema_version": 1}))
+
+
 def test_a_run_survives_exactly_with_nested_configuration(make_run):
     run = replace(make_run(loss=0.1 + 0.2), config={"a": [1, 2.5, None, {"b": True}], "c": 1e-300, "d": "é<"})
     assert from_json(to_json(run), RunResult) == run

@@ -20,6 +20,9 @@ from mixln import MixLNLlamaForCausalLM, schemes
 from mixln.data import Batch, PreparedData, training_batch
 from mixln.errors import InputError
 from mixln.report import ComparisonResult, from_json, to_json
+from mixln.report.aggregate import depth_of
+from mixln.report.headline import headline
+from mixln.report.statistics import best_summary
 from mixln.studies.compare import Job, compare, plan_jobs
 from mixln.tasks import Recipe, build_model
 from mixln.training import differences
@@ -50,15 +53,41 @@ def test_every_scheme_is_trained_with_every_seed_and_measured(result: Comparison
         assert run.validation_loss is not None
         assert run.validation_loss < run.train_curve[0].loss
         assert [point.step for point in run.train_curve] == list(range(1, recipe.steps + 1))
-    pre, *others = result.summaries
     assert result.baseline == "pre"
-    assert all(summary.difference is not None and summary.difference.seeds == 2 for summary in others)
-    assert pre.loss_mean is not None
-    mean = others[0].loss_mean
-    difference = others[0].difference
-    assert mean is not None
-    assert difference is not None
-    assert difference.mean == pytest.approx(mean - pre.loss_mean)
+
+
+def test_every_run_is_compared_with_token_frequencies(result: ComparisonResult) -> None:
+    """A dozen steps teach less than frequencies: such schemes are not ranked, and their layers not shown."""
+    constants = result.constants
+    assert constants is not None
+    assert constants.counted_tokens == constants.train_tokens
+    assert constants.token_pairs < constants.token_frequencies
+    for run in result.runs:
+        assert run.validation_loss is not None
+        assert run.over_token_frequencies is not None
+        difference = run.validation_loss - constants.token_frequencies
+        assert run.over_token_frequencies.value == pytest.approx(difference, abs=1e-5)
+        assert difference > 0
+        assert not run.has_learned_order
+    for summary in result.summaries:
+        assert (summary.without_order, summary.difference) == (2, None)
+    assert best_summary(result.summaries) is None
+    assert not depth_of(result)
+    assert "No scheme has learned word order" in headline(result)
+
+
+def test_results_of_an_older_version_are_measured_again_and_not_trained(
+    recipe: Recipe, data: PreparedData, tmp_path: Path
+) -> None:
+    (run,) = compare(recipe, ["pre"], data, tmp_path).runs
+    (path,) = tmp_path.glob("runs/*/result.json")
+    old = json.loads(path.read_text()) | {"schema_version": 2}
+    del old["over_token_frequencies"]
+    path.write_text(json.dumps(old))
+    steps: list[int] = []
+    (again,) = compare(recipe, ["pre"], data, tmp_path, report_run=lambda *_: lambda step, *_: steps.append(step)).runs
+    assert again == run
+    assert steps == []
 
 
 def test_what_each_layer_does_is_measured_by_its_definition(

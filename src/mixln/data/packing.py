@@ -117,6 +117,15 @@ class PackedDataset:
         targets[padding] = IGNORED_TARGET
         return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(position_ids))
 
+    def target_documents(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The number, from 0, of the document that each target of the given rows is in.
+
+        Returns:
+            Shape (rows, T), int64; of padding the number of documents.
+        """
+        places = np.asarray(rows, dtype=np.int64)[:, None] * self.sequence_length + 1 + np.arange(self.sequence_length)
+        return np.searchsorted(self.store.document_ends, places, side="right").astype(np.int64)
+
     def _borders(self, starts: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which targets are first tokens of documents, as (index of the row, index of the token within it)."""
         # A document's end is the index of the next one's first token.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,6 +168,20 @@ def row_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
 
     Gradients flow through it.
     """
+    sums = [losses.sum(dtype=torch.float64) for losses in _losses_by_row(logits, targets)]
+    return torch.stack(sums).cpu()
+
+
+def token_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log softmax(logits)[target] of every token, in nats, 0 where nothing is predicted: (rows, tokens), on the CPU.
+
+    Memory, precision and arguments as `row_cross_entropies`.
+    """
+    return torch.stack([losses.double().cpu() for losses in _losses_by_row(logits, targets)])
+
+
+def _losses_by_row(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The losses of each row's tokens, (tokens,), one row after another."""
     tokens, vocabulary = logits.shape[1:]
     size = max(1, _CACHED_LOGITS // vocabulary) if logits.device.type == "cpu" else tokens
 
@@ -175,13 +189,9 @@ def row_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
         some_logits = at_least_float32(some_logits)
         return F.cross_entropy(some_logits, some_targets, ignore_index=IGNORED_TARGET, reduction="none")
 
-    sums = [
-        where_float64_is(torch.cat(list(map(losses, row_logits.split(size), row_targets.split(size))))).sum(
-            dtype=torch.float64
-        )
-        for row_logits, row_targets in zip(logits, targets.to(logits.device), strict=True)
-    ]
-    return torch.stack(sums).cpu()
+    for row_logits, row_targets in zip(logits, targets.to(logits.device), strict=True):
+        parts = map(losses, row_logits.split(size), row_targets.split(size))
+        yield where_float64_is(torch.cat(list(parts)))
 
 
 _CACHED_LOGITS = 2**20

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixln.report.html import write_report as write_report
     from mixln.report.results import ComparisonResult as ComparisonResult
+    from mixln.report.results import Constants as Constants
     from mixln.report.results import CurvePoint as CurvePoint
     from mixln.report.results import RunResult as RunResult
     from mixln.report.serialize import from_json as from_json

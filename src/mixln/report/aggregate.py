@@ -84,11 +84,15 @@ def triangle_matrix(values: Array) -> Array:
 
 
 def depth_of(result: ComparisonResult) -> dict[str, list[dict[str, Series]]]:
-    """Depth measures at the best learning rate of the schemes that have any, one for each seed that was measured."""
+    """Depth measures at the best learning rate of the schemes that have any, one for each seed that was measured.
+
+    Those of runs that have not learned word order are left out.
+    """
     measures: dict[str, list[dict[str, Series]]] = {}
     for placement, runs in best_runs(result).items():
         # Seeds of one scheme share their depth; if a hand-made file says otherwise, do not mix the two.
-        found = [run.depth for run in runs if run.depth and run.num_hidden_layers == runs[0].num_hidden_layers]
+        layers = runs[0].num_hidden_layers
+        found = [run.depth for run in runs if run.depth and run.has_learned_order and run.num_hidden_layers == layers]
         if found:
             measures[placement] = found
     return measures

@@ -124,6 +124,31 @@ def draw_band(ax: Axes, band: Band, style: SchemeStyle, points: int, alpha: floa
         ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=alpha, linewidth=0)
 
 
+_CONSTANT_LINES = {"token frequencies": (0, (1, 1.5)), "token pairs": (0, (6, 2))}
+"""How the losses that every model must beat are drawn, in ink: dots and dashes that no scheme has."""
+
+
+def constant_handle(name: str) -> Line2D:
+    """The line of a constant for the legend."""
+    return Line2D([], [], color=INK, linewidth=1.0, linestyle=_CONSTANT_LINES[name])
+
+
+def draw_constants(ax: Axes, losses: Mapping[str, float], *, within: bool) -> None:
+    """A level line for each loss that a model must beat.
+
+    Args:
+        ax: to draw on.
+        losses: by name.
+        within: draw only those that lie in the range of the axes, and leave the range as it is.
+    """
+    low, high = ax.get_ylim()
+    for name, loss in losses.items():
+        if low < loss < high or not within:
+            ax.axhline(loss, color=INK, linewidth=1.0, linestyle=_CONSTANT_LINES[name], zorder=1)
+    if within:
+        ax.set_ylim(low, high)
+
+
 def line_handles(styles: Mapping[str, SchemeStyle], points: int = 1) -> dict[str, Artist]:
     """A line for the legend by label, as `line_options` draws it for so many points."""
     return {label: Line2D([], [], **line_options(style, points)) for label, style in styles.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from mixln.report.results import ComparisonResult, Difference, SchemeSummary
-from mixln.report.series import Estimate
 
 MISSING = "-"
 """Stands for a number that was not measured."""
@@ -40,7 +39,7 @@ def difference(value: Difference | None) -> str:
     """Difference to the baseline with its 95 % interval, if there is one: `-0.045 [-0.081, -0.009]`."""
     if value is None:
         return MISSING
-    return Estimate(value.mean, value.interval).format("+.3f")
+    return value.estimate.format("+.3f")
 
 
 def tokens(value: float) -> str:

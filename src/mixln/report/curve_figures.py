@@ -37,7 +37,10 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
     }
     tails = _tails(bands)
     points = max((len(band.x) for band in tails.values()), default=100)
-    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7, legend=canvas.line_handles(styles, points))
+    handles = canvas.line_handles(styles, points)
+    constants = {} if result.constants is None else result.constants.losses
+    handles |= {name: canvas.constant_handle(name) for name in constants}
+    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7, legend=handles)
     whole = axes[0]
     for placement, group in runs.items():
         style = styles[placement]
@@ -64,6 +67,8 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
     if tails:
         canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged")
         canvas.note(figure, canvas.remark("above the enlarged range", _enlarge(axes[1], tails)))
+    for ax in axes:
+        canvas.draw_constants(ax, constants, within=ax is not whole)
     return figure
 
 

@@ -38,8 +38,16 @@ def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
         }
         for placement, runs in depth.items()
     }
-    missing = [summary.placement for summary in result.summaries if summary.placement not in depth]
-    note = canvas.remark("not measured", missing)
+    missing = [summary for summary in result.summaries if summary.placement not in depth]
+    note = "; ".join(
+        filter(
+            None,
+            (
+                canvas.remark("not measured", [one.placement for one in missing if not one.without_order]),
+                canvas.remark("no word order learned", [one.placement for one in missing if one.without_order]),
+            ),
+        )
+    )
     return _draw(spec, bands, scheme_styles(result), result.baseline, note)
 
 

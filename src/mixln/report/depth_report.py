@@ -39,6 +39,7 @@ class DepthReport(Result):
     """
 
     SCHEMA_VERSION: ClassVar[int] = 3
+    OLDEST_VERSION: ClassVar[int] = 3
 
     models: list[ModelDiagnosis]
     text: str

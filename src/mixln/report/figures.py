@@ -39,7 +39,9 @@ FIGURES: tuple[FigureKind, ...] = (
         "Loss during training",
         "Validation loss (total loss / total predicted tokens) against the tokens trained on, each scheme at its best "
         "learning rate. Lines are means over seeds, and the faint lines behind are the smoothed training loss.",
-        "Lower is better. A dotted line that ends in a cross is a run that diverged.",
+        "Lower is better. A dotted line that ends in a cross is a run that diverged. The level lines are the losses of "
+        "knowing only how frequent each token is, and of knowing only which token followed which. A run that ends at "
+        "the upper one has not learned word order.",
         loss_curves,
         "Bands reach from the lowest to the highest seed. Where they overlap at the end, the order of the lines may be "
         "noise.",

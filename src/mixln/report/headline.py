@@ -9,31 +9,77 @@ from collections.abc import Sequence
 
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
-from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary
+from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary, is_told
 
 
 def headline(result: ComparisonResult) -> str:
-    """The main finding in one sentence."""
+    """The main finding in one sentence. A difference whose interval holds zero "cannot be told"."""
     best = best_summary(result.summaries)
     if best is None:
+        if any(summary.loss_mean is not None for summary in result.summaries):
+            return f"No scheme has learned word order, so there is nothing to rank: {_rule(result)}."
         return "Every run diverged, so there is no validation loss to compare."
     reached = f"{cells.number(best.loss_mean)} nats per token (perplexity {cells.perplexity(best.perplexity_mean)})"
     if len(result.summaries) == 1:
         return f"`{best.placement}` reaches a validation loss of {reached}{_over_seeds(best)}."
-    among = (
-        " among the schemes without a diverged run"
-        if not best.diverged and any(summary.diverged for summary in result.summaries)
-        else ""
-    )
-    sentence = f"`{best.placement}` has the lowest mean validation loss{among}, {reached}"
+    lowest = f"has the lowest mean validation loss{_among(result, best)}, {reached}"
+    if result.baseline is None:
+        return f"`{best.placement}` {lowest}."
     if best.placement == result.baseline:
-        return f"{sentence}: no scheme improves on this baseline."
-    return f"{sentence}{_against_baseline(best, result.baseline)}."
+        if is_told(result):
+            return f"The baseline `{best.placement}` {lowest}: every other scheme is distinguishably worse."
+        return (
+            f"Which scheme is best cannot be told: the baseline `{best.placement}` {lowest}, but not every other "
+            "scheme is distinguishably worse."
+        )
+    told = f"`{best.placement}` {lowest}{_against_baseline(best, result.baseline)}"
+    if is_told(result):
+        return f"{told}."
+    if best.difference is None:
+        return f"{told}; the baseline `{result.baseline}` is not ranked."
+    return (
+        f"Whether `{best.placement}` is better than the baseline `{result.baseline}` cannot be told: it "
+        f"{lowest}{_against_baseline(best, result.baseline)}."
+    )
 
 
 def findings(result: ComparisonResult) -> list[str]:
     """What else has to be said to read the numbers rightly: which differences count, what diverged, what is unknown."""
-    return [*_distinguishable(result), *_caution(result), *_diverged(result.summaries)]
+    return [*_without_order(result), *_distinguishable(result), *_caution(result), *_diverged(result.summaries)]
+
+
+def _rule(result: ComparisonResult) -> str:
+    """When a run counts as one that has not learned word order, with the loss that it must beat."""
+    constants = result.constants
+    loss = "" if constants is None else f" ({cells.number(constants.token_frequencies)} nats per token)"
+    return (
+        f"a run has learned word order if its loss is below that of token frequencies alone{loss} at the upper end of "
+        "the 95 % interval over validation documents"
+    )
+
+
+def _without_order(result: ComparisonResult) -> list[str]:
+    parts = [
+        f"`{summary.placement}` ({summary.without_order} of {summary.seeds})"
+        for summary in result.summaries
+        if summary.without_order
+    ]
+    if not parts:
+        return []
+    return [
+        f"Runs that have not learned word order: {', '.join(parts)}. {_rule(result).capitalize()}. These schemes are "
+        "not ranked, and what the layers of these runs do is not shown, since it says nothing. Train longer, or with a "
+        "smaller vocabulary."
+    ]
+
+
+def _among(result: ComparisonResult, best: SchemeSummary) -> str:
+    left_out: list[str] = []
+    if not best.diverged and any(summary.diverged for summary in result.summaries):
+        left_out.append("without a diverged run")
+    if any(summary.without_order for summary in result.summaries):
+        left_out.append("that have learned word order")
+    return f" among the schemes {' and '.join(left_out)}" if left_out else ""
 
 
 def _over_seeds(summary: SchemeSummary) -> str:
@@ -41,27 +87,26 @@ def _over_seeds(summary: SchemeSummary) -> str:
     return f" over {count} seeds" if count > 1 else " with one seed"
 
 
-def _against_baseline(best: SchemeSummary, baseline: str | None) -> str:
+def _against_baseline(best: SchemeSummary, baseline: str) -> str:
     change = best.difference
-    if baseline is None or change is None:
+    if change is None:
         return ""
-    size = f"{abs(change.mean):.3f} {'below' if change.mean < 0 else 'above'} the baseline `{baseline}`"
+    size = f"{abs(change.mean):.3f} {'below' if change.mean < 0 else 'above'} `{baseline}`"
     if change.interval is None:
         seeds = "one seed" if change.seeds == 1 else f"{change.seeds} seeds"
-        return f", {size} on {seeds}, too few to tell whether the difference is more than noise"
+        return f", {size}, on {seeds}; an interval takes {MIN_SEEDS_FOR_INTERVAL}"
     low, high = change.interval
     bounds = f"95 % confidence interval {low:+.3f} to {high:+.3f}"
-    if low <= 0 <= high:
-        return f", {size}, but not distinguishably so over {change.seeds} seeds ({bounds} includes 0)"
-    return f", distinguishably {size} over {change.seeds} seeds ({bounds})"
+    holds = ", which holds zero" if change.estimate.holds_zero else ""
+    return f", {size} over {change.seeds} seeds ({bounds}{holds})"
 
 
 def _distinguishable(result: ComparisonResult) -> list[str]:
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "cannot be told": []}
     for summary in result.summaries:
         if summary.difference is not None and summary.difference.interval is not None:
-            low, high = summary.difference.interval
-            group = "better" if high < 0 else "worse" if low > 0 else "not distinguishable"
+            change = summary.difference.estimate
+            group = "cannot be told" if change.holds_zero else "better" if change.value < 0 else "worse"
             groups[group].append(f"`{summary.placement}`")
     intervals = sum(map(len, groups.values()))
     if intervals < 2:

@@ -84,11 +84,19 @@ def _run_row(run: RunResult) -> list[str]:
         str(run.seed),
         cells.learning_rate(run.learning_rate),
         "diverged" if has_diverged(run) else cells.number(run.validation_loss, 4),
+        _over_token_frequencies(run),
         cells.perplexity(None if has_diverged(run) else run.perplexity),
         cells.tokens(run.train_tokens),
         f"{run.tokens_per_second:,.0f}",
         cells.duration(run.seconds),
     ]
+
+
+def _over_token_frequencies(run: RunResult) -> str:
+    if run.over_token_frequencies is None:
+        return cells.MISSING
+    mark = "" if run.has_learned_order else ": has not learned word order"
+    return run.over_token_frequencies.format("+.3f") + mark
 
 
 def data_uri(svg: bytes) -> str:

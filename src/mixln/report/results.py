@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mixln.report.series import FigureSpec, Interval, Series
+from mixln.report.series import Estimate, FigureSpec, Interval, Series
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,31 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class Constants:
+    """The losses that a language model must beat, on the same validation tokens, in nats per token
+    (docs/concepts/uncertainty.md).
+
+    Attributes:
+        token_frequencies: of a model that knows how frequent each token is in the training tokens, and nothing else.
+        token_pairs: of one that knows which token followed which, and nothing else (bigrams).
+        counted_tokens: training tokens that both were counted on.
+        train_tokens: training tokens that there are.
+        validation_tokens: predicted tokens that the losses are means over.
+    """
+
+    token_frequencies: float
+    token_pairs: float
+    counted_tokens: int
+    train_tokens: int
+    validation_tokens: int
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Both losses by what they are called in tables and figures."""
+        return {"token frequencies": self.token_frequencies, "token pairs": self.token_pairs}
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One training run and what was measured on it.
 
@@ -30,9 +55,12 @@ class RunResult:
     `learning_rate` is the peak. `depth` is what each layer does, by the names of series, as in a diagnosis
     (docs/reference/measures.md): of the trained model, and `gradient_norm_at_init` of the model that training began
     with. `config` is the whole resolved configuration; `notes` say what could not be measured, and why.
+    `over_token_frequencies` is the validation loss minus that of token frequencies, with its 95 % interval over
+    validation documents; None: the run diverged, or an older version made the result.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
+    OLDEST_VERSION: ClassVar[int] = 2
 
     placement: str
     seed: int
@@ -51,6 +79,16 @@ class RunResult:
     depth: dict[str, Series] | None
     config: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    over_token_frequencies: Estimate | None = None
+
+    @property
+    def has_learned_order(self) -> bool:
+        """False: the loss is not clearly below that of token frequencies, so the model has not learned word order.
+
+        Clearly: at the upper end of the interval over validation documents. A run that diverged, or whose difference
+        is not known, is not said to be so.
+        """
+        return self.over_token_frequencies is None or self.over_token_frequencies.high < 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +102,19 @@ class Difference:
     interval: Interval | None
     seeds: int
 
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with its interval."""
+        return Estimate(self.mean, self.interval)
+
 
 @dataclass(frozen=True)
 class SchemeSummary:
     """One row of the table: a scheme at its own best learning rate, over seeds.
 
     `loss_spread` is the sample standard deviation over seeds, None with one seed. Means are over the runs that did
-    not diverge, and None if all did.
+    not diverge, and None if all did. `without_order` counts the runs that have not learned word order: a scheme with
+    one is not ranked, and has no difference.
     """
 
     placement: str
@@ -81,6 +125,7 @@ class SchemeSummary:
     loss_spread: float | None
     perplexity_mean: float | None
     difference: Difference | None
+    without_order: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,10 +146,11 @@ class ComparisonResult:
     in the order asked for, `grid` every (scheme, learning rate). `facts` are label-value pairs about what all runs
     share (corpus, model size, tokens, schedule), in the order to print them; `machine` describes where it ran, and
     `command` the command line that made it. `depth_figures` are drawn of the runs' depth measures; `notes` are
-    those of the runs.
+    those of the runs. `constants` are the losses that a run must beat; None in results of older versions.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 2
+    SCHEMA_VERSION: ClassVar[int] = 3
+    OLDEST_VERSION: ClassVar[int] = 2
 
     baseline: str | None
     runs: list[RunResult]
@@ -116,3 +162,4 @@ class ComparisonResult:
     version: str
     depth_figures: list[FigureSpec] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    constants: Constants | None = None

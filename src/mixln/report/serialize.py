@@ -15,9 +15,13 @@ from mixln.report.results import ComparisonResult
 
 
 class Versioned(Protocol):
-    """A dataclass of results, with the version of its form in JSON."""
+    """A dataclass of results, with the version of its form in JSON, and the oldest that is still read.
+
+    What a version adds has a default, which is what older files lack.
+    """
 
     SCHEMA_VERSION: ClassVar[int]
+    OLDEST_VERSION: ClassVar[int]
 
 
 Result = TypeVar("Result", bound=Versioned)
@@ -53,9 +57,11 @@ def from_json(text: str, kind: type[Any] = ComparisonResult) -> Any:
     if not isinstance(document, dict) or _VERSION_KEY not in document:
         raise InputError(f"Not a results file: it has no {_VERSION_KEY!r}. Give a results.json that mixln wrote.")
     version = document[_VERSION_KEY]
-    if version != kind.SCHEMA_VERSION:
+    oldest, newest = kind.OLDEST_VERSION, kind.SCHEMA_VERSION
+    if type(version) is not int or not oldest <= version <= newest:
+        readable = f"{newest}" if oldest == newest else f"{oldest} to {newest}"
         raise InputError(
-            f"Results have {_VERSION_KEY} {version!r}, and this version of mixln reads {kind.SCHEMA_VERSION}. "
+            f"Results have {_VERSION_KEY} {version!r}, and this version of mixln reads {readable}. "
             "Read them with the version of mixln that wrote them, or make them again."
         )
     document = {key: value for key, value in document.items() if key != _VERSION_KEY}

@@ -19,6 +19,16 @@ class Estimate:
     value: float
     interval: Interval | None = None
 
+    @property
+    def high(self) -> float:
+        """The upper end of the interval; without one, the number itself."""
+        return self.value if self.interval is None else self.interval[1]
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether the interval holds 0, or there is none: then the sign of the number cannot be told."""
+        return self.interval is None or self.interval[0] <= 0 <= self.interval[1]
+
     def format(self, form: str) -> str:
         """The number and, if there is one, its interval in this format: `+0.3 [+0.1, +0.5]`."""
         value = f"{self.value:{form}}"

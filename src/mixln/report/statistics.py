@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from mixln.confidence import student_t_two_sided
 from mixln.errors import InputError
-from mixln.report.results import Difference, GridPoint, RunResult, SchemeSummary
+from mixln.report.results import ComparisonResult, Difference, GridPoint, RunResult, SchemeSummary
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Paired seeds below which no confidence interval is given: with 2 it would be 12.7 standard errors wide each way."""
@@ -43,7 +43,7 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
             placement,
             best[placement],
             rates[best[placement]],
-            paired_difference(rates[best[placement]], base_runs) if placement != baseline else None,
+            _difference(rates[best[placement]], base_runs) if placement != baseline else None,
         )
         for placement, rates in groups.items()
     ]
@@ -55,14 +55,33 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
     return summaries, grid
 
 
+def _difference(runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference | None:
+    """The paired difference, unless a run of either scheme has not learned word order: it would compare nothing."""
+    return paired_difference(runs, baseline) if all(run.has_learned_order for run in (*runs, *baseline)) else None
+
+
 def best_summary(summaries: Iterable[SchemeSummary]) -> SchemeSummary | None:
     """The scheme with the lowest mean loss among those none of whose runs diverged.
 
     A mean over the surviving runs only is too good, so a scheme with diverged runs is best only if there is no other.
-    None if no run at all ended with a loss.
+    A scheme with a run that has not learned word order is not ranked. None if no scheme is.
     """
-    with_loss = [summary for summary in summaries if summary.loss_mean is not None]
+    with_loss = [summary for summary in summaries if summary.loss_mean is not None and not summary.without_order]
     return min(with_loss, key=lambda summary: (summary.diverged > 0, summary.loss_mean), default=None)
+
+
+def is_told(result: ComparisonResult) -> bool:
+    """Whether it can be told that the best scheme is better than the baseline; if it is the baseline, than all others.
+
+    That is so where the intervals of the differences lie on one side of 0. Without a baseline nothing can be told.
+    """
+    best = best_summary(result.summaries)
+    if best is None or result.baseline is None:
+        return False
+    ranked = [summary for summary in result.summaries if summary.loss_mean is not None and not summary.without_order]
+    deciding = ranked if best.placement == result.baseline else [best]
+    differences = [summary.difference for summary in deciding if summary.placement != result.baseline]
+    return bool(differences) and not any(one is None or one.estimate.holds_zero for one in differences)
 
 
 def losses(runs: Iterable[RunResult]) -> dict[int, float]:
@@ -131,6 +150,7 @@ def _summarize_scheme(
         loss_spread=stdev(values) if len(values) > 1 else None,
         perplexity_mean=_mean(perplexities),
         difference=difference,
+        without_order=sum(not run.has_learned_order for run in runs),
     )
 
 

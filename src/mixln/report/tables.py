@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import exp
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from mixln.report import cells
-from mixln.report.results import ComparisonResult
-from mixln.report.statistics import best_summary
+from mixln.report.results import ComparisonResult, SchemeSummary
+from mixln.report.statistics import best_summary, is_told
 from mixln.report.style import wrap_label
+
+_BREAKS = " [", " diverged", " has not", " have not", " word order"
+"""Where a cell of the terminal may go on in another line, which begins with these words."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,17 @@ class Cells:
 
     Attributes:
         header: column heads; the first column holds schemes, all others numbers.
-        rows: one list of cells for each scheme.
-        best: index of the row to highlight, or None.
+        rows: one list of cells for each scheme, then one for each constant.
+        best: index of the row to highlight, or None: a row is highlighted only if it can be told to be best.
         emphasis: for each row, indices of cells to emphasise (a scheme's best learning rate).
+        num_constants: how many rows at the end are no schemes.
     """
 
     header: list[str]
     rows: list[list[str]]
     best: int | None
     emphasis: list[set[int]]
+    num_constants: int = 0
 
 
 def summary_cells(result: ComparisonResult) -> Cells:
@@ -46,10 +52,26 @@ def summary_cells(result: ComparisonResult) -> Cells:
         if with_difference:
             is_baseline = summary.placement == result.baseline
             row.append("baseline" if is_baseline else cells.difference(summary.difference))
-        row.append(f"{summary.diverged} of {summary.seeds} diverged" if summary.diverged else str(summary.seeds))
+        row.append(_seeds(summary))
         rows.append(row)
-    index = next((i for i, summary in enumerate(result.summaries) if summary is best), None)
-    return Cells(header, rows, index, [set() for _ in rows])
+    index = next((i for i, summary in enumerate(result.summaries) if summary is best and is_told(result)), None)
+    constants = _constant_rows(result, lambda name, loss: [name, "", cells.number(loss), cells.perplexity(exp(loss))])
+    rows += [[*row, *[""] * (len(header) - len(row))] for row in constants]
+    return Cells(header, rows, index, [set() for _ in rows], len(constants))
+
+
+def _seeds(summary: SchemeSummary) -> str:
+    """How many seeds there are, and what is the matter with some."""
+    count = str(summary.seeds)
+    have = "has" if summary.without_order == 1 else "have"
+    wrong = {"diverged": summary.diverged, f"{have} not learned word order": summary.without_order}
+    parts = [f"{number} of {count} {what}" for what, number in wrong.items() if number]
+    return ", ".join(parts) or count
+
+
+def _constant_rows(result: ComparisonResult, row: Callable[[str, float], list[str]]) -> list[list[str]]:
+    """A row for each loss that a model must beat."""
+    return [] if result.constants is None else [row(*one) for one in result.constants.losses.items()]
 
 
 def grid_cells(result: ComparisonResult) -> Cells | None:
@@ -67,7 +89,10 @@ def grid_cells(result: ComparisonResult) -> Cells | None:
             row.append("" if point is None else "diverged" if point.loss_mean is None else f"{point.loss_mean:.3f}")
         rows.append(row)
         emphasis.append({1 + rates.index(summary.learning_rate)} if summary.learning_rate in rates else set())
-    return Cells(["scheme", *map(cells.learning_rate, rates)], rows, None, emphasis)
+    constants = _constant_rows(result, lambda name, loss: [name, *[cells.number(loss)] * len(rates)])
+    emphasis += [set() for _ in constants]
+    header = ["scheme", *map(cells.learning_rate, rates)]
+    return Cells(header, rows + constants, None, emphasis, len(constants))
 
 
 def summary_table(result: ComparisonResult) -> Table:
@@ -101,6 +126,11 @@ def table_caption(result: ComparisonResult) -> str:
         parts.append("differences are paired by seed, negative is better")
     if any(summary.diverged for summary in result.summaries):
         parts.append("means leave out diverged runs")
+    if (constants := result.constants) is not None:
+        parts.append(
+            f"token frequencies and pairs: the loss of knowing only these, counted on {constants.counted_tokens:,} of "
+            f"{constants.train_tokens:,} training tokens"
+        )
     return "; ".join(parts)
 
 
@@ -109,6 +139,12 @@ def plain_table(title: str, caption: str | None = None) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding = False, True
     return table
+
+
+def _folded(cell: str) -> str:
+    for break_before in _BREAKS:
+        cell = cell.replace(break_before, f"\n{break_before.lstrip()}")
+    return cell
 
 
 def _rich(content: Cells, title: str, caption: str) -> Table:
@@ -123,7 +159,7 @@ def _rich(content: Cells, title: str, caption: str) -> Table:
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
         texts = [
             wrap_label(row[0], 24),
-            *(cell.replace(" [", "\n[").replace(" diverged", "\ndiverged") for cell in row[1:]),
+            *map(_folded, row[1:]),
         ]
         styled = [Text(text, style="bold" if column in emphasis else "") for column, text in enumerate(texts)]
         table.add_row(*styled, style="bold green" if index == content.best else None)
@@ -134,7 +170,8 @@ def _markdown(content: Cells) -> str:
     lines = [_markdown_row(content.header), "| --- |" + " ---: |" * (len(content.header) - 1)]
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
         # A label such as `mix(post_layers=2)` holds underscores, which Markdown reads as emphasis outside code.
-        texts = [f"`{row[0]}`", *row[1:]]
+        is_scheme = index < len(content.rows) - content.num_constants
+        texts = [f"`{row[0]}`" if is_scheme else row[0], *row[1:]]
         bold = range(len(row)) if index == content.best else emphasis
         lines.append(_markdown_row([f"**{text}**" if i in bold and text else text for i, text in enumerate(texts)]))
     return "\n".join(lines)

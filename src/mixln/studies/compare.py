@@ -19,10 +19,12 @@ from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
-from mixln.report import CurvePoint, RunResult, from_json, summarize, to_json
+from mixln.report import Constants, CurvePoint, RunResult, from_json, summarize, to_json
 from mixln.report.comparison import Comparison
 from mixln.report.series import FigureSpec
+from mixln.report.statistics import has_diverged
 from mixln.storage import write_file
+from mixln.studies.constants import TrainingFrequencies
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures import gradient_norm_at_init, growth, removal, similarity
 from mixln.studies.measuring import Found, Given, observe_all
@@ -94,6 +96,7 @@ def compare(
         InputError: the recipe does not make sense, or a folder cannot be written or holds something else.
     """
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
+    frequencies = TrainingFrequencies(data)
     precision = _common_precision(recipe, folder)
     runs: list[RunResult] = []
     for number, job in enumerate(jobs):
@@ -102,7 +105,7 @@ def compare(
         result = _read_result(job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
-            result = _run_job(job, data, report_step, precision)
+            result = _run_job(job, data, frequencies, report_step, precision)
             write_file(job.folder / RESULT_FILE, to_json(result))
         runs.append(result)
     placements = list(dict.fromkeys(run.placement for run in runs))
@@ -116,12 +119,13 @@ def compare(
         runs=runs,
         summaries=summaries,
         grid=grid,
-        facts=_facts(recipe, runs, data, precision),
+        facts=_facts(recipe, runs, data, precision) | _constant_facts(frequencies.constants),
         machine=describe_machine(),
         command=command,
         version=__version__,
         depth_figures=depth_figures(),
         notes=[f"`{run.placement}`, seed {run.seed}: {note}" for run in runs for note in run.notes],
+        constants=frequencies.constants,
     )
 
 
@@ -174,12 +178,16 @@ def plan_jobs(
 
 
 def _read_result(job: Job) -> RunResult | None:
-    """The result of a finished run; None: the run is not finished."""
+    """The result of a finished run; None: the run is not finished, or has to be measured again.
+
+    An older version did not compare with token frequencies; its trained model is still there.
+    """
     path = job.folder / RESULT_FILE
     if not path.exists():
         return None
     try:
-        return from_json(path.read_text(encoding="utf-8"), RunResult)
+        result = from_json(path.read_text(encoding="utf-8"), RunResult)
+        return None if result.over_token_frequencies is None and not has_diverged(result) else result
     except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Delete {job.folder} to train this run anew") from error
 
@@ -193,7 +201,11 @@ def _common_precision(recipe: Recipe, folder: Path) -> Precision:
 
 
 def _run_job(
-    job: Job, data: PreparedData, report_step: Callable[[int, float, float], None] | None, precision: Precision
+    job: Job,
+    data: PreparedData,
+    frequencies: TrainingFrequencies,
+    report_step: Callable[[int, float, float], None] | None,
+    precision: Precision,
 ) -> RunResult:
     """Train one model and measure it, before training and after."""
     recipe = job.recipe
@@ -208,7 +220,10 @@ def _run_job(
         trained: TrainedModel | None = train(task, job.folder, report_step, precision=precision)
     except TrainingDivergedError:
         trained = None
-    measured = None if trained is None else _measure(trained, data, recipe, precision, device)
+    measured = over = None
+    if trained is not None:
+        measured = _measure(trained, data, recipe, precision, device)
+        over = frequencies.loss_over(trained.model, recipe.evaluation_batch_size, precision.autocast_dtype)
     lines = read_metrics(job.folder)
     tokens, seconds = int(lines[-1]["tokens"]) if lines else 0, sum(line["seconds"] for line in lines)
     return RunResult(
@@ -229,6 +244,7 @@ def _run_job(
         depth=None if measured is None else {series.name: series for series in at_init.series + measured.series},
         config=recipe.to_dict(),
         notes=[] if measured is None else measured.notes,
+        over_token_frequencies=over,
     )
 
 
@@ -270,6 +286,17 @@ def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
     return [
         CurvePoint(int(line["step"]), int(line["tokens"]), line[key]) for line in lines if line.get(key) is not None
     ]
+
+
+def _constant_facts(constants: Constants) -> dict[str, str]:
+    return {
+        "Token frequencies and pairs": (
+            f"losses of {constants.token_frequencies:.4f} and {constants.token_pairs:.4f} nats per token on the "
+            f"{constants.validation_tokens:,} predicted validation tokens, by counts of "
+            f"{constants.counted_tokens:,} of {constants.train_tokens:,} predicted training tokens, smoothed as Witten "
+            "and Bell (1991) do"
+        )
+    }
 
 
 def _facts(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precision: Precision) -> dict[str, str]:
