@@ -29,6 +29,7 @@ _COLUMNS = (
     "embedding_std",
     "seconds",
     "tokens_per_second",
+    "has_learned_order",
 )
 
 
@@ -55,10 +56,12 @@ class Comparison(Result, ComparisonResult):
         return self.headline
 
     def parts(self) -> Iterator[RenderableType]:
-        """The summary, the grid of learning rates if there is one, and where the report is."""
+        """The summary, the grid of learning rates if there is one, the findings, and where the report is."""
         yield summary_table(self)
         if (grid := grid_table(self)) is not None:
             yield grid
+        yield self.headline
+        yield from (f"- {sentence}" for sentence in self.findings)
         if self.saved is not None:
             yield f"Report: {self.saved}"
 
