@@ -60,7 +60,7 @@ def remove_norms(source: Path, text: Path, texts: Sequence[str], folder: Path, *
 
 def prune_and_heal(source: Path, text: Path, texts: Sequence[str], folder: Path, **options: Any) -> None:
     config = HealingConfig(sequence_length=ROW, precision="float32", **options)
-    with PruneAndHeal(PruningRequest(str(source), layers=(1,)), config, str(text), folder / "out") as work:
+    with PruneAndHeal(PruningRequest(str(source), layers=(2,)), config, str(text), folder / "out") as work:
         work.prepare(folder / "cache", lambda _: None)
         work.prune(lambda _: None)
         report = work.heal()

@@ -29,7 +29,8 @@ _BY_SPEED = [pytest.param(name, marks=[] if name in _FAST else [pytest.mark.slow
 
 def prune(source: Path, out: Path, removed: tuple[int, ...], stack: str | None = None) -> list[str]:
     blocks = find_prunable_stack(open_for_pruning(str(source)), stack)
-    return prune_model(PruningRequest(source=str(source), layers=removed), blocks, removed, out)
+    request = PruningRequest(source=str(source), layers=tuple(index + 1 for index in removed))
+    return prune_model(request, blocks, removed, out).left_out
 
 
 @pytest.mark.parametrize("name", _BY_SPEED)

@@ -109,7 +109,7 @@ def prune(
         request = PruningRequest(
             source=source.path,
             name=source.name,
-            layers=None if layers is None else tuple(number - 1 for number in _numbers(layers)),
+            layers=None if layers is None else tuple(parse_layers(layers) if isinstance(layers, str) else layers),
             drop=drop or 0,
             by=criterion,
             consecutive=not any if criterion == "angular" else consecutive,
@@ -121,15 +121,6 @@ def prune(
         if heal is None:
             return _prune(request, out, device_map, shown=progress)
         return _prune_and_heal(request, healing, str(heal or text), out, cache, device_map, shown=progress)
-
-
-def _numbers(layers: Sequence[int] | str) -> list[int]:
-    """Return the layers that are named, counted from 1."""
-    if isinstance(layers, str):
-        return [index + 1 for index in parse_layers(layers)]
-    if wrong := [number for number in layers if number < 1]:
-        raise InputError(f"`layers`: there is no layer {wrong[0]}, they are counted from 1")
-    return sorted(set(layers))
 
 
 def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown: bool) -> PrunedModel:

@@ -74,11 +74,14 @@ def settled_recipe(recipe: Recipe | str | Path, changes: Mapping[str, Any]) -> R
     places = field_places(Recipe)
     known = {*places, *SHORT_NAMES, TOKENS}
     settings: dict[str, Any] = {}
-    for name, value in changes.items():
+    # parts first: a field that is named itself counts more
+    for name, value in sorted(changes.items(), key=lambda change: not isinstance(change[1], Checked | Mapping)):
         if name not in known:
             raise InputError(f"a recipe has no field {name!r}.{did_you_mean(name, known)} docs/training.md lists them")
         if isinstance(value, Checked):
             settings |= flat_fields(value, f"{name}.")
+        elif isinstance(value, Mapping):
+            settings |= {f"{name}.{field}": own for field, own in value.items()}
         elif name in SHORT_NAMES or not places.get(name):
             settings[name] = value
         else:

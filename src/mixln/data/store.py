@@ -40,8 +40,8 @@ class TokenStore:
         InputError: The files do not fit together.
     """
 
-    def __init__(self, folder: Path, eos_token_id: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, eos_token_id: int) -> None:
+        self.folder = folder = Path(folder)
         self.eos_token_id = eos_token_id
         self.document_ends: np.ndarray[Any, np.dtype[np.int64]] = np.load(folder / DOCUMENT_ENDS_FILE, mmap_mode="r")
         self._count = int(self.document_ends[-1]) if len(self.document_ends) else 0
@@ -127,11 +127,11 @@ class TokenStoreWriter:
     """
 
     def __init__(
-        self, folder: Path, vocab_size: int, *, shard_tokens: int | None = None, state: Written | None = None
+        self, folder: str | Path, vocab_size: int, *, shard_tokens: int | None = None, state: Written | None = None
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.written = state = state or Written()
-        self._folder = folder
+        self._folder = folder = Path(folder)
         self._dtype = token_dtype(vocab_size)
         self._shard_tokens = shard_tokens or SHARD_TOKENS
         self._shards = max(1, -(-state.tokens // self._shard_tokens))

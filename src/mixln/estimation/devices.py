@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from mixln.checked import Checked, NonNegativeFloat, PositiveFloat, Range
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 
@@ -13,7 +14,7 @@ CPU = "cpu"
 
 
 @dataclass(frozen=True)
-class Device:
+class Device(Checked):
     """One kind of device.
 
     Attributes:
@@ -35,15 +36,15 @@ class Device:
     name: str
     description: str
     kind: Literal["cuda", "cpu"]
-    bfloat16_tflops: float
-    float32_tflops: float
-    memory_gib: float
-    bandwidth: float
-    interconnect: float
-    utilization: float
+    bfloat16_tflops: PositiveFloat
+    float32_tflops: PositiveFloat
+    memory_gib: PositiveFloat
+    bandwidth: PositiveFloat
+    interconnect: Annotated[float, Range(low=1e-6)]
+    utilization: Annotated[float, Range(above=0, high=1)]
     utilization_reason: str
-    price_per_hour: float | None = None
-    library_bytes: float = 0.0
+    price_per_hour: NonNegativeFloat | None = None
+    library_bytes: NonNegativeFloat = 0.0
 
 
 _A100 = "llm-foundry's published throughputs on A100 80 GB, 1.3B and 6.7B parameters (docs/reference/estimate.md)"

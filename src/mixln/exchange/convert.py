@@ -42,7 +42,7 @@ _CONFIG_FIELDS = (
 )
 
 
-def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
+def convert_published(source: str | Path, placement: str) -> MixLNLlamaForCausalLM:
     """Return the model of a published-code checkpoint folder, in the dtype its weights have.
 
     Args:
@@ -54,6 +54,7 @@ def convert_published(source: Path, placement: str) -> MixLNLlamaForCausalLM:
         InputError: a file is missing or damaged, a parameter of the placement is missing, left over or of the wrong
             shape (all are listed), or a stored rotary frequency does not agree with the config's theta.
     """
+    source = Path(source)
     Placement.parse(placement)
     fields = _read_fields(source)
     state = read_tensors(source)
@@ -209,12 +210,13 @@ _COMPANIONS = (
 )
 
 
-def save_converted(source: Path, out: Path, placement: str) -> MixLNLlamaForCausalLM:
+def save_converted(source: str | Path, out: str | Path, placement: str) -> MixLNLlamaForCausalLM:
     """Convert a published-code checkpoint and write it to `out`, whole or not at all; tokenizer files come along.
 
     Raises:
         PlacementError, InputError: as `convert_published`; or `out` holds something already, or cannot be written.
     """
+    source, out = Path(source), Path(out)
     require_new_folder(out)
     model = convert_published(source, placement)
     saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")

@@ -106,7 +106,7 @@ class StockExport:
     largest_logit: float
 
 
-def save_stock(source: str | Path, out: Path, *, neutral_norms: bool = False) -> StockExport:
+def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = False) -> StockExport:
     """Export a checkpoint of this library and write it to `out`, whole or not at all; the tokenizer comes along.
 
     What was written is opened again and compared with the given model on random tokens.
@@ -121,6 +121,7 @@ def save_stock(source: str | Path, out: Path, *, neutral_norms: bool = False) ->
             written, or the logits differ by more than `TOLERANCE` (not asked of dtypes with less precision than
             float32).
     """
+    out = Path(out)
     require_new_folder(out)
     model = load_bare_causal_lm(str(source))
     if not isinstance(model, PlacedPreTrainedModel):

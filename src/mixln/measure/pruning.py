@@ -21,6 +21,10 @@ def without_blocks(stack: BlockStack, removed: Sequence[int]) -> Iterator[None]:
     The blocks themselves, their numbers and the config stay as they are. What a block returns beside the hidden states
     is still computed.
 
+    Args:
+        stack: the blocks.
+        removed: indices (from 0) of those that are left out.
+
     Raises:
         InputError: as `check_removable`.
     """
@@ -43,6 +47,10 @@ def _handing_on(block: nn.Module) -> Callable[..., Any]:
 def kept_blocks(removed: Sequence[int], num_layers: int) -> list[int]:
     """Return the indices (from 0) of the blocks that stay.
 
+    Args:
+        removed: indices (from 0) of those that go.
+        num_layers: of the model.
+
     Raises:
         InputError: as `check_removable`.
     """
@@ -51,7 +59,11 @@ def kept_blocks(removed: Sequence[int], num_layers: int) -> list[int]:
 
 
 def check_removable(removed: Sequence[int], num_layers: int) -> None:
-    """Make sure that these blocks (indices from 0) can be taken out of a model of `num_layers`.
+    """Make sure that these blocks can be taken out of a model.
+
+    Args:
+        removed: their indices (from 0).
+        num_layers: of the model.
 
     Raises:
         InputError: an index is out of range or given twice, there is none, or no block would be left; layers are

@@ -50,7 +50,7 @@ def render_html(result: ComparisonResult, drawn: Mapping[str, bytes]) -> str:
     )
 
 
-def write_report(result: ComparisonResult, folder: Path) -> Path:
+def write_report(result: ComparisonResult, folder: str | Path) -> Path:
     """Write `results.json`, `table.md`, `figures/` (PNG and SVG) and `report.html`, and return the last one's path.
 
     The numbers are written first, so that they are safe if the rest fails. Figures of an earlier result that
@@ -59,6 +59,7 @@ def write_report(result: ComparisonResult, folder: Path) -> Path:
     Raises:
         InputError: a file cannot be written.
     """
+    folder = Path(folder)
     write_file(folder / "results.json", to_json(result))
     write_file(folder / "table.md", markdown_table(result))
     drawn = write_drawings(draw_figures(result), folder / "figures")

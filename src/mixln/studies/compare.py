@@ -63,7 +63,7 @@ def compare(
     recipe: Recipe,
     schemes: Sequence[str],
     data: PreparedData,
-    folder: Path,
+    folder: str | Path,
     *,
     seeds: Sequence[int] = (0,),
     learning_rates: Sequence[float] | None = None,
@@ -95,6 +95,7 @@ def compare(
         PlacementError: a scheme is not one.
         InputError: the recipe does not make sense, or a folder cannot be written or holds something else.
     """
+    folder = Path(folder)
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
     frequencies = TrainingFrequencies(data)
     precision = _common_precision(recipe, folder)
@@ -140,7 +141,7 @@ def plan_jobs(
     recipe: Recipe,
     schemes: Sequence[str],
     fingerprint: str,
-    folder: Path,
+    folder: str | Path,
     seeds: Sequence[int],
     learning_rates: Sequence[float] | None,
 ) -> list[Job]:
@@ -173,7 +174,7 @@ def plan_jobs(
                 key = {name: value for name, value in own.to_dict().items() if name != "execution"}
                 digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
                 slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
-                jobs.append(Job(own, folder / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
+                jobs.append(Job(own, Path(folder) / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
     return jobs
 
 

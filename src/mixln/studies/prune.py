@@ -109,9 +109,9 @@ def select_layers(
         InputError: they are not there, or the text cannot be measured on.
     """
     num_layers = len(stack.layers)
-    if request.layers is not None:
-        check_removable(request.layers, num_layers)
-        return list(request.layers)
+    if request.indices is not None:
+        check_removable(request.indices, num_layers)
+        return list(request.indices)
     if request.drop > num_layers:
         raise InputError(f"{request.drop} layers are to be removed, and the model has {num_layers}")
     check_removable(range(request.drop), num_layers)

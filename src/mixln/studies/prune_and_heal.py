@@ -86,8 +86,9 @@ def _source_fingerprint(source: str) -> str | None:
     return model_fingerprint(Path(source)) if Path(source).is_dir() else None
 
 
-def healing_folder(out: Path) -> Path:
+def healing_folder(out: str | Path) -> Path:
     """The folder of the run that makes `out`, beside it."""
+    out = Path(out)
     return out.with_name(f"{out.name}.healing")
 
 
@@ -113,7 +114,8 @@ class PruneAndHeal(TrainingWork):
 
     record: PruningRecord
 
-    def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> None:
+    def __init__(self, request: PruningRequest, config: HealingConfig, corpus: str, out: str | Path) -> None:
+        out = Path(out)
         require_new_folder(out)
         recipe = config.recipe(corpus, request.source, row_length(request.source, config.sequence_length))
         recipe = replace(recipe, data=replace(recipe.data, text_field=request.text_field))
@@ -204,7 +206,7 @@ class PruneAndHeal(TrainingWork):
         record, request = self.record, self._request
         if request.layers is None and request.drop != len(record.removed_layers):
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
-        indices = request.layers or [number - 1 for number in record.removed_layers]
+        indices = request.indices or [number - 1 for number in record.removed_layers]
         asked = request.record(indices, record.num_layers_before)
         asked = replace(asked, version=record.version, left_out=record.left_out)
         begun = {**asdict(record), "source's content": self._report.source_sha256, **asdict(self._report.config)}

@@ -63,7 +63,7 @@ def open_for_pruning(
 
 
 @blocks_named_by_stack()
-def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: Path) -> PruningRecord:
+def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: str | Path) -> PruningRecord:
     """Write a model without some blocks as a Hugging Face folder of its class; the model itself stays as it is.
 
     The folder holds what the source holds, and what was removed (`pruning.json`).
@@ -81,6 +81,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
         InputError: the blocks are not there; no folder can hold what is left; the folder that was written is not the
             model that was measured; or it cannot be written.
     """
+    out = Path(out)
     require_new_folder(out)
     folder = model_folder(request.source)
     kept = kept_blocks(indices, len(stack.layers))

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
+from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.version import __version__
@@ -26,12 +27,12 @@ _MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
-class PruningRequest:
+class PruningRequest(Checked):
     """What to remove, and how it is chosen.
 
     Attributes:
         source: Hugging Face folder or hub name of the model.
-        layers: these, counted from 0; None: `drop` of them are chosen.
+        layers: these, counted from 1; None: `drop` of them are chosen.
         drop: how many.
         by: the criterion.
         consecutive: whether they must be a run.
@@ -43,8 +44,8 @@ class PruningRequest:
     """
 
     source: str
-    layers: tuple[int, ...] | None = None
-    drop: int = 0
+    layers: tuple[Annotated[int, Range(low=1)], ...] | None = None
+    drop: NonNegativeInt = 0
     by: Criterion = "angular"
     consecutive: bool = True
     text: str = "python"
@@ -53,8 +54,13 @@ class PruningRequest:
     stack: str | None = None
     name: str = ""
 
+    @property
+    def indices(self) -> tuple[int, ...] | None:
+        """The layers that are named, counted from 0; None: none are."""
+        return None if self.layers is None else tuple(layer - 1 for layer in self.layers)
+
     def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
-        """Return the record of removing these layers of `num_layers`."""
+        """Return the record of removing the layers with these indices (from 0), of `num_layers`."""
         chosen = self.layers is None
         return PruningRecord(
             source=self.name or self.source,
@@ -101,12 +107,12 @@ def parse_layers(text: str) -> list[int]:
     """Read layers such as `21-27` or `3,5,8-10`: counted from 1, both ends included.
 
     Returns:
-        Their indices, counted from 0, in order.
+        Their numbers, counted from 1, as they were given.
 
     Raises:
         InputError: it is not of that form.
     """
-    indices: list[int] = []
+    layers: list[int] = []
     for part in text.replace(" ", "").split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
@@ -118,8 +124,8 @@ def parse_layers(text: str) -> list[int]:
             raise InputError(f"`layers={text}`: there is no layer {last}")
         if last < first:
             raise InputError(f"`layers={text}`: {part} ends before it begins")
-        indices.extend(range(first - 1, last))
-    return indices
+        layers.extend(range(first, last + 1))
+    return layers
 
 
 @contextmanager

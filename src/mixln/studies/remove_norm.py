@@ -40,8 +40,9 @@ _REMOVAL, _CONTROL = "removal", "control"
 """Folders of the two runs."""
 
 
-def removal_folder(out: Path) -> Path:
+def removal_folder(out: str | Path) -> Path:
     """The folder of the runs that make `out`, beside it."""
+    out = Path(out)
     return out.with_name(f"{out.name}.removal")
 
 
@@ -64,7 +65,8 @@ class RemoveNorm(TrainingWork):
         InputError: `out` holds something, the model's norms cannot be removed, or the schedule is impossible.
     """
 
-    def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: Path, name: str = "") -> None:
+    def __init__(self, source: str, config: NormRemovalConfig, corpus: str, out: str | Path, name: str = "") -> None:
+        out = Path(out)
         require_new_folder(out)
         model_config = load_plausible_config(source)
         plan, placement = removable_plan(model_config)

@@ -21,7 +21,7 @@ from mixln.training.saved_checkpoint import (
 )
 
 
-def find_checkpoint(path: Path, step: int | None = None) -> Path:
+def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
     """Return the checkpoint that a user means.
 
     Args:
@@ -31,6 +31,7 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     Raises:
         InputError: there is no such checkpoint; the message lists those that there are.
     """
+    path = Path(path)
     if (path / HUGGINGFACE_FOLDER).is_dir():
         if step is not None:
             raise InputError(f"{path} is one checkpoint: give the folder of the run with `step`, or leave `step` out")
@@ -52,7 +53,7 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     return steps[step]
 
 
-def export_checkpoint(checkpoint: Path, out: Path) -> PreTrainedModel:
+def export_checkpoint(checkpoint: str | Path, out: str | Path) -> PreTrainedModel:
     """Write the model of a checkpoint, however many processes wrote it, as a Hugging Face folder with its tokenizer.
 
     Args:
@@ -65,6 +66,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> PreTrainedModel:
     Raises:
         InputError: the checkpoint is damaged, or none; `out` holds something, or cannot be written.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     require_new_folder(out)
     source = checkpoint / HUGGINGFACE_FOLDER
     if not source.is_dir():

@@ -43,10 +43,10 @@ class FineTuning(LanguageModelTask):
     """
 
     def __init__(
-        self, folder: Path, config: TextTrainingConfig, data: PreparedData, low_rank: LowRankConfig | None = None
+        self, folder: str | Path, config: TextTrainingConfig, data: PreparedData, low_rank: LowRankConfig | None = None
     ) -> None:
         super().__init__(config, data)
-        self._folder = folder
+        self._folder = folder = Path(folder)
         self._low_rank = low_rank
         self._fingerprint = model_fingerprint(folder)
         if low_rank is not None:

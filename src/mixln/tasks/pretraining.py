@@ -79,7 +79,7 @@ class Pretraining(LanguageModelTask):
 def pretrain(
     recipe: Recipe,
     data: PreparedData,
-    folder: Path,
+    folder: str | Path,
     report_step: ReportStep | None = None,
     *,
     precision: Precision | None = None,

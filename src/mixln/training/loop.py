@@ -93,7 +93,7 @@ class TrainedModel(Result):
 
 def train(
     task: Task,
-    folder: Path,
+    folder: str | Path,
     report_step: ReportStep | None = None,
     *,
     precision: Precision | None = None,
@@ -125,7 +125,7 @@ def train(
         TrainingDivergedError: a step went wrong, and the policy is to stop.
         TrainingInterrupted: see above.
     """
-    config = task.config
+    config, folder = task.config, Path(folder)
     check_trackers(config.execution.trackers)
     keep_freed_memory()
     with started_processes(config.execution) as processes, ExitStack() as claim:

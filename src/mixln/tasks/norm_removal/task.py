@@ -52,7 +52,7 @@ class NormRemoval(FineTuning):
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         config: TextTrainingConfig,
         data: PreparedData,
         schedule: RemovalSchedule,

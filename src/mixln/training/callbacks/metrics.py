@@ -194,13 +194,13 @@ class Metrics(Callback):
             self._log.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """Return the lines of a run's metrics; the last one is left out if a kill cut it short.
 
     Raises:
         InputError: another line is damaged.
     """
-    path = folder / METRICS_FILE
+    path = Path(folder) / METRICS_FILE
     if not path.exists():
         return []
     try:
