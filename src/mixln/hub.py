@@ -57,7 +57,8 @@ def hub_access(name: str, kind: Kind = "model", *, local: bool | None = None) ->
     Raises:
         InputError: the hub does not answer, and the cache does not have what is needed.
     """
-    reason = require_access(name, kind, local=local)
+    # the data of a task may be local files, which nothing but loading it can tell
+    reason = _reason_to_stay_offline() if kind == "task" else require_access(name, kind, local=local)
     if reason is None:
         yield
         return
@@ -65,10 +66,11 @@ def hub_access(name: str, kind: Kind = "model", *, local: bool | None = None) ->
         try:
             yield
         except Exception as error:
-            if not _is_missing(error):
+            if not _is_missing(error, kind):
                 raise
             raise InputError(_refusal(name, kind, reason)) from error
-    announce(("hub", f"{reason}: {name} comes from the cache"))
+    if kind != "task":
+        announce(("hub", f"{reason}: {name} comes from the cache"))
 
 
 def require_access(name: str, kind: Kind = "model", *, local: bool | None = None) -> str | None:
@@ -213,11 +215,15 @@ def _offline() -> Iterator[None]:
             settings.HF_HUB_OFFLINE = before_in_datasets
 
 
-def _is_missing(error: BaseException) -> bool:
-    """Whether an error is that something is not in the cache: then the libraries' own have no number of the system."""
+def _is_missing(error: BaseException, kind: Kind) -> bool:
+    """Whether an error is that something is not in the cache; of a model's files it has no number of the system."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    return any(isinstance(one, OSError) and one.errno is None for one in causes)
+    if any(isinstance(one, LocalEntryNotFoundError | ConnectionError) for one in causes):
+        return True
+    return kind in ("model", "tokenizer") and any(isinstance(one, OSError) and one.errno is None for one in causes)

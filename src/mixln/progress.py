@@ -60,7 +60,7 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
+        if self._has_bar:
             self._progress.stop()
 
     def report(self, line: str) -> None:

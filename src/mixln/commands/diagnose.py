@@ -141,6 +141,7 @@ def diagnose(
                 scores={**own_scores, **(scores or {})},
                 report_stage=shown.step,
                 keep=keep,
+                folder=folder,
             )
             diagnoses.append(replace(found, notes=[*found.notes, *notes]))
             del model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from pkgutil import iter_modules
 
 import torch
@@ -34,10 +35,20 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies import interpretability, measures
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.diagnosis_scores import Score, Scores
+from mixln.studies.kept_measures import KeptMeasures, identity_of
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures.removal import removal_of_runs
-from mixln.studies.measuring import Computed, Entry, Given, Observed, observe_all, presented
-from mixln.studies.stages import ReportStage
+from mixln.studies.measuring import (
+    Computed,
+    Entry,
+    Found,
+    Given,
+    Observed,
+    num_steps,
+    observe_built,
+    presented,
+)
+from mixln.studies.stages import ReportStage, Steps
 from mixln.version import __version__
 
 Keep = Callable[[ModelDiagnosis], None]
@@ -72,6 +83,7 @@ def diagnose_model(
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
     keep: Keep | None = None,
+    folder: Path | None = None,
 ) -> ModelDiagnosis:
     """Find out which layers of a language model or text encoder earn their place.
 
@@ -87,7 +99,9 @@ def diagnose_model(
             whole model and once without each layer. It gives one number, or one for each item, whose mean is
             shown with intervals over items: series `score:<name>` and `removal:<name>`.
         report_stage: progress.
-        keep: told what has been found so far after a stage, in case it ends here.
+        keep: told what has been found so far after each measure, in case it ends here.
+        folder: where every measure that is finished is kept. The same diagnosis takes it from there when it is called
+            again: of the same weights, text, config and scores, on the same machine, by the same versions.
 
     Raises:
         InputError: the config makes no sense, the blocks are not found, or the text is shorter than a window.
@@ -114,6 +128,7 @@ def diagnose_model(
         scores=scores,
         report_stage=report_stage,
         keep=keep,
+        folder=folder,
     )
     if part is None:
         return found
@@ -137,6 +152,7 @@ def diagnose_batches(
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
     keep: Keep | None = None,
+    folder: Path | None = None,
 ) -> ModelDiagnosis:
     """As `diagnose`, on batches of any kind (images, say).
 
@@ -151,6 +167,7 @@ def diagnose_batches(
         scores: as in `diagnose`.
         report_stage: progress.
         keep: as in `diagnose_model`.
+        folder: as in `diagnose_model`.
 
     Raises:
         InputError: the config makes no sense, or the blocks are not found.
@@ -188,26 +205,49 @@ def diagnose_batches(
         notes=[*filter(None, [padding_note]), *notes],
     )
     scored = Scores(scores or {})
+    kept = KeptMeasures(folder, partial(identity_of, model, batches, given))
 
-    def kept(diagnosis: ModelDiagnosis) -> ModelDiagnosis:
+    def with_found(found: Found) -> ModelDiagnosis:
+        with_it = found.added_to(diagnosis)
         if keep is not None:
             note = "The diagnosis did not come to its end: what is missing was not measured."
-            unfinished = replace(diagnosis, notes=[*diagnosis.notes, note])
+            unfinished = replace(with_it, notes=[*with_it.notes, note])
             keep(presented(unfinished, [*all_entries(), scored]))
-        return diagnosis
+        return with_it
 
     # first, since they are the caller's own: if one fails, nothing is lost
     whole = BlockStack(model, prefix + stack.name, stack.layers)
-    diagnosis = scored.compute(whole, report_stage).added_to(diagnosis)
+    for name, score in (scores or {}).items():
+        identity, compute = getattr(score, "identity", None), partial(scored.compute, name, whole, report_stage)
+        diagnosis = with_found(compute() if identity is None else kept.take(f"{name} {identity}", compute))
     for stage, some, many_passes in (("hidden states", batches, False), ("interventions", few, True)):
         of_stage = [entry for entry in entries if entry.takes_many_passes is many_passes]
-        if of_stage:
-            diagnosis = kept(observe_all(of_stage, given, some, stage).added_to(diagnosis))
+        for found in _observe(of_stage, given, some, stage, kept):
+            diagnosis = with_found(found)
     for entry in all_entries():
         if isinstance(entry, Computed) and entry.is_wanted(given):
-            diagnosis = kept(entry.compute(given, batches).added_to(diagnosis))
-    diagnosis = replace(diagnosis, seconds=time.perf_counter() - started)
+            diagnosis = with_found(kept.take(entry.name, partial(entry.compute, given, batches)))
+    diagnosis = replace(diagnosis, seconds=time.perf_counter() - started + kept.seconds)
     return presented(diagnosis, [*all_entries(), scored])
+
+
+def _observe(
+    entries: Sequence[Observed], given: Given, batches: Sequence[ModelBatch], stage: str, kept: KeptMeasures
+) -> Iterator[Found]:
+    """Yield what the entries of a stage find, as soon as it can be kept.
+
+    Passes that change nothing are shared by all of them. Changed models take most of the time: if measures are kept,
+    each goes through the batches by itself, which costs it one plain pass, and is kept when it is finished.
+    """
+    built = [(entry, entry.build(given)) for entry in entries]  # all of them: they share one proof
+    each = kept.is_on_disk and any(entry.takes_many_passes for entry in entries)
+    parts = {entry.name: [(entry, measure)] for entry, measure in built} if each else {stage: built}
+    missing = {name: part for name, part in parts.items() if part and not kept.has(name)}
+    total = sum(num_steps(part, given, batches) for part in missing.values())
+    steps = Steps(stage, total, given.report if missing else None)
+    for name, part in parts.items():
+        if part:
+            yield kept.take(name, partial(observe_built, part, given, batches, steps))
 
 
 def _observed(config: DiagnosisConfig, num_layers: int) -> list[Observed]:

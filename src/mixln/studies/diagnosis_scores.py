@@ -20,7 +20,8 @@ from mixln.studies.stages import ReportStage
 
 Score = Callable[[nn.Module], float | Sequence[float]]
 """How good a model is, higher is better: one number, or one for each item (question, document), in the same order each
-time. If it has a `unit`, the report shows that."""
+time. If it has a `unit`, the report shows that. If it has an `identity`, a text that changes with what it computes, a
+diagnosis that goes on does not take it again."""
 
 
 class Scores(Entry):
@@ -43,19 +44,18 @@ class Scores(Entry):
     def __init__(self, scores: Mapping[str, Score]) -> None:
         self._scores = scores
 
-    def compute(self, stack: BlockStack, report: ReportStage | None) -> Found:
-        """Take all scores.
+    def compute(self, name: str, stack: BlockStack, report: ReportStage | None) -> Found:
+        """Take a score.
 
         Args:
+            name: which.
             stack: of the model.
             report: progress.
 
         Raises:
-            InputError: a score does not give as many numbers each time.
+            InputError: the score does not give as many numbers each time.
         """
-        return Found(
-            [series for name, score in self._scores.items() for series in _two_series(stack, name, score, report)]
-        )
+        return Found(list(_two_series(stack, name, self._scores[name], report)))
 
     def shown(self, model: ModelDiagnosis) -> Presentation:
         """One figure and one table of all scores."""

@@ -169,6 +169,10 @@ class Computed(Entry):
         raise NotImplementedError
 
 
+Built = Sequence[tuple[Observed, Measure]]
+"""Entries, each with its measure, which has seen nothing."""
+
+
 def observe_all(entries: Sequence[Observed], given: Given, batches: Sequence[ModelBatch], stage: str = "") -> Found:
     """Run the batches through the model once, and read what all entries have found.
 
@@ -176,10 +180,18 @@ def observe_all(entries: Sequence[Observed], given: Given, batches: Sequence[Mod
         InputError: as `mixln.measure.observation.observe`, or there is no token to measure on.
     """
     built = [(entry, entry.build(given)) for entry in entries]
-    taken = [measure for _, measure in built]
-    per_batch = 1 + sum(measure.num_ticks(len(given.stack.layers)) for measure in taken)
-    steps = Steps(stage, per_batch * len(batches), given.report)
-    observe(given.stack, batches, taken, autocast_dtype=given.autocast_dtype, tick=steps)
+    return observe_built(built, given, batches, Steps(stage, num_steps(built, given, batches), given.report))
+
+
+def num_steps(built: Built, given: Given, batches: Sequence[ModelBatch]) -> int:
+    """How many steps `observe_built` takes."""
+    return len(batches) * (1 + sum(measure.num_ticks(len(given.stack.layers)) for _, measure in built))
+
+
+def observe_built(built: Built, given: Given, batches: Sequence[ModelBatch], steps: Steps) -> Found:
+    """Run the batches through the model once, and read what all entries have found; see `observe_all`."""
+    measures = [measure for _, measure in built]
+    observe(given.stack, batches, measures, autocast_dtype=given.autocast_dtype, tick=steps)
     found = [entry.read(measure) for entry, measure in built]
     notes = [note for part in found for note in part.notes]
     if given.execution.reason_against_replays:

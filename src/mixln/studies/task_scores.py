@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -107,6 +109,19 @@ class TaskScore:
     def unit(self) -> str:
         """The metric and the task."""
         return f"{self.task.metric} of {self.task.name}"
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that decides the score beside the model: the tasks, their items, the batch size."""
+
+        def written(value: Any) -> str:
+            return getattr(value, "__name__", None) or type(value).__name__  # what a task's own functions are
+
+        content = {
+            name: [task.dump_config(), list(task.eval_docs)[: self.limit]] for name, task in self.task.parts.items()
+        }
+        key = [self.task.metric, self.task.filter, self.limit, self.batch_size, content]
+        return hashlib.sha256(json.dumps(key, default=written, sort_keys=True).encode()).hexdigest()
 
     def check(self, model: nn.Module) -> None:
         """Make sure that a model can be scored.
@@ -211,7 +226,7 @@ def _load(name: str, include_path: str | Path | None) -> Mapping[str, Task]:
                 f"given folder.{meant} `lm-eval ls tasks` lists them"
             )
     try:
-        with _quiet(), hub_access(name, "task", local=False):
+        with _quiet(), hub_access(name, "task"):
             return manager.load([name])["tasks"]
     except InputError:
         raise
