@@ -187,7 +187,7 @@ def test_prune_writes_a_stock_model_that_generates(
     removed: list[int] | None,
 ) -> None:
     out = tmp_path / "out"
-    measured = [] if "--layers" in arguments else ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
+    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
     assert main(["prune", str(llama), str(out), *arguments, *measured]) == 0
     shown = capsys.readouterr()
     record = json.loads((out / "pruning.json").read_text())

@@ -48,10 +48,11 @@ def prune(
 ) -> PrunedModel:
     """Remove layers from a model and write what is left as an ordinary Hugging Face folder. Layers are counted from 1,
     and both ends of a range are included; what will be removed is printed before anything is written. Either name the
-    layers, or let the cheapest be chosen by a measure on text. With --heal the rest is trained on.
+    layers, or let the cheapest be chosen by a measure on text. The loss before and after is printed, and a warning if
+    what is left is of little use as it is. With --heal the rest is trained on.
 
     Example:
-        mixln prune runs/train/model runs/pruned --drop 2 --by removal --text books.jsonl.gz --heal
+        mixln prune runs/train/model runs/pruned --drop 2 --text books.jsonl.gz --heal
 
     Args:
         model: Hugging Face folder, or name on the hub.
@@ -59,7 +60,7 @@ def prune(
         tokenizer: of a model in memory.
         layers: what to remove, such as 21-27 or 3,5,8-10; counted from 1, inclusive.
         drop: remove so many layers, chosen by --by.
-        by: {names}; default: angular.
+        by: {names}; default: removal, what the loss rises by without each layer.
         any: with --by angular: any layers, not a run (removal and influence choose any anyway).
         consecutive: with --by removal or influence: a run of consecutive layers.
         text: what to measure on; default: the standard library's text.
@@ -85,7 +86,7 @@ def prune(
     """
     out, healing = Path(out), healing or HealingConfig()
     heal = _HEAL_ON_THE_SAME_TEXT if heal is True else None if heal is False else heal
-    criterion = by or "angular"
+    criterion = by or PruningRequest.by
     if (layers is None) == (drop is None):
         raise InputError("give either `layers` or `drop`")
     if layers is not None and by is not None:
@@ -126,7 +127,7 @@ def prune(
 def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown: bool) -> PrunedModel:
     from mixln.device import default_device
     from mixln.progress import StageProgress
-    from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
+    from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
     from mixln.studies.pruned_folder import open_for_pruning, prune_model
     from mixln.studies.pruned_model import PrunedModel
 
@@ -136,7 +137,8 @@ def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown:
         progress.start(request.name)
         indices = select_layers(request, whole, stack, progress.report, progress.step)
         progress.report(describe_layers(indices, stack))
-        record = prune_model(request, stack, indices, out)
+        cost = measure_cost(request, whole, stack, indices, progress.report, progress.step)
+        record = prune_model(request, stack, indices, out, cost)
     return PrunedModel(out, record)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -20,14 +19,11 @@ from mixln.measure.batches import ModelBatch, count_tokens, first_tokens
 from mixln.measure.forward import autocast
 from mixln.measure.observation import Observation, observed
 from mixln.measure.padding import faithful_batches, sees_what_follows
-from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
+from mixln.measure.performance import LanguageModelLoss, Performance
 from mixln.measure.proof import ProvenExecution
-from mixln.measure.row_limit import longest_row
 from mixln.measure.sublayers import SublayerFinder
-from mixln.measure.texts import encoder_around, longest_window, text_batches, text_windows
 from mixln.models.anatomy import BlockStack, find_block_stack, lists_of_blocks
-from mixln.models.causal import is_causal_language_model, without_heads
-from mixln.models.encoding import padding_token, require_embedded
+from mixln.models.causal import without_heads
 from mixln.models.finite import require_finite_parameters
 from mixln.modes import evaluation_mode
 from mixln.report.depth_report import DepthReport
@@ -37,6 +33,7 @@ from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.diagnosis_scores import Score, Scores
 from mixln.studies.kept_measures import KeptMeasures, identity_of
 from mixln.studies.machine import describe_machine
+from mixln.studies.measured_text import measured_text
 from mixln.studies.measures.removal import removal_of_runs
 from mixln.studies.measuring import (
     Computed,
@@ -107,33 +104,23 @@ def diagnose_model(
         InputError: the config makes no sense, the blocks are not found, or the text is shorter than a window.
     """
     config = config or DiagnosisConfig()
-    model_config = getattr(model, "config", None)
-    predicts_next = is_causal_language_model(model)
-    window = longest_row(model, longest_window(tokenizer, model_config, config.window))
-    windows = text_windows(
-        tokenizer, texts, window, config.max_tokens, config.max_documents, special_tokens=not predicts_next
-    )
-    require_embedded(chain.from_iterable(window.input_ids for window in windows), model, tokenizer)
-    padding_id = padding_token(model, tokenizer)
-    batches = text_batches(windows, config.batch_size, padding_id, predicts_next=predicts_next)
-    part = None if scores else encoder_around(model, config.layers)
-    encoder, encoder_name, layers = part or (model, "", config.layers)
+    text = measured_text(model, tokenizer, texts, config, whole=bool(scores))
     found = diagnose_batches(
-        encoder,
-        batches,
-        LanguageModelLoss() if predicts_next else EmbeddingTurn(),
-        replace(config, layers=layers),
-        name=name or str(getattr(model_config, "name_or_path", "") or type(model).__name__),
+        text.model,
+        text.batches,
+        text.performance,
+        replace(config, layers=text.layers),
+        name=name or str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__),
         autocast_dtype=autocast_dtype,
         scores=scores,
         report_stage=report_stage,
         keep=keep,
         folder=folder,
     )
-    if part is None:
+    if not text.encoder:
         return found
     note = f"Of this {type(model).__name__} the encoder alone was run: its decoder would need a text of its own."
-    return replace(found, layers_name=f"{encoder_name}.{found.layers_name}", notes=[note, *found.notes])
+    return replace(found, layers_name=f"{text.encoder}.{found.layers_name}", notes=[note, *found.notes])
 
 
 def make_report(models: list[ModelDiagnosis], *, text: str, command: str = "") -> DepthReport:

@@ -16,7 +16,9 @@ from mixln.measure.pruning import check_removable
 from mixln.models.anatomy import BlockStack, find_block_stack
 from mixln.models.load import load_tokenizer, measured_part
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnose import diagnose_model
+from mixln.studies.pruning_cost import pruning_cost
 from mixln.studies.pruning_request import Criterion, PruningRequest, blocks_named_by_stack
 from mixln.studies.stages import ReportStage
 
@@ -123,13 +125,47 @@ def select_layers(
         measures=measures_for(request.by),
         layers=_name_in(measured, stack),
     )
-    corpus = open_corpus(request.text, text_field=request.text_field)
-    texts = corpus.first(config.max_documents)
-    if skipped := corpus.left_out.describe():
-        say(f"left out of {corpus.name}: {skipped}")
+    texts = _texts(request, say)
     with blocks_named_by_stack():
         diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
+
+
+def measure_cost(
+    request: PruningRequest,
+    model: PreTrainedModel,
+    stack: BlockStack,
+    indices: Sequence[int],
+    say: Report,
+    report_stage: ReportStage | None = None,
+) -> PruningCost | None:
+    """Return what removing layers costs on the text of a request; None, with a word, if that cannot be measured.
+
+    Args:
+        request: which text, and how much of it.
+        model: the whole model.
+        stack: of the model.
+        indices: of the layers, from 0.
+        say: told why it cannot be measured, and what was left out of the text.
+        report_stage: progress.
+    """
+    try:
+        measured = measured_part(model)
+        config = replace(request.measurement, layers=_name_in(measured, stack))
+        tokenizer, texts = load_tokenizer(request.source), _texts(request, say)
+        with blocks_named_by_stack():
+            return pruning_cost(measured, tokenizer, texts, indices, config, report_stage)
+    except InputError as error:
+        say(f"what removing these layers costs was not measured: {error}")
+        return None
+
+
+def _texts(request: PruningRequest, say: Report) -> list[str]:
+    corpus = open_corpus(request.text, text_field=request.text_field)
+    texts = list(corpus.first(request.measurement.max_documents))
+    if (skipped := corpus.left_out.describe()) and request.layers is None:
+        say(f"left out of {corpus.name}: {skipped}")
+    return texts
 
 
 def _name_in(part: nn.Module, stack: BlockStack) -> str:

@@ -20,7 +20,7 @@ from mixln.models.companions import companions_of
 from mixln.models.load import load_config
 from mixln.records import decode, read_json
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
-from mixln.studies.prune import describe_layers, find_prunable_stack, select_layers
+from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
 from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
 from mixln.studies.stages import ReportStage
@@ -144,9 +144,10 @@ class PruneAndHeal(TrainingWork):
             stack = find_prunable_stack(model, self._request.stack)
             indices = select_layers(self._request, model, stack, say, report_stage)
             say(describe_layers(indices, stack))
+            cost = measure_cost(self._request, model, stack, indices, say, report_stage)
             # first, so that there is a report wherever there is a pruned model
             write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
-            prune_model(self._request, stack, indices, self._pruned)
+            prune_model(self._request, stack, indices, self._pruned, cost)
         self.record, self._report = _read(self._folder)
         if changes := self._changes():
             raise InputError(
@@ -208,7 +209,7 @@ class PruneAndHeal(TrainingWork):
             return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
         indices = request.indices or [number - 1 for number in record.removed_layers]
         asked = request.record(indices, record.num_layers_before)
-        asked = replace(asked, version=record.version, left_out=record.left_out)
+        asked = replace(asked, version=record.version, left_out=record.left_out, cost=record.cost)
         begun = {**asdict(record), "source's content": self._report.source_sha256, **asdict(self._report.config)}
         source = _source_fingerprint(request.source)
         changes = list(differences(begun, {**asdict(asked), "source's content": source, **asdict(self._config)}))

@@ -33,6 +33,7 @@ from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.models.load import load_config, load_whole_model
 from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared, write_shorter_weights
 from mixln.models.weight_files import StoredTensor, stored_tensors
+from mixln.report.pruning_cost import PruningCost
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder
 from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
 
@@ -63,7 +64,13 @@ def open_for_pruning(
 
 
 @blocks_named_by_stack()
-def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[int], out: str | Path) -> PruningRecord:
+def prune_model(
+    request: PruningRequest,
+    stack: BlockStack,
+    indices: Sequence[int],
+    out: str | Path,
+    cost: PruningCost | None = None,
+) -> PruningRecord:
     """Write a model without some blocks as a Hugging Face folder of its class; the model itself stays as it is.
 
     The folder holds what the source holds, and what was removed (`pruning.json`).
@@ -73,6 +80,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
         stack: of the whole model of `request.source`, as `open_for_pruning` gives it.
         indices: of the blocks to remove, from 0.
         out: the folder to write, whole or not at all; it must not exist, or be empty.
+        cost: of removing them, for the record.
 
     Returns:
         What was removed, as in `pruning.json`; with what of the source was left out (see `mixln.models.companions`).
@@ -89,7 +97,7 @@ def prune_model(request: PruningRequest, stack: BlockStack, indices: Sequence[in
     configs = shorter_configs(stack, kept)
     found = next(configs)
     companions = companions_of(folder)
-    record = replace(request.record(indices, len(stack.layers)), left_out=list(companions.left_out))
+    record = replace(request.record(indices, len(stack.layers)), left_out=list(companions.left_out), cost=cost)
     tensors = stored_tensors(folder)
     blocks = find_stored_blocks(tensors, stack.name, stack.layers[0], kept, len(stack.layers))
     renamed = {name: new for name in tensors if (new := blocks.after(name)) is not None}

@@ -35,6 +35,10 @@ class PrunedModel(SavedModel):
         """What was removed, the losses, and where the model is."""
         removed, before = self.removed_layers, self.record.num_layers_before
         yield f"removed {len(removed)} of {before} layers: {', '.join(map(str, removed))} (counted from 1)"
+        if (cost := self.record.cost) is not None:
+            yield cost.sentence
+            if cost.warning is not None:
+                yield cost.warning
         if self.record.left_out:
             yield f"left out, as it is of the whole model: {', '.join(self.record.left_out)}"
         if self.healing is not None:

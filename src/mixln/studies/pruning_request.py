@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
+from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.version import __version__
 
@@ -46,8 +47,8 @@ class PruningRequest(Checked):
     source: str
     layers: tuple[Annotated[int, Range(low=1)], ...] | None = None
     drop: NonNegativeInt = 0
-    by: Criterion = "angular"
-    consecutive: bool = True
+    by: Criterion = "removal"
+    consecutive: bool = False
     text: str = "python"
     text_field: str = "text"
     measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
@@ -89,6 +90,7 @@ class PruningRecord:
         window: tokens of a piece of it.
         version: of mixln.
         left_out: what of the source's folder did not go with it, such as weights in other formats.
+        cost: of removing the layers, on the text; None: it could not be measured.
     """
 
     source: str
@@ -101,6 +103,7 @@ class PruningRecord:
     window: int | None = None
     version: str = __version__
     left_out: list[str] = field(default_factory=list)
+    cost: PruningCost | None = None
 
 
 def parse_layers(text: str) -> list[int]:

@@ -1,0 +1,70 @@
+"""A model, or its encoder, and the text that it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from mixln.measure.batches import ModelBatch
+from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
+from mixln.measure.row_limit import longest_row
+from mixln.measure.texts import encoder_around, longest_window, text_batches, text_windows
+from mixln.models.causal import is_causal_language_model
+from mixln.models.encoding import padding_token, require_embedded
+from mixln.studies.diagnosis_config import DiagnosisConfig
+
+
+@dataclass(frozen=True)
+class MeasuredText:
+    """What is run to measure a model on text.
+
+    Attributes:
+        model: what is run: the model, or its encoder where its decoder would need a text of its own.
+        batches: the text.
+        performance: what a change costs: of a causal language model the loss, of any other the pooled embedding's turn.
+        layers: the name of the list of blocks in what is run; None: it is to be found.
+        encoder: the name of the encoder in the model; empty: the model itself is run.
+    """
+
+    model: nn.Module
+    batches: list[ModelBatch]
+    performance: Performance
+    layers: str | None
+    encoder: str
+
+
+def measured_text(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    config: DiagnosisConfig,
+    *,
+    whole: bool = False,
+) -> MeasuredText:
+    """Cut texts into what a model is run on.
+
+    Args:
+        model: a Hugging Face model.
+        tokenizer: of the model.
+        texts: one document each.
+        config: how much of them, and in which pieces.
+        whole: run the model even if its blocks lie in an encoder.
+
+    Raises:
+        InputError: there is too little text, or the model has no embedding of one of its tokens.
+    """
+    predicts_next = is_causal_language_model(model)
+    window = longest_row(model, longest_window(tokenizer, getattr(model, "config", None), config.window))
+    windows = text_windows(
+        tokenizer, texts, window, config.max_tokens, config.max_documents, special_tokens=not predicts_next
+    )
+    require_embedded(chain.from_iterable(window.input_ids for window in windows), model, tokenizer)
+    padding_id = padding_token(model, tokenizer)
+    batches = text_batches(windows, config.batch_size, padding_id, predicts_next=predicts_next)
+    part = None if whole else encoder_around(model, config.layers)
+    encoder, name, layers = part or (model, "", config.layers)
+    return MeasuredText(encoder, batches, LanguageModelLoss() if predicts_next else EmbeddingTurn(), layers, name)
