@@ -71,7 +71,7 @@ def main() -> int:
     given = parser.parse_args()
     model, tokenizer = load_model(given.model, dtype=given.dtype)
     config = DiagnosisConfig(
-        window=_WINDOW,
+        sequence_length=_WINDOW,
         max_tokens=given.tokens,
         performance_tokens=given.tokens,
         gradient_tokens=0,

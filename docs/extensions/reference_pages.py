@@ -18,8 +18,9 @@ import yaml
 from dataclass_tables import all_parts, describe, field_table, json_schema, nested
 from gallery import photograph, write_gallery
 from glossary_links import link_terms
-from mixln.cli import build_parsers
 from mixln.commands import COMMANDS, is_group
+from mixln.commands.arguments import find_interface
+from mixln.commands.help import help_page
 from mixln.report import ComparisonResult, RunResult
 from mixln.report.depth_report import DepthReport
 from mixln.report.norm_removal import NormRemovalReport
@@ -36,6 +37,9 @@ BUILT = "_built"
 
 PAGES = "pages"
 """The folder below that of what goes into the site as it is."""
+
+_COLUMNS = 100
+"""Characters of a line of the reference of the commands."""
 
 _OUTSIDE = {
     "CONTRIBUTING.md": "project/contributing.md",
@@ -55,12 +59,9 @@ _RESULTS = {
 
 
 def _commands(_folder: Path) -> str:
-    parsers = build_parsers()
-    return "\n".join(
-        f"## `mixln {name}`\n\n```text\n{parsers[name].format_help().rstrip()}\n```\n"
-        for name in COMMANDS
-        if not is_group(name)
-    )
+    commands = [find_interface(name) for name in COMMANDS if not is_group(name)]
+    pages = {command.name: help_page(command, everything=True, columns=_COLUMNS) for command in commands}
+    return "\n".join(f"## `mixln {name}`\n\n```text\n{page.rstrip()}\n```\n" for name, page in pages.items())
 
 
 def _recipe(_folder: Path) -> str:

@@ -15,6 +15,7 @@ this one first. This module imports nothing heavy, so that the modules of config
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import reprlib
@@ -164,7 +165,9 @@ class Conversion:
             value = _read(origin or kind, value)
         if origin is Literal:
             if value not in arguments:
-                raise self._wrong(path, f"one of {', '.join(map(str, arguments))}", value)
+                near = difflib.get_close_matches(str(value), list(map(str, arguments)), n=1)
+                meant = f". Did you mean {near[0]!r}?" if near else ""
+                raise self._wrong(path, f"one of {', '.join(map(str, arguments))}", value, meant)
             return value
         if origin in (list, tuple, Sequence):
             return self._convert_items(origin, arguments, value, path)
@@ -219,9 +222,9 @@ class Conversion:
         prefix = f"{path}." if path else ""
         return kind(**{key: self.convert(hints[key], item, prefix + key) for key, item in value.items()})
 
-    def _wrong(self, path: str, wanted: str, value: object) -> InputError:
+    def _wrong(self, path: str, wanted: str, value: object, meant: str = "") -> InputError:
         shown = reprlib.repr(value)
-        hint = f": give [{shown}]" if wanted == "a list" and isinstance(value, str | os.PathLike) else ""
+        hint = f": give [{shown}]" if wanted == "a list" and isinstance(value, str | os.PathLike) else meant
         return self._refusal(path, f"must be {wanted}, not {shown}{hint}")
 
     def _refusal(self, path: str, problem: str) -> InputError:

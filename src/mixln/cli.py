@@ -1,4 +1,4 @@
-"""The `mixln` command: each subcommand reads its arguments and makes one call into the package.
+"""The `mixln` command: finds the subcommand, reads its options and makes one call into the package.
 
 Exit status: 0 success, 1 training diverged, 2 bad input (one message on standard error, no traceback), 130 interrupted
 by Ctrl-C, 143 by SIGTERM; after either, a run has its checkpoint.
@@ -14,27 +14,30 @@ import re
 import shlex
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TextIO
-
-from jsonargparse import ArgumentParser
+from typing import Any, TextIO
 
 from mixln.announce import announcements_shown
-from mixln.commands import COMMANDS, find_command, is_group
-from mixln.commands.arguments import add_arguments, call, option_names
+from mixln.commands import COMMANDS, is_group
+from mixln.commands.arguments import JSON, PLUGIN, Interface, Option, find_interface
+from mixln.commands.completion import completion
+from mixln.commands.help import group_page, help_page, overview_page
+from mixln.commands.parsing import HELP, HELP_ALL, parse, wants_help
 from mixln.errors import FIXABLE_ERRORS, InputError
 from mixln.lazy import after_import
+from mixln.placement.words import did_you_mean
+from mixln.plugins import load_installed_plugins, load_plugin
 from mixln.system_errors import exhaustion, system_error
 from mixln.version import __version__
 
-_SUBCOMMAND = "subcommand"
+_COMPLETION = "--completion"
+_VERSION = "--version"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -42,16 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     options: dict[str, str] = {}
     try:
-        first = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-        parsers = build_parsers(first)
-        options = {name: option for parser in parsers.values() for name, option in option_names(parser).items()}
-        name, given = "", parsers[""].parse_args(arguments)
-        while _SUBCOMMAND in given:
-            name, given = f"{name} {given[_SUBCOMMAND]}".strip(), given[given[_SUBCOMMAND]]
+        found = find(words)
+        if isinstance(found, str):
+            print(found, end="")
+            return 0
+        command, words_of_it = found
+        options = command.names()
+        given = parse(command, words_of_it)
+        for path in given.pop(PLUGIN, []):
+            load_plugin(path)
+        load_installed_plugins()
         gc.enable()  # off while the command line starts
+        as_json = given.pop(JSON, "false")
         with announcements_shown():
-            result = call(find_command(name), parsers[name], given, shlex.join(["mixln", *arguments]))
-        _show(result, as_json=given.get("json", False))
+            result = call(command, given, shlex.join(["mixln", *words]))
+        _show(result, as_json=JSON.read(as_json))
     except BrokenPipeError:
         # whoever read the output has enough of it; Python would complain once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,6 +72,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mixln: {_with_options(message, options)}", file=sys.stderr)
         return status
     return 0
+
+
+def find(words: Sequence[str]) -> str | tuple[Interface, list[str]]:
+    """Return the command that words name, and the words behind it; or a page that they ask for.
+
+    Raises:
+        InputError: there is no such command, or no such option before a command.
+    """
+    first, rest = (words[0], list(words[1:])) if words else ("", [])
+    if first.startswith("-"):
+        return _page_of_all(first, rest)
+    if not first:
+        raise InputError("a subcommand is missing. `mixln --help` lists them")
+    name = first
+    if first in COMMANDS and is_group(first):
+        members = {one.removeprefix(f"{first} "): text for one, text in COMMANDS.items() if one.startswith(f"{first} ")}
+        if wants_help(rest[:1]) is not None:
+            return group_page(first, COMMANDS[first], members)
+        if not rest or rest[0] not in members:
+            given, which = (f" {rest[0]!r}", did_you_mean(rest[0], members)) if rest else ("", "")
+            raise InputError(f"`mixln {first}` has no subcommand{given}.{which} There are: {', '.join(members)}")
+        name, rest = f"{first} {rest[0]}", rest[1:]
+    if name not in COMMANDS:
+        raise InputError(f"there is no subcommand {name!r}.{did_you_mean(name, COMMANDS)} `mixln --help` lists them")
+    command = find_interface(name)
+    if (everything := wants_help(rest)) is not None:
+        return help_page(command, everything=everything)
+    return command, rest
+
+
+def call(command: Interface, given: Mapping[Option, Any], command_line: str) -> Any:
+    """Run a command, and return its result."""
+    return command.call(given, command_line)
 
 
 def _show(result: object, *, as_json: bool) -> None:
@@ -81,37 +122,20 @@ def _show(result: object, *, as_json: bool) -> None:
         result.print()
 
 
-def build_parsers(first: str | None = None) -> dict[str, ArgumentParser]:
-    """Return the parser of the whole command line, called "", and those of the commands, by their names.
-
-    Args:
-        first: the first word of the command line. If it is a command, there is no other then; if not, all are there,
-            without arguments. None: all, with arguments.
-    """
-    top = ArgumentParser(
-        prog="mixln",
-        description="Train, compare and open transformers under any placement of layer normalisation.",
-        exit_on_error=False,
+def _page_of_all(option: str, rest: Sequence[str]) -> str:
+    """Return what an option prints that stands before any command."""
+    known = (*HELP, HELP_ALL, _VERSION, _COMPLETION)
+    name, _, value = option.partition("=")
+    if name in (*HELP, HELP_ALL):
+        return overview_page(COMMANDS)
+    if name == _VERSION:
+        return f"mixln {__version__}\n"
+    if name == _COMPLETION:
+        return completion(value or "".join(rest[:1]))
+    raise InputError(
+        f"mixln has no option {name}.{did_you_mean(name, known)} The options of a command stand behind its name: "
+        "`mixln train --steps 100`"
     )
-    top.add_argument("--version", action="version", version=f"mixln {__version__}")
-    parsers = {"": top}
-    groups = {}
-    for name, summary in COMMANDS.items():
-        group, _, last = name.rpartition(" ")
-        is_named = first in (None, name.partition(" ")[0])
-        if first in COMMANDS and not is_named:
-            continue
-        if group not in groups:
-            groups[group] = parsers[group].add_subcommands(required=True, dest=_SUBCOMMAND)
-        parser = parsers[name] = ArgumentParser(exit_on_error=False)
-        if is_group(name):
-            parser.description = f"{summary[0].upper()}{summary[1:]}."
-        elif is_named:
-            add_arguments(parser, find_command(name))
-            if group:
-                parsers[group].epilog = " ".join(filter(None, [parsers[group].epilog, parser.epilog]))
-        groups[group].add_subcommand(last, parser, help=summary)
-    return parsers
 
 
 def _explain(error: BaseException) -> tuple[str, int] | None:
@@ -121,10 +145,6 @@ def _explain(error: BaseException) -> tuple[str, int] | None:
         if number is not None:
             return f"{error}. Run the same command again to go on", 128 + number
         return "interrupted: what it had finished by then is kept", 130
-    if isinstance(error, ArgumentError):
-        # a message can quote a whole file that is no recipe
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        return f"{reason}. `mixln --help` and `mixln COMMAND --help` list what there is", 2
     if isinstance(error, UnicodeDecodeError):
         return f"a file that should be text is not UTF-8 ({error}). Give a text file", 2
     if isinstance(error, InputError):

@@ -7,17 +7,32 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixln.chosen_device import chosen_device
+from mixln.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
 
 def default_device() -> torch.device:
-    """Return this process's GPU (the one of torchrun's LOCAL_RANK), or the CPU if there is no GPU."""
+    """Return the device that was chosen (`mixln.chosen_device`); else this process's GPU, else the CPU.
+
+    This process's GPU is the one of torchrun's LOCAL_RANK.
+
+    Raises:
+        InputError: the chosen device is not one of this machine.
+    """
     import torch
 
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if (wanted := chosen_device()) is None:
+        return torch.device(own)
+    there = ["cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        there = ["cpu"]
+    if wanted not in there:
+        raise InputError(f"`device={wanted}`: this machine has no such device. It has: {', '.join(there)}")
+    return torch.device(own if wanted == "cuda" else wanted)
 
 
 def num_processes() -> int:

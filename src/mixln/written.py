@@ -59,8 +59,8 @@ def written_bool(text: str) -> bool | None:
 
 
 def is_null(text: str) -> bool:
-    """Whether a text stands for no value."""
-    return text.strip().lower() in ("null", "none", "~")
+    """Whether a text stands for no value: `null` does; `none` is the name of a placement."""
+    return text.strip() in ("null", "~")
 
 
 def written_items(text: str) -> list[str] | None:

@@ -20,9 +20,9 @@ from mixln import cli
 from mixln.cli import main
 
 TINY = [
-    *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
-    *("--data.vocab_size", "400", "--data.sequence_length", "64", "--data.validation_fraction", "0.2"),
-    *("--data.max_validation_tokens", "1000", "--batch_size", "4"),
+    *("--model.hidden-size", "32", "--model.intermediate-size", "64", "--model.num-hidden-layers", "4"),
+    *("--data.vocab-size", "400", "--data.sequence-length", "64", "--data.validation-fraction", "0.2"),
+    *("--data.max-validation-tokens", "1000", "--batch-size", "4"),
 ]
 
 
@@ -53,7 +53,7 @@ def test_train_then_generate(trained: Path, capsys: pytest.CaptureFixture[str]) 
 def test_compare_writes_table_page_figures_and_numbers(
     corpus: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["compare", "--schemes", "pre", "mix(alpha=0.5)", "--corpus", str(corpus), "--cache", str(cache), *TINY]
+    arguments = ["compare", "--schemes", "pre", "mix(alpha=0.5)", "--text", str(corpus), "--cache", str(cache), *TINY]
     assert main([*arguments, "--tokens", "1000", "--seeds", "0", "1", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "mix(alpha=0.5)" in shown.out
@@ -101,9 +101,9 @@ def test_convert_takes_the_published_codes_own_names(
 # every bad input: its name, the arguments ({corpus}, {trained}, {tmp} are filled in), and what the message must say
 BAD_INPUT = {
     "no command": ("", "subcommand"),
-    "unknown command": ("trian", "invalid choice: 'trian'"),
-    "unknown option": ("train --stepps 5", "unrecognized arguments: --stepps"),
-    "word for a number": ("train --steps many", "Expected a <class 'int'>"),
+    "unknown command": ("trian", "Did you mean 'train'?"),
+    "unknown option": ("train --stepps 5", "Did you mean '--steps'?"),
+    "word for a number": ("train --steps many", "--steps must be a whole number, not 'many'"),
     "unknown scheme": ("compare --schemes pre pots", "Did you mean 'post'"),
     "unknown scheme option": ("compare --schemes mix(alhpa=0.5)", "Did you mean 'alpha'"),
     "unknown modifier": ("compare --schemes pre+scaled_int", "Did you mean 'scaled_init'"),
@@ -112,9 +112,9 @@ BAD_INPUT = {
     "unreadable placement": ("train --model.placement mix(", "cannot be read from"),
     "the same scheme twice": ("compare --schemes pre pre", "same value twice"),
     "unknown baseline": ("compare --baseline prre", "Did you mean 'pre'"),
-    "heads that do not divide": ("train --model.num_attention_heads 5", "not a multiple of the number of attention"),
-    "key-value heads that do not divide": ("train --model.num_key_value_heads 3", "does not divide"),
-    "no layers": ("train --model.num_hidden_layers 0", "num_hidden_layers must be more than 0"),
+    "heads that do not divide": ("train --model.num-attention-heads 5", "not a multiple of the number of attention"),
+    "key-value heads that do not divide": ("train --model.num-key-value-heads 3", "does not divide"),
+    "no layers": ("train --model.num-hidden-layers 0", "--model.num-hidden-layers must be more than 0"),
     "negative learning rate": ("compare --learning-rates -0.001", "learning_rate must be more than 0"),
     "negative seed": ("compare --seeds -1", "seed must not be negative"),
     "no tokens": ("compare --tokens 0", "--tokens must be at least 1"),
@@ -125,16 +125,16 @@ BAD_INPUT = {
     "recipe with an unknown field": ("train --recipe {tmp}/typo.yaml", "stepss"),
     "baseline that is not compared": ("compare --schemes pre post --baseline lns", "not among the --schemes"),
     "recipe that is no text": ("train --recipe {tmp}/picture.png", "mixln:"),
-    "home of nobody": ("train --corpus ~nosuchuser/x", "no corpus '~nosuchuser/x'"),
+    "home of nobody": ("train --text ~nosuchuser/x", "no corpus '~nosuchuser/x'"),
     "missing corpus": ("train --data.corpus {tmp}/nowhere", "no corpus"),
     "empty corpus folder": ("train --data.corpus {tmp}/empty", "empty"),
     "corpus of empty files": ("train --data.corpus {tmp}/blank", "blank"),
     "corpus of an unknown kind": ("train --data.corpus {tmp}/picture.png", ".png"),
     "missing field": ("train --data.corpus {tmp}/rows.jsonl", "text"),
     "a single document": ("train --data.corpus {tmp}/one.txt", "document"),
-    "vocabulary too small": ("train --data.corpus {corpus} --data.vocab_size 100", "257"),
+    "vocabulary too small": ("train --data.corpus {corpus} --data.vocab-size 100", "257"),
     "missing tokenizer": ("train --data.corpus {corpus} --data.tokenizer {tmp}/empty", "tokenizer"),
-    "corpus too small for a row": ("train --data.corpus {corpus} --data.sequence_length 900000", "sequence_length"),
+    "corpus too small for a row": ("train --data.corpus {corpus} --data.sequence-length 900000", "sequence_length"),
     "output is a file": ("compare --out {tmp}/one.txt", "cannot be written"),
     "output below a file": ("train --out {tmp}/one.txt/run", "cannot be written"),
     "no such model": ("generate {tmp}/nowhere hello", "nowhere"),
@@ -147,10 +147,16 @@ BAD_INPUT = {
     "text that is no Unicode": ("generate {trained}/model \udcff", "not valid Unicode"),
     "top-p above 1": ("generate {trained}/model hello --top-p 1.5", "--top-p"),
     "convert without placement": ("convert {tmp}/published {tmp}/out", "placement"),
-    "convert with both": ("convert {tmp}/published {tmp}/out --placement pre --norm-type pre", "either --placement"),
+    "convert with both": (
+        "convert {tmp}/published {tmp}/out --placement pre --norm-type pre",
+        "contradict each other",
+    ),
     "convert an unknown norm type": ("convert {tmp}/published {tmp}/out --norm-type prre", "Did you mean 'pre'"),
     "convert without the number": ("convert {tmp}/published {tmp}/out --norm-type post_pre", "needs --post-num"),
-    "convert with a lone number": ("convert {tmp}/published {tmp}/out --placement mix --post-num 2", "--post-num goes"),
+    "convert with a lone number": (
+        "convert {tmp}/published {tmp}/out --placement mix --post-num 2",
+        "contradict each other",
+    ),
     "convert with a wrong number": (
         "convert {tmp}/published {tmp}/out --norm-type post_pre --post-num 1",
         "does not fit placement 'mix(post_layers=1)'",
@@ -232,7 +238,7 @@ def test_divergence_has_a_status_of_its_own(
     corpus: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", "--data.corpus", str(corpus), "--cache", str(cache), *TINY, "--out", str(tmp_path)]
-    assert main([*arguments, "--optimizer.learning_rate", "1e30", "--optimizer.max_grad_norm", "0"]) == 1
+    assert main([*arguments, "--optimizer.learning-rate", "1e30", "--optimizer.max-grad-norm", "0"]) == 1
     assert "mixln: the training loss was" in capsys.readouterr().err
 
 
@@ -253,9 +259,7 @@ def test_divergence_has_a_status_of_its_own(
     ],
 )
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        main([*command.split(), "--help"])
-    assert leaving.value.code == 0
+    assert main([*command.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert command == "" or f"example: mixln {command}" in text
 
@@ -266,7 +270,7 @@ def test_ctrl_c_during_compare_leaves_what_the_same_command_goes_on_from(
 ) -> None:
     """In a process of its own, as `python -m mixln`, interrupted in the middle of the second run."""
     command = [
-        *(sys.executable, "-m", "mixln", "compare", "--schemes", "pre", "mix", "--corpus", str(corpus)),
+        *(sys.executable, "-m", "mixln", "compare", "--schemes", "pre", "mix", "--text", str(corpus)),
         *("--cache", str(cache), *TINY, "--steps", "300", "--out", str(tmp_path)),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -36,11 +36,11 @@ from mixln.data import PreparedData
 from mixln.manifest import MANIFEST_FILE, write_manifest
 
 TINY = [
-    *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2"),
-    *("--data.vocab_size", "300", "--data.sequence_length", "64", "--data.validation_fraction", "0.2"),
-    *("--data.max_validation_tokens", "500", "--batch_size", "4", "--execution.trackers", "[]"),
+    *("--model.hidden-size", "32", "--model.intermediate-size", "64", "--model.num-hidden-layers", "2"),
+    *("--data.vocab-size", "300", "--data.sequence-length", "64", "--data.validation-fraction", "0.2"),
+    *("--data.max-validation-tokens", "500", "--batch-size", "4", "--execution.trackers", "[]"),
 ]
-KEEP = ["--steps", "4", "--execution.checkpoint_every", "1", "--execution.keep_every", "1"]
+KEEP = ["--steps", "4", "--execution.checkpoint-every", "1", "--execution.keep-every", "1"]
 DEEP = "[" * 50_000 + "]" * 50_000
 NESTED = "[" * 200 + "]" * 200
 """Which Python can still read, but not always walk through."""
@@ -90,7 +90,7 @@ class Workshop:
 
     def train(self, run: Path) -> list[str]:
         """The command that a run was begun with."""
-        return ["train", "--corpus", str(self.corpus), "--cache", str(self.cache), *TINY, *KEEP, "--out", str(run)]
+        return ["train", "--text", str(self.corpus), "--cache", str(self.cache), *TINY, *KEEP, "--out", str(run)]
 
 
 Case = Callable[[Workshop], tuple[list[str], str]]
@@ -118,7 +118,7 @@ def sources(corpus: Path, data: PreparedData, tmp_path_factory: pytest.TempPathF
         config.pop(name, None)
     config |= {"model_type": "llama", "initializer_range": 0.02, "pad_token_id": -1, "max_sequence_length": 64}
     (published / "config.json").write_text(json.dumps(config))
-    arguments = ["data", "prepare", "--corpus", str(corpus), "--cache", str(root / "cache"), *TINY]
+    arguments = ["data", "prepare", "--text", str(corpus), "--cache", str(root / "cache"), *TINY]
     assert main([*arguments, "--out", str(root / "prepared"), "--workers", "1"]) == 0
     return root
 
@@ -454,7 +454,7 @@ def _bad_manifest(words: str, **changes: Any) -> Case:
     def made(shop: Workshop) -> tuple[list[str], str]:
         folder = shop.copy("prepared")
         edit(folder / MANIFEST_FILE, **changes)
-        arguments = ["train", "--corpus", str(folder), *TINY, "--steps", "1", "--out", str(shop.folder / "run")]
+        arguments = ["train", "--text", str(folder), *TINY, "--steps", "1", "--out", str(shop.folder / "run")]
         return arguments, words
 
     return made
@@ -498,11 +498,9 @@ def _bad_recipe(command: str, words: str) -> Case:
     return lambda shop: (command.format(out=shop.out, cache=shop.cache, corpus=shop.corpus).split(), words)
 
 
-DEEPEST = "--model.num_hidden_layers 1000000"
-CASES["train a million layers"] = _bad_recipe(f"train {DEEPEST} --corpus {{corpus}} --out {{out}}", "at most 10,000")
-CASES["compare a million layers"] = _bad_recipe(
-    f"compare {DEEPEST} --corpus {{corpus}} --out {{out}}", "at most 10,000"
-)
+DEEPEST = "--model.num-hidden-layers 1000000"
+CASES["train a million layers"] = _bad_recipe(f"train {DEEPEST} --text {{corpus}} --out {{out}}", "at most 10,000")
+CASES["compare a million layers"] = _bad_recipe(f"compare {DEEPEST} --text {{corpus}} --out {{out}}", "at most 10,000")
 CASES["estimate a million layers"] = _bad_recipe(f"estimate {DEEPEST}", "at most 10,000")
 CASES["schemes of a million layers"] = _bad_recipe("schemes pre --layers 1000000", "--layers must be")
 
@@ -666,7 +664,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def prepare(shop: Workshop, cache: Path) -> list[str]:
-    return ["data", "prepare", "--corpus", str(shop.corpus), "--cache", str(cache), *TINY, "--workers", "1"]
+    return ["data", "prepare", "--text", str(shop.corpus), "--cache", str(cache), *TINY, "--workers", "1"]
 
 
 @pytest.mark.parametrize("kilobytes", [4, 8, 12, 16, 20, 28, 40])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from mixln.cli import build_parsers, main
+from mixln.cli import main
 from mixln.data import PreparedData
 from mixln.models.anatomy import find_block_stack
 from mixln.progress import TrainingProgress
-from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.measured_models import display_names
 from mixln.studies.work_folder import LOCK_FILE
 from tasks import make_items, write_task
 
-FAST = ["--window", "32", "--max_tokens", "300", "--performance_tokens", "100", "--gradient_tokens", "64"]
+FAST = ["--sequence-length", "32", "--max-tokens", "300", "--performance-tokens", "100", "--gradient-tokens", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +57,6 @@ def test_diagnose_shows_layers_and_writes_a_report(
     assert report["models"][0]["model"] == llama.name
     assert report["command"].startswith("mixln diagnose")
     assert len(list((out / "figures").glob("*.png"))) == 9
-
-
-def test_options_are_spelt_with_dashes_and_as_in_python() -> None:
-    parser = build_parsers("diagnose")["diagnose"]
-    dashed, plain = (
-        parser.parse_args(
-            ["m", f"--max{mark}tokens", "5", f"--run{mark}lengths", "[2,3]", f"--fresh{mark}gradients", "true"]
-        )
-        for mark in "-_"
-    )
-    assert dashed == plain
-    assert (dashed.max_tokens, dashed.run_lengths, dashed.fresh_gradients) == (5, (2, 3), True)
-    defaults, chosen = parser.parse_args(["m"]), ("measures", "without")
-    assert all(defaults[field.name] == field.default for field in fields(DiagnosisConfig) if field.name not in chosen)
 
 
 def test_a_report_is_replaced_with_a_word(
@@ -187,7 +171,7 @@ def test_prune_writes_a_stock_model_that_generates(
     removed: list[int] | None,
 ) -> None:
     out = tmp_path / "out"
-    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
+    measured = ["--text", str(corpus), "--sequence-length", "32", "--max-tokens", "200"]
     assert main(["prune", str(llama), str(out), *arguments, *measured]) == 0
     shown = capsys.readouterr()
     record = json.loads((out / "pruning.json").read_text())
@@ -227,11 +211,11 @@ BAD = {
     "diagnose {model} --tasks a a": "a task is named twice",
     "diagnose {model} --tasks a --task-limit 0": "--task-limit must be at least 1",
     "diagnose {model} --tasks a --task-path {tmp}/nothing": "there is no folder",
-    "diagnose {model} --window 1": "window must be at least 2",
+    "diagnose {model} --sequence-length 1": "--sequence-length must be at least 2",
     "diagnose {model} --out {tmp}/short.txt/x": "cannot be written",
-    "prune {model} {tmp}/out": "either --layers or --drop",
-    "prune {model} {tmp}/out --layers 2 --drop 1": "either --layers or --drop",
-    "prune {model} {tmp}/out --layers 2 --by angular": "--by goes with --drop",
+    "prune {model} {tmp}/out": "give either --layers or --drop",
+    "prune {model} {tmp}/out --layers 2 --drop 1": "--layers and --drop contradict each other",
+    "prune {model} {tmp}/out --layers 2 --by angular": "--layers and --by contradict each other",
     "prune {model} {tmp}/out --layers 0": "counted from 1",
     "prune {model} {tmp}/out --layers 4-2": "ends before it begins",
     "prune {model} {tmp}/out --layers two": "is no layer",
@@ -243,7 +227,7 @@ BAD = {
     "prune {model} {tmp}/out --drop 1 --by size": "no --by size",
     "prune {model} {tmp}/full --layers 2": "exists already",
     "prune {tmp}/nothing {tmp}/out --layers 2": "there is no folder",
-    "prune {model} {tmp}/out --layers 2 --any": "go with --drop",
+    "prune {model} {tmp}/out --layers 2 --any": "contradict each other",
     "prune {model} {tmp}/out --layers 1-99999999999": "there is no layer 99999999999",
 }
 
@@ -264,12 +248,21 @@ def test_bad_input_is_one_message(case: str, llama: Path, tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
-HEALING = ["--healing.tokens", "1500", "--healing.sequence_length", "32", "--healing.batch_size", "4"]
+HEALING = ["--healing.tokens", "1500", "--healing.sequence-length", "32", "--healing.batch-size", "4"]
 
 
 @pytest.fixture
 def prune_and_heal(llama: Path, corpus: Path, tmp_path: Path) -> list[str]:
-    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200", "--cache", str(tmp_path / "cache")]
+    measured = [
+        "--text",
+        str(corpus),
+        "--sequence-length",
+        "32",
+        "--max-tokens",
+        "200",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     return ["prune", str(llama), str(tmp_path / "out"), "--drop", "2", *measured, "--heal", *HEALING]
 
 
@@ -278,7 +271,7 @@ def test_heal_reports_losses_and_writes_a_stock_model(
     prune_and_heal: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     rate = {"full": "3e-3", "lora": "3e-2"}[method]
-    assert main([*prune_and_heal, "--healing.method", method, "--healing.learning_rate", rate]) == 0
+    assert main([*prune_and_heal, "--healing.method", method, "--healing.learning-rate", rate]) == 0
     shown = capsys.readouterr()
     assert "removing 2 of 5 layers" in shown.err
     assert " after healing on " in shown.out
@@ -314,7 +307,7 @@ def test_an_interrupted_healing_goes_on_by_the_same_command(
     others = {
         "tokens was 1500, is 1600": changed,
         "consecutive was True": [*prune_and_heal, "--any"],
-        "window was 32, is 16": [*prune_and_heal, "--window", "16"],
+        "window was 32, is 16": [*prune_and_heal, "--sequence-length", "16"],
     }
     for words, other in others.items():
         assert main(other) == 2
@@ -389,7 +382,7 @@ def test_a_classifier_is_pruned_by_what_its_encoder_does_and_keeps_its_head(
     whole = BertForSequenceClassification(config)
     whole.save_pretrained(source)
     tokenizer.save_pretrained(source)
-    measured = ["--text", str(corpus), "--window", "32", "--max-tokens", "200"]
+    measured = ["--text", str(corpus), "--sequence-length", "32", "--max-tokens", "200"]
     assert main(["prune", str(source), str(out), "--drop", "1", "--by", criterion, *measured]) == 0
     model = BertForSequenceClassification.from_pretrained(out)
     assert len(model.bert.encoder.layer) == 2
@@ -414,5 +407,5 @@ def test_what_measuring_says_of_the_list_of_layers_names_the_option_that_prune_h
     AlbertModel(config).save_pretrained(tmp_path / "albert")
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "albert")
     command = ["prune", str(tmp_path / "albert"), str(tmp_path / "out"), "--drop", "1", "--text", str(corpus)]
-    assert main([*command, "--window", "32", "--max-tokens", "200"]) == 2
+    assert main([*command, "--sequence-length", "32", "--max-tokens", "200"]) == 2
     assert "name them with --stack" in capsys.readouterr().err

@@ -28,15 +28,15 @@ def recipe_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Recipe:
 
 def test_tokens_set_the_steps_before_the_recipe_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe_of(monkeypatch).steps == 64
-    recipe = recipe_of(monkeypatch, "--tokens", "1000000", "--optimizer.warmup_steps", "100", "--stop_step", "300")
+    recipe = recipe_of(monkeypatch, "--tokens", "1000000", "--optimizer.warmup-steps", "100", "--stop-step", "300")
     assert recipe.steps == -(-1_000_000 // recipe.tokens_per_step)
     assert (recipe.warmup_steps, recipe.last_step) == (100, 300)
 
 
 def test_short_options_count_when_the_recipe_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(monkeypatch, "--data.validation_fraction", "0", "--validation-corpus", "held.txt")
+    recipe = recipe_of(monkeypatch, "--data.validation-fraction", "0", "--validation-text", "held.txt")
     assert (recipe.data.validation_fraction, recipe.data.validation_corpus) == (0, "held.txt")
-    assert recipe_of(monkeypatch, "--embedding-std", "0.5", "--corpus", "python").model.embedding_std == 0.5
+    assert recipe_of(monkeypatch, "--embedding-std", "0.5", "--text", "python").model.embedding_std == 0.5
 
 
 def test_a_recipe_that_does_not_exist_is_named_as_its_option(capsys: pytest.CaptureFixture[str]) -> None:

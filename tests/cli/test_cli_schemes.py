@@ -63,7 +63,7 @@ def test_a_page_says_all_that_the_registry_knows(name: str, capsys: pytest.Captu
 
 
 def test_any_placement_has_a_page_for_its_terms_and_its_stack(capsys: pytest.CaptureFixture[str]) -> None:
-    page = shown(capsys, "mix(alpha=0.5)+gpas", "--layers", "8")
+    page = shown(capsys, "mix(alpha=0.5)+gpas", "--num-layers", "8")
     assert (
         page.index("mix (scheme): Mix-LN") < page.index("gpas (modifier): GPAS") < page.index("in a stack of 8 layers")
     )
@@ -87,7 +87,7 @@ def test_what_is_around_the_blocks_is_said(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_parameters_inside_the_attention_and_learned_scales_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    page = shown(capsys, "admin+qk_norm(per_head=false)", "--layers", "1")
+    page = shown(capsys, "admin+qk_norm(per_head=false)", "--num-layers", "1")
     names = ("self_attn.q_norm.weight", "self_attn.k_norm.weight", "attention_residual.residual_scale")
     assert all(name in page for name in names)
     # a modifier with options, alone: on pre, which has no page of its own then
@@ -107,7 +107,7 @@ def test_a_scheme_from_anywhere_is_shown(capsys: pytest.CaptureFixture[str], mon
         """No norms, y = x + F(x), but for a norm on the last output."""
         return BlockPlan(SublayerPlan(), SublayerPlan(output_norm=NORM if depth == num_layers else None))
 
-    page = shown(capsys, "test_late", "--layers", "3")
+    page = shown(capsys, "test_late", "--num-layers", "3")
     assert "No norms, y = x + F(x), but for a norm on the last output" in page
     assert "source: none given" in page
     assert "layers 1-2:" in page
@@ -124,9 +124,9 @@ def test_a_scheme_from_anywhere_is_shown(capsys: pytest.CaptureFixture[str], mon
         (["mix("], "cannot be read from"),
         ([""], "unknown scheme or modifier ''"),
         (["mix(post_layers=13)"], "but the model has 12 layers"),
-        (["pre", "--layers", "0"], "--layers must be in [1, 1000], not 0"),
-        (["pre", "--layers", "1001"], "--layers must be in [1, 1000], not 1001"),
-        (["pre", "--figures", "folder"], "leave out the placement"),
+        (["pre", "--num-layers", "0"], "--num-layers must be in [1, 1000], not 0"),
+        (["pre", "--num-layers", "1001"], "--num-layers must be in [1, 1000], not 1001"),
+        (["pre", "--figures", "folder"], "--figures and placement contradict each other"),
         (["--figures", "/dev/null/folder"], "cannot be written"),
     ],
 )

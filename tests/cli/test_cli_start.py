@@ -46,7 +46,7 @@ def test_the_configs_need_no_heavy_package(module: str) -> None:
     assert heavy_imports(f"import {module}") == []
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "docstring_parser", "torch", "transformers.models.auto"])
+@pytest.mark.parametrize("module", ["argparse", "docstring_parser", "torch", "transformers.models.auto"])
 def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
     code = f"""
 import os, signal, sys

@@ -24,15 +24,15 @@ def llama(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(command: str, model: str, text: Path, *more: str) -> int:
     out, cache = str(text.parent / "out"), ["--cache", str(text.parent / "cache")]
-    measured = f"--text {text} --window 32 --max-tokens 200"
-    split = "--data.vocab_size 300 --data.validation_fraction 0.2"
+    measured = f"--text {text} --sequence-length 32 --max-tokens 200"
+    split = "--data.vocab-size 300 --data.validation-fraction 0.2"
     lines = {
         "diagnose": f"diagnose {model} --out {out} --only similarity {measured}",
         "prune --drop": f"prune {model} {out} --drop 1 {measured}",
         "prune --heal": f"prune {model} {out} --layers 2 --heal {text} --healing.tokens 100",
         "remove-norm": f"remove-norm {model} {out} --text {text} --steps 13 --no-control",
-        "train": f"train --corpus {text} --out {out} --steps 1 {split}",
-        "data prepare": f"data prepare --corpus {text} --workers 1 {split}",
+        "train": f"train --text {text} --out {out} --steps 1 {split}",
+        "data prepare": f"data prepare --text {text} --workers 1 {split}",
     }
     own_cache = [] if command in ("diagnose", "prune --drop") else cache
     return main([*lines[command].split(), *own_cache, *more])

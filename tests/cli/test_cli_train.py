@@ -25,12 +25,12 @@ from mixln.cli import main
 from mixln.training.saved_checkpoint import list_checkpoints, newest_whole, read_progress
 
 SHAPE = [
-    *("--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "4"),
-    *("--data.vocab_size", "400", "--data.sequence_length", "64", "--data.validation_fraction", "0.2"),
-    *("--data.max_validation_tokens", "1000", "--batch_size", "4"),
+    *("--model.hidden-size", "32", "--model.intermediate-size", "64", "--model.num-hidden-layers", "4"),
+    *("--data.vocab-size", "400", "--data.sequence-length", "64", "--data.validation-fraction", "0.2"),
+    *("--data.max-validation-tokens", "1000", "--batch-size", "4"),
 ]
-LONG = ["--steps", "120", "--execution.checkpoint_every", "1000"]
-SHORT = ["--steps", "12", "--execution.checkpoint_every", "5"]
+LONG = ["--steps", "120", "--execution.checkpoint-every", "1000"]
+SHORT = ["--steps", "12", "--execution.checkpoint-every", "5"]
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +114,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
 @pytest.mark.slow
 def test_a_second_ctrl_c_interrupts_in_the_middle_of_a_step(command: list[str], tmp_path: Path) -> None:
     """A step of this batch takes seconds."""
-    process = start([*command, "--batch_size", "1500", "--steps", "50"], tmp_path, lines=1)
+    process = start([*command, "--batch-size", "1500", "--steps", "50"], tmp_path, lines=1)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -140,12 +140,12 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_a_changed_execution
     command: list[str], whole_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
-    full = ["--steps", "12", "--execution.checkpoint_every", "4"]
+    full = ["--steps", "12", "--execution.checkpoint-every", "4"]
     assert limited_file_size(150_000, [*command, *full, *out]) == 2  # leaves a run that has begun
     capsys.readouterr()
     for change, difference in {
         "--seed 3": "seed was 0, is 3",
-        "--optimizer.learning_rate 0.5": "optimizer.learning_rate was 0.002, is 0.5",
+        "--optimizer.learning-rate 0.5": "optimizer.learning_rate was 0.002, is 0.5",
         "--model.placement post": "model.placement was pre, is post",
         "--steps 13": "steps was 12, is 13",
     }.items():
@@ -153,7 +153,7 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_a_changed_execution
         shown = capsys.readouterr()
         assert_one_message(shown.err, re.escape(difference))
         assert shown.err.count(" was ") == 1, "more is said to have changed than has"
-    accepted = ["--execution.checkpoint_every", "3", "--execution.trackers", "[]", "--faults.on_non_finite", "skip"]
+    accepted = ["--execution.checkpoint-every", "3", "--execution.trackers", "[]", "--faults.on-non-finite", "skip"]
     assert main([*command, "--steps", "12", *accepted, *out]) == 0
     assert_same_run(tmp_path / "run", whole_short)
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_the_system_refuses_is_one_message(
     capsys: pytest.CaptureFixture[str],
     asynchronous: str,
 ) -> None:
-    arguments = [*command, *SHORT, "--execution.asynchronous_checkpoints", asynchronous, "--out", str(tmp_path)]
+    arguments = [*command, *SHORT, "--execution.asynchronous-checkpoints", asynchronous, "--out", str(tmp_path)]
     assert limited_file_size(300_000, arguments) == 2
     assert_one_message(capsys.readouterr().err, r"step_00000005 could not be written \(File too large\).*make room")
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_the_system_refuses_is_one_message(
 def test_a_model_that_the_system_refuses_is_one_message(
     command: list[str], whole_short: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*command, "--steps", "12", "--execution.checkpoint_every", "100", "--out", str(tmp_path)]
+    arguments = [*command, "--steps", "12", "--execution.checkpoint-every", "100", "--out", str(tmp_path)]
     assert limited_file_size(150_000, arguments) == 2
     assert_one_message(capsys.readouterr().err, r"the model could not be saved in .*model \(.*\). Fix that")
     assert not (tmp_path / "model").exists()
@@ -245,9 +245,9 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_intact(
 ) -> None:
     arguments = [*command, *SHORT]  # TensorBoard's files are on the same disk
     if what == "model":  # one checkpoint, and no room beside it
-        arguments += ["--execution.checkpoint_every", "8"]
+        arguments += ["--execution.checkpoint-every", "8"]
     if what in ("checkpoint, synchronous", "metrics"):
-        arguments += ["--execution.asynchronous_checkpoints", "false"]
+        arguments += ["--execution.asynchronous-checkpoints", "false"]
     with small_disk(tmp_path / "disk", size or 3000) as disk:
         if what == "metrics":
             _fill_after(disk, 11, monkeypatch)
@@ -293,7 +293,7 @@ def _fill_after(disk: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def with_checkpoints(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kept")
-    keep = ["--execution.checkpoint_every", "4", "--execution.keep_every", "4", "--model.placement", "mix(alpha=0.5)"]
+    keep = ["--execution.checkpoint-every", "4", "--execution.keep-every", "4", "--model.placement", "mix(alpha=0.5)"]
     assert main([*command, "--steps", "12", *keep, "--out", str(out)]) == 0
     return out
 

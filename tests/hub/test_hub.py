@@ -75,9 +75,9 @@ def llama(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "remove-norm org/name {tmp}/out",
         "generate org/name text",
         "train --data.tokenizer org/name --out {tmp}/out",
-        "train --corpus c4 --data.max_tokens 1000 --out {tmp}/out",
-        "compare --corpus hf:org/name --data.max_tokens 1000 --out {tmp}/out",
-        "data prepare --corpus hf:org/name --data.max_tokens 1000",
+        "train --text c4 --data.max-tokens 1000 --out {tmp}/out",
+        "compare --text hf:org/name --data.max-tokens 1000 --out {tmp}/out",
+        "data prepare --text hf:org/name --data.max-tokens 1000",
     ],
 )
 def test_without_a_network_a_name_on_the_hub_is_one_message(

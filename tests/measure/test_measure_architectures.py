@@ -178,7 +178,7 @@ def test_encoder_decoders_and_two_towers_are_not_guessed() -> None:
     t5 = AutoModelForSeq2SeqLM.from_config(
         T5Config(vocab_size=61, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_decoder_layers=2, num_heads=4)
     )
-    with pytest.raises(InputError, match=r"encoder\.block \(3 x T5Block\), decoder\.block \(2 x T5Block\).*`layers="):
+    with pytest.raises(InputError, match=r"encoder\.block \(3 x T5Block\), decoder\.block \(2 x T5Block\).*`stack="):
         find_block_stack(t5)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     clip = CLIPModel(

@@ -197,7 +197,7 @@ def changed(name: str, change: Callable[[nn.ModuleList], None]) -> float:
 def test_removals_are_what_fresh_forward_passes_give(name: str) -> None:
     model, layers = build(name)
     diagnosis = diagnose_batches(
-        model, [text_batch(model)], performance_of(model), DiagnosisConfig(layers=layers, measures=("removal",))
+        model, [text_batch(model)], performance_of(model), DiagnosisConfig(stack=layers, measures=("removal",))
     )
     for index, value in enumerate(diagnosis.series["removal"].values):
         try:
@@ -212,7 +212,7 @@ def test_removals_are_what_fresh_forward_passes_give(name: str) -> None:
 @pytest.mark.parametrize("name", ["mistral base", "llava", "mamba", "bloom"])
 def test_swaps_and_repeats_are_what_fresh_forward_passes_give(name: str) -> None:
     model, layers = build(name)
-    config = DiagnosisConfig(layers=layers, measures=("swap", "repeat"))
+    config = DiagnosisConfig(stack=layers, measures=("swap", "repeat"))
     series = diagnose_batches(model, [text_batch(model)], performance_of(model), config).series
 
     def exchange(found: nn.ModuleList, first: int) -> None:

@@ -37,14 +37,14 @@ def two_towers() -> nn.Module:
 
 
 def test_what_cannot_be_told_is_an_error_that_names_the_candidates_and_the_option() -> None:
-    with pytest.raises(InputError, match=r"text \(3 x Linear\), image \(3 x Linear\).*`layers=text`"):
+    with pytest.raises(InputError, match=r"text \(3 x Linear\), image \(3 x Linear\).*`stack=text`"):
         find_block_stack(two_towers())
     assert find_block_stack(two_towers(), "image").name == "image"
     with pytest.raises(InputError, match=r"no list of blocks"):
         find_block_stack(nn.Linear(2, 2))
-    with pytest.raises(InputError, match=r"`layers=sound`: is not there.*text \(3 x Linear\)"):
+    with pytest.raises(InputError, match=r"`stack=sound`: is not there.*text \(3 x Linear\)"):
         find_block_stack(two_towers(), "sound")
-    with pytest.raises(InputError, match=r"`layers=text.0`: is a Linear"):
+    with pytest.raises(InputError, match=r"`stack=text.0`: is a Linear"):
         find_block_stack(two_towers(), "text.0")
 
 

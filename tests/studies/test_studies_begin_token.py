@@ -132,7 +132,7 @@ def test_a_llama_trained_here_with_a_begin_token(data: PreparedData, tmp_path: P
     model = [f"--model.{name}={value}" for name, value in sizes.items()]
     steps = ["--steps=300", "--batch_size=16", f"--data.sequence_length={ROW}", "--execution.compile=never"]
     where = [f"--out={tmp_path / 'run'}", f"--cache={tmp_path / 'cache'}", f"--data.tokenizer={tmp_path / 'tokenizer'}"]
-    assert main(["train", "--recipe=nano", f"--corpus={text}", *where, *steps, *model]) == 0
+    assert main(["train", "--recipe=nano", f"--text={text}", *where, *steps, *model]) == 0
     source = tmp_path / "run" / "model"
     remove_norms(source, text, texts, tmp_path / "removal", steps=120, batch_size=16, max_validation_tokens=2000)
     prune_and_heal(source, text, texts, tmp_path / "healing", tokens=20_000, max_validation_tokens=2000)

@@ -56,7 +56,7 @@ from mixln.tasks import Recipe
 from mixln.tasks.build import build_model
 
 SMALL = DiagnosisConfig(
-    window=32, batch_size=3, max_tokens=600, performance_tokens=200, gradient_tokens=100, run_lengths=(2,)
+    sequence_length=32, batch_size=3, max_tokens=600, performance_tokens=200, gradient_tokens=100, run_lengths=(2,)
 )
 TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon. " * 12 for number in range(5)]
 
@@ -103,7 +103,7 @@ def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
 
 
 def test_perplexities_are_those_of_the_pruned_models(model: nn.Module, data: PreparedData, report: DepthReport) -> None:
-    windows = text_windows(data.tokenizer, TEXTS, SMALL.window, SMALL.max_tokens, 100, special_tokens=False)
+    windows = text_windows(data.tokenizer, TEXTS, SMALL.sequence_length, SMALL.max_tokens, 100, special_tokens=False)
     batches = first_tokens(text_batches(windows, 1, 0, predicts_next=True), SMALL.performance_tokens)
 
     def perplexity() -> float:
@@ -142,7 +142,7 @@ def test_numbers_do_not_depend_on_batch_size(model: nn.Module, data: PreparedDat
 
 
 def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
-    config = DiagnosisConfig(window=32, max_tokens=100, gradient_tokens=0, measures=("similarity",))
+    config = DiagnosisConfig(sequence_length=32, max_tokens=100, gradient_tokens=0, measures=("similarity",))
     found = diagnose_model(model, data.tokenizer, TEXTS, config)
     assert set(found.series) == {"block_influence", "angular_distance"}
     assert found.performance_of_whole is None
@@ -155,9 +155,9 @@ def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     assert "removal" in MEASURE_NAMES
     with pytest.raises(InputError, match="add `fresh_gradients=true`"):
         DiagnosisConfig(measures=("gradient_norm_at_init",))
-    assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, measures=())).series == {}
+    assert diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(sequence_length=32, measures=())).series == {}
     with pytest.raises(InputError, match="run_lengths has 4, and the model 4 layers"):
-        diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(window=32, run_lengths=(4,)))
+        diagnose_model(model, data.tokenizer, TEXTS, DiagnosisConfig(sequence_length=32, run_lengths=(4,)))
 
 
 def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedData) -> None:
@@ -189,7 +189,7 @@ def test_scores_of_ones_own_are_taken_without_each_layer(model: nn.Module, data:
         seen.append([layer for layer in range(4) if torch.equal(states[layer], states[layer + 1])])
         return float(len(seen))
 
-    config = DiagnosisConfig(window=32, max_tokens=100, measures=("growth",), gradient_tokens=0)
+    config = DiagnosisConfig(sequence_length=32, max_tokens=100, measures=("growth",), gradient_tokens=0)
     found = diagnose_model(model, data.tokenizer, TEXTS, config, scores={"quiz": score})
     assert seen == [[], [0], [1], [2], [3]]
     assert found.series["removal:quiz"].values == [-1.0, -2.0, -3.0, -4.0]
@@ -293,7 +293,9 @@ def test_a_measure_is_added_by_one_file(
 
 def test_gradients_of_a_fresh_model_are_those_of_other_weights(model: nn.Module, data: PreparedData) -> None:
     weights = [parameter.clone() for parameter in model.parameters()]
-    config = DiagnosisConfig(window=32, max_tokens=100, measures=("gradient_norm_at_init",), fresh_gradients=True)
+    config = DiagnosisConfig(
+        sequence_length=32, max_tokens=100, measures=("gradient_norm_at_init",), fresh_gradients=True
+    )
     found = diagnose_model(model, data.tokenizer, TEXTS, config)
     assert set(found.series) == {"gradient_norm_at_init"}
     assert min(found.series["gradient_norm_at_init"].values) > 0
@@ -439,7 +441,7 @@ def test_an_encoder_decoder_is_measured_by_its_encoder_alone(data: PreparedData)
     }
     torch.manual_seed(0)
     whole = T5Model(T5Config(vocab_size=len(data.tokenizer), **sizes)).eval()
-    config = DiagnosisConfig(window=32, max_tokens=100, measures=("removal",), layers="encoder.block")
+    config = DiagnosisConfig(sequence_length=32, max_tokens=100, measures=("removal",), stack="encoder.block")
     found = diagnose_model(whole, data.tokenizer, TEXTS, config)
     assert (found.kind, found.layers_name) == ("T5Stack", "encoder.block")
     assert any("the encoder alone was run" in note for note in found.notes)
@@ -448,7 +450,7 @@ def test_an_encoder_decoder_is_measured_by_its_encoder_alone(data: PreparedData)
     other = diagnose_model(alone, data.tokenizer, TEXTS, config)
     assert found.series["removal"].values == pytest.approx(other.series["removal"].values, abs=1e-6)
     with pytest.raises(InputError, match=r"a T5Model cannot be run.*also takes decoder_input_ids"):
-        diagnose_model(whole, data.tokenizer, TEXTS, replace(config, layers="decoder.block"))
+        diagnose_model(whole, data.tokenizer, TEXTS, replace(config, stack="decoder.block"))
 
 
 def test_stages_of_different_widths_are_refused_and_each_measured_alone() -> None:
@@ -458,7 +460,7 @@ def test_stages_of_different_widths_are_refused_and_each_measured_alone() -> Non
     batch = ModelBatch({"pixel_values": torch.randn(3, 3, 32, 32)}, None, None, torch.arange(3))
     with pytest.raises(InputError, match=r"stages of different widths.*encoder\.layers\.0\.blocks"):
         diagnose_batches(model, [batch], EmbeddingTurn(), SMALL)
-    stage = DiagnosisConfig(measures=("removal",), layers="encoder.layers.0.blocks")
+    stage = DiagnosisConfig(measures=("removal",), stack="encoder.layers.0.blocks")
     assert len(diagnose_batches(model, [batch], EmbeddingTurn(), stage).series["removal"].values) == 2
 
 
@@ -503,7 +505,7 @@ def test_heads_are_left_aside_and_scores_see_them(data: PreparedData) -> None:
     """By either name of the list, with scores and without."""
     model = bert_of(BertForSequenceClassification)
     base: Any = model.base_model
-    config = DiagnosisConfig(measures=("removal",), window=32, layers="encoder.layer")
+    config = DiagnosisConfig(measures=("removal",), sequence_length=32, stack="encoder.layer")
     expected = diagnose_model(base, data.tokenizer, TEXTS, config).series["removal"].values
     seen: list[str] = []
 
@@ -513,7 +515,7 @@ def test_heads_are_left_aside_and_scores_see_them(data: PreparedData) -> None:
 
     for layers in (None, "encoder.layer", "bert.encoder.layer"):
         found = diagnose_model(
-            model, data.tokenizer, TEXTS, replace(config, layers=layers), scores={"own": score} if layers else None
+            model, data.tokenizer, TEXTS, replace(config, stack=layers), scores={"own": score} if layers else None
         )
         assert found.layers_name == "bert.encoder.layer"
         assert found.series["removal"].values == expected
@@ -522,7 +524,7 @@ def test_heads_are_left_aside_and_scores_see_them(data: PreparedData) -> None:
 
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_a_loss_of_what_is_seen_is_told_of(is_decoder: bool, data: PreparedData) -> None:
-    config = DiagnosisConfig(measures=("removal",), window=32)
+    config = DiagnosisConfig(measures=("removal",), sequence_length=32)
     found = diagnose_model(bert_of(BertLMHeadModel, is_decoder=is_decoder), data.tokenizer, TEXTS, config)
     assert any("sees the whole text" in note for note in found.notes) is not is_decoder
 

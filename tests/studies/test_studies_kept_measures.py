@@ -30,7 +30,7 @@ from mixln.studies.kept_measures import MEASURED_FOLDER, KeptMeasures
 from mixln.studies.measuring import Found
 
 TEXTS = ["The assert statement is a convenient way to insert debugging assertions into a program. " * 3] * 3
-SMALL = DiagnosisConfig(window=32, batch_size=2, max_tokens=200, performance_tokens=100, gradient_tokens=60)
+SMALL = DiagnosisConfig(sequence_length=32, batch_size=2, max_tokens=200, performance_tokens=100, gradient_tokens=60)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_changes_the_numbers_is_measured_anew(
     elif what == "text":
         texts = [*TEXTS[:2], TEXTS[2].replace("assert", "insert")]
     elif what == "config":
-        config = replace(config, window=16)
+        config = replace(config, sequence_length=16)
     elif what == "scores":
         Score.identity = "two"
     else:
@@ -159,7 +159,7 @@ def test_a_killed_diagnosis_of_two_models_goes_on_from_the_command_line(
     data: PreparedData, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = [str(save_tiny_llama(tmp_path / name, data.tokenizer, layers)) for name, layers in (("a", 2), ("b", 3))]
-    sizes = ["--window", "32", "--max-tokens", "200", "--performance-tokens", "100", "--gradient-tokens", "64"]
+    sizes = ["--sequence-length", "32", "--max-tokens", "200", "--performance-tokens", "100", "--gradient-tokens", "64"]
     command = ["diagnose", *sources, "--text", str(corpus), *sizes]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = f"""

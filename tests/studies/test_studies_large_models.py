@@ -21,7 +21,9 @@ from mixln.studies.pruned_folder import prune_model
 from mixln.studies.pruning_request import PruningRequest
 from tasks import make_items, write_task
 
-CONFIG = DiagnosisConfig(window=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,))
+CONFIG = DiagnosisConfig(
+    sequence_length=32, max_tokens=300, performance_tokens=200, gradient_tokens=100, run_lengths=(2,)
+)
 TEXTS = [f"Document {number}: " + "the cat sat on the mat and looked at the moon. " * 12 for number in range(5)]
 
 
@@ -81,7 +83,11 @@ def test_offloaded_weights_make_no_difference(
     found = diagnose_model(offloaded, data.tokenizer, TEXTS, CONFIG, scores={"spread": spread})
     whole = LlamaForCausalLM.from_pretrained(folder)
     plain = diagnose_model(
-        whole, data.tokenizer, TEXTS, DiagnosisConfig(window=32, max_tokens=100, measures=()), scores={"spread": spread}
+        whole,
+        data.tokenizer,
+        TEXTS,
+        DiagnosisConfig(sequence_length=32, max_tokens=100, measures=()),
+        scores={"spread": spread},
     )
     has_gradients = device_map.get("model.layers.1") == "cpu"
     missing = set() if has_gradients else {"gradient_norm"}

@@ -21,8 +21,8 @@ from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.pruning_request import PruningRecord
 
-SIZES = ["--window", "32", "--max-tokens", "400"]
-CONFIG = DiagnosisConfig(window=32, max_tokens=400, performance_tokens=400, measures=("removal",))
+SIZES = ["--sequence-length", "32", "--max-tokens", "400"]
+CONFIG = DiagnosisConfig(sequence_length=32, max_tokens=400, performance_tokens=400, measures=("removal",))
 
 
 @pytest.mark.parametrize("choice", [["--layers", "2,4"], ["--drop", "2"], ["--drop", "2", "--by", "angular"]])
@@ -52,7 +52,7 @@ def test_token_frequencies_are_those_of_the_predicted_tokens(data: PreparedData,
     (tmp_path / "text.txt").write_text(text)
     source = save_tiny_llama(tmp_path / "llama", data.tokenizer, 3)
     command = ["prune", str(source), str(tmp_path / "out"), "--layers", "2", "--text", str(tmp_path / "text.txt")]
-    assert main([*command, "--window", "1000", "--max-tokens", "50"]) == 0
+    assert main([*command, "--sequence-length", "1000", "--max-tokens", "50"]) == 0
     cost = json.loads((tmp_path / "out" / "pruning.json").read_text())["cost"]
     counts = Counter(data.tokenizer(text).input_ids[:50][1:])
     assert cost["tokens"] == sum(counts.values()) == 49

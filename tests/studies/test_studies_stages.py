@@ -37,7 +37,7 @@ def test_every_stage_of_a_diagnosis_counts_what_takes_time(data: PreparedData) -
     layers, told = 4, list[tuple[str, int, int]]()
     model = tiny_llama(data.tokenizer, layers)
     config = DiagnosisConfig(
-        window=16,
+        sequence_length=16,
         batch_size=2,
         max_tokens=96,
         performance_tokens=64,

@@ -28,7 +28,7 @@ from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
 
-NOTHING_ELSE = DiagnosisConfig(window=32, max_tokens=100, measures=(), gradient_tokens=0)
+NOTHING_ELSE = DiagnosisConfig(sequence_length=32, max_tokens=100, measures=(), gradient_tokens=0)
 TEXT = ["the statement is the name of a class and not a value. " * 20]
 
 

@@ -73,7 +73,7 @@ def in_float64(model: PreTrainedModel) -> tuple[PreTrainedModel, bool]:
 
 def _diagnose(model: PreTrainedModel, layers: str | None, measures: Sequence[str]) -> ModelDiagnosis:
     config = DiagnosisConfig(
-        window=LENGTHS[0], gradient_tokens=0, run_lengths=(2,), measures=tuple(measures), layers=layers
+        sequence_length=LENGTHS[0], gradient_tokens=0, run_lengths=(2,), measures=tuple(measures), stack=layers
     )
     if takes_images(model):
         pixels = torch.cat([row["pixel_values"] for row in model_rows(model)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import traceback
@@ -24,8 +23,6 @@ from transformers import PreTrainedModel
 
 from mixln import cli
 
-_build_parsers = functools.cache(cli.build_parsers)  # most of the time of a command on so small a model
-
 
 @dataclass
 class Command:
@@ -37,15 +34,12 @@ class Command:
 
 def command(*arguments: str) -> Command:
     """Run `mixln` in this process; a traceback is status 1, as of a command line."""
-    errors, own = io.StringIO(), cli.build_parsers
-    cli.build_parsers = _build_parsers
+    errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
             status = cli.main(list(arguments))
     except Exception as error:
         return Command(1, f"{where(error)}\n{traceback.format_exc()}")
-    finally:
-        cli.build_parsers = own
     lines = [line for line in errors.getvalue().splitlines() if line.startswith("mixln: ") or status not in (0, 2)]
     return Command(status, "\n".join(lines))
 

@@ -247,7 +247,7 @@ def test_it_is_diagnosed(data: PreparedData) -> None:
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     model, norms = frozen_model("gpt2", "pre", vocab_size=len(tokenizer))
     texts = ["The assert statement is a convenient way. " * 3, "An expression list yields a tuple. " * 3]
-    config = DiagnosisConfig(window=32, max_tokens=256, performance_tokens=128, gradient_tokens=64)
+    config = DiagnosisConfig(sequence_length=32, max_tokens=256, performance_tokens=128, gradient_tokens=64)
     found = mixln.diagnose(fold_norms(model, norms), tokenizer, texts, config).models[0]
     frozen = mixln.diagnose(model, tokenizer, texts, config).models[0]
     assert found.num_layers == 4

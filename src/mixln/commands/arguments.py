@@ -1,104 +1,251 @@
-"""How a function becomes a command: its signature gives the arguments, its docstring the help.
+"""How a function becomes a command: its signature gives the options, its docstring the help.
 
 It is the function that Python calls too, as `mixln.train`: what Python alone can give, the command line leaves out.
 
-| parameter | arguments |
+| parameter | on the command line |
 | --- | --- |
-| before the `*` | positional |
+| before the `*` | a positional argument |
 | behind it | an option, `--max-tokens` |
-| `bool` | a flag |
-| a sequence | one value or more |
-| `Path` | text, which must not be empty |
-| a dataclass called `recipe` | `--recipe FILE`, short options, and those of the dataclass |
-| a dataclass called `config` | an option for each field, `--max-tokens` or, as the field is called, `--max_tokens` |
+| `bool` | an option that needs no value |
+| a sequence | one value or more: `2 4` |
+| a recipe called `recipe` | `--recipe FILE`, `--tokens`, and an option for each field |
+| a dataclass called `config` | an option for each field, `--max-tokens` |
 | another dataclass | `--name.field` |
 | `command_line: str` | none: gets what the user typed |
 | `progress: bool` | none: is true |
+| a result that is returned | `--json` |
 | `**changes` | none: the command line has options for the fields |
 
-Of a union, the dataclass counts, else `Path`, else what stands beside None. `Annotated[..., {...}]` adds to the
-keywords of `add_argument`. `as` there is the type on the command line, where Python takes more; `PYTHON_ONLY` is for
-what no option can give; `names` replaces `{names}` in the docstring; `skip` has fields of a `config` without an option;
-`sets: (field, function)` sets a field of the recipe to `function(value, arguments)` before the recipe is checked. Below
-`Example:` the docstring shows a command.
+Of a union, the dataclass counts, else `Path`, else what stands beside None. `Annotated[..., {...}]` adds what follows:
+
+| key | |
+| --- | --- |
+| `names` | the values that there are; replaces `{names}` in the docstring |
+| `metavar` | what stands for the value in the help |
+| `const` | the value of an option without one |
+| `skip` | fields of a dataclass or recipe that have no option |
+| `as` | the type on the command line, where Python takes more |
+| `default` | the value on the command line, where Python has another default |
+| `python_only` | there is no option |
 """
 
 from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
-from jsonargparse._actions import ActionConfigFile
-
+from mixln.checked import Conversion
+from mixln.commands import find_command
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
+from mixln.tasks.recipe import Recipe
+from mixln.tasks.recipes import SHORT_NAMES, TOKENS, field_types, flat_fields, list_recipes, load_recipe
 
-PYTHON_ONLY: dict[str, Any] = {"python_only": True}
+PYTHON_ONLY: Mapping[str, Any] = {"python_only": True}
 """Marks a parameter that has no option: `Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY]`."""
 
-_RECIPE_SHORT = {
-    "corpus": "data.corpus",
-    "validation_corpus": "data.validation_corpus",
-    "text_field": "data.text_field",
-    "embedding_std": "model.embedding_std",
+_FURTHER_NAMES = {"learning_rate": ("lr",)}
+"""Other names that an option has."""
+
+_METAVARS = {
+    "architecture": "NAME",
+    "baseline": "SCHEME",
+    "cache": "FOLDER",
+    "device": "DEVICE",
+    "device_map": "auto",
+    "figures": "FOLDER",
+    "layers": "LAYERS",
+    "metric": "NAME",
+    "model": "MODEL",
+    "models": "MODEL",
+    "out": "FOLDER",
+    "placement": "PLACEMENT",
+    "prompt": "PROMPT",
+    "recipe": "RECIPE",
+    "schemes": "SCHEME",
+    "source": "FOLDER",
+    "stack": "NAME",
+    "task_metric": "NAME",
+    "task_path": "FOLDER",
+    "tasks": "TASK",
+    "targets": "NAME",
+    "text": "TEXT",
+    "text_field": "FIELD",
+    "tokenizer": "MODEL",
+    "trackers": "NAME",
+    "validation_text": "TEXT",
 }
-"""Options that stand for a field of the recipe, whatever its file says."""
+"""What stands for the value of text or a path in the help, by the last part of a name."""
 
 
-def add_arguments(parser: ArgumentParser, command: Callable[..., Any]) -> None:
-    """Give a parser the description, the example and the arguments of a command."""
-    text, helps = _documentation(command)
-    parser.description = " ".join(f"{text.short_description} {text.long_description or ''}".split())
-    examples = "; ".join(line for one in text.examples for line in (one.description or "").splitlines())
-    parser.epilog = f"example: {examples}"
-    for parameter, kind, extras in _parameters(command):
-        if is_dataclass(kind):
-            _add_config(parser, parameter, kind, extras)
-        elif parameter.name not in ("command_line", "progress"):
-            _add_argument(parser, parameter, kind, helps[parameter.name], extras)
-    if command.__annotations__.get("return") not in (None, "None", "str"):  # a result, which has more than one form
-        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+@dataclass(frozen=True, eq=False)
+class Option:
+    """An option or positional argument of a command.
 
-
-def call(command: Callable[..., Any], parser: ArgumentParser, given: Namespace, command_line: str) -> Any:
-    """Call a command with what its parser has read, and return what it returns.
-
-    Raises:
-        InputError: an option for a path is empty, or what the command or a config raises.
+    Attributes:
+        parameter: of the command's function.
+        field: of the recipe or dataclass that the parameter is; empty: the parameter itself.
+        spellings: with dashes, the first one as the help shows it; a positional argument's name.
+        kind: the type of its value, as `mixln.checked.Conversion` knows it.
+        help: what it is, in sentences.
+        group: the heading of the help under which it stands.
+        default: its value when it is not given; None: there is none that can be told beforehand.
+        positional: whether it has no name on the command line.
+        required: whether it must be given.
+        names: the values that there are, if the function checks them; empty: any.
+        metavar: what stands for its value in the help.
+        const: its value if it is given without one.
+        repeatable: whether a list is given by the option several times, with one value each.
     """
-    parameters = list(_parameters(command))
-    for name, place in _RECIPE_SHORT.items():
-        if place in given and _filled(given[name]) is not None:
-            given[place] = given[name]
-    for parameter, _, extras in parameters:
-        if "sets" in extras and (value := given[parameter.name]) is not None:
-            field_name, function = extras["sets"]
-            given[field_name] = function(value, given)
-    read = parser.instantiate(given)
-    values: dict[str, Any] = {}
-    for parameter, kind, extras in parameters:
-        name = parameter.name
-        if name == "command_line":
-            values[name] = command_line
-        elif name == "progress":
-            values[name] = True
-        elif name in ("recipe", "config"):
-            skip = extras.get("skip", ())
-            values[name] = kind(**{field.name: read[field.name] for field in fields(kind) if field.name not in skip})
-        else:
-            values[name] = Path(_filled(read[name])) if kind is Path and read[name] is not None else read[name]
-    return command(**values)
+
+    parameter: str
+    field: str
+    spellings: tuple[str, ...]
+    kind: Any
+    help: str
+    group: str = ""
+    default: Any = None
+    positional: bool = False
+    required: bool = False
+    names: tuple[str, ...] = ()
+    metavar: str = ""
+    const: Any = None
+    repeatable: bool = False
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages of the library: a parameter, or a field with its part."""
+        return self.parameter if not self.field else self.field
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it needs no value."""
+        return plain_kind(self.kind) is bool
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes one value or more."""
+        return get_origin(plain_kind(self.kind)) in (list, tuple, Sequence)
+
+    def read(self, written: str | list[str]) -> Any:
+        """Return the value that a user has written.
+
+        Raises:
+            InputError: it is of another type, or out of range.
+        """
+        shown = self.spellings[0]
+        if plain_kind(self.kind) is Path and written == "":
+            raise InputError(f"{shown} is empty: give a path, or leave the option out")
+        return Conversion(is_json=True, is_written=True).convert(self.kind, written, shown)
 
 
-def option_names(parser: ArgumentParser) -> dict[str, str]:
-    """Return how the options of a parser are written, by the name of their parameter: `data.tokenizer`, `tokenizer`."""
-    options = {action.dest: action.option_strings[0] for action in parser._actions if action.option_strings}
-    return {name.rpartition(".")[2]: option for name, option in options.items()} | options
+PLUGIN = Option(
+    "plugin",
+    "",
+    ("--plugin",),
+    list[str],
+    "A Python file that registers schemes, modifiers, architectures or measures of your own. It can be given again.",
+    group="Options of every command",
+    metavar="FILE",
+    repeatable=True,
+)
+
+
+JSON = Option("json", "", ("--json",), bool, "Print the result as JSON.", group="Options")
+"""Of a command that returns a result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Interface:
+    """A command as its user sees it.
+
+    Attributes:
+        name: of the command.
+        function: what it calls.
+        description: what it does.
+        examples: commands, one a line.
+        options: all there are.
+        recipe_default: has what a recipe's file leaves out; None: `Recipe()` has.
+        parts: the dataclasses, the recipe among them, by the parameters that they are.
+        defaults: values of parameters, where Python has other defaults.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    description: str
+    examples: tuple[str, ...]
+    options: tuple[Option, ...]
+    recipe_default: Recipe | None
+    parts: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    def names(self) -> dict[str, str]:
+        """Return how options are written, by the names that messages give them: `data.tokenizer`, `tokenizer`."""
+        found = {name: f"--{name}" for name in self.parts}
+        for option in self.options:
+            found |= dict.fromkeys((option.name, option.name.rpartition(".")[2]), option.spellings[0])
+            found |= {spelling.lstrip("-").replace("-", "_"): option.spellings[0] for spelling in option.spellings}
+        return found
+
+    def call(self, given: Mapping[Option, Any], command_line: str) -> Any:
+        """Call the function with what its user has given, and return what it returns.
+
+        Raises:
+            InputError: a value is wrong, or what the function raises.
+        """
+        values = dict(self.defaults)
+        fields_of: dict[str, dict[str, Any]] = {name: {} for name in self.parts}
+        for option, written in given.items():
+            value = option.read(written) if written is not option.const else written
+            if option.parameter in fields_of:
+                fields_of[option.parameter][option.field] = value
+            else:
+                values[option.parameter] = value
+        for name, kind in self.parts.items():
+            own = fields_of[name]
+            if name == "recipe":
+                values[name] = load_recipe(own.pop("", None), own, default=self.recipe_default)
+            else:
+                values[name] = kind(**own)
+        always = {"command_line": command_line, "progress": True}
+        parameters = inspect.signature(self.function).parameters
+        return self.function(**values, **{name: value for name, value in always.items() if name in parameters})
+
+
+def find_interface(name: str) -> Interface:
+    """Return a command of this library by its name."""
+    return interface(name, find_command(name))
+
+
+def interface(name: str, function: Callable[..., Any]) -> Interface:
+    """Return the command that a function makes."""
+    text, helps = _documentation(function)
+    options: list[Option] = []
+    kinds: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    recipe_default = None
+    for parameter, kind, extras in _parameters(function):
+        if is_dataclass(kind):
+            kinds[parameter.name] = kind
+            if parameter.name == "recipe":
+                recipe_default = parameter.default if isinstance(parameter.default, Recipe) else None
+                options += _recipe_options(recipe_default or Recipe(), extras.get("skip", ()))
+            else:
+                options += _field_options(parameter.name, kind, extras.get("skip", ()))
+        elif parameter.name not in ("command_line", "progress"):
+            options.append(_option(parameter, kind, helps.get(parameter.name, ""), extras))
+            defaults |= {parameter.name: extras["default"]} if "default" in extras else {}
+    if function.__annotations__.get("return") not in (None, "None", "str"):  # a result, which has more than one form
+        options.append(JSON)
+    examples = tuple(
+        line.strip() for one in text.examples for line in (one.description or "").splitlines() if line.strip()
+    )
+    description = " ".join(f"{text.short_description} {text.long_description or ''}".split())
+    return Interface(name, function, description, examples, (*options, PLUGIN), recipe_default, kinds, defaults)
 
 
 def claim_output(out: Path) -> None:
@@ -115,105 +262,147 @@ def claim_output(out: Path) -> None:
         raise InputError(f"`out` {error}") from error
 
 
+def plain_kind(kind: Any) -> Any:
+    """Return a type without what `Annotated` adds and without None."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, types.UnionType):
+        return plain_kind(_chosen(kind))
+    return kind
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """Return the words that a type, or the items of one, can be; empty: it has no list of them."""
+    kind = plain_kind(kind)
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    inner = get_args(kind)[:1] if get_origin(kind) in (list, tuple, Sequence) else ()
+    return choices(inner[0]) if inner else ()
+
+
+def _chosen(hint: Any) -> Any:
+    """Return the member of a union that the command line reads."""
+    members = [one for one in get_args(hint) if one is not type(None)]
+    kinds = {plain_kind(one): one for one in members}
+    return next(filter(is_dataclass, members), kinds.get(Path, members[0]))
+
+
 def _documentation(documented: Any) -> tuple[Any, dict[str, str]]:
     """Return a docstring, parsed, and what it says of each parameter; of a class, its bases' docstrings too."""
     from docstring_parser.google import parse
 
     texts = [parse(one.__doc__) for one in getattr(documented, "__mro__", (documented,))]
     parameters = [one for text in reversed(texts) for one in text.params]
-    helps = {one.arg_name: " ".join((one.description or "").split()).removesuffix(".") for one in parameters}
-    return texts[0], helps
+    return texts[0], {one.arg_name: " ".join((one.description or "").split()) for one in parameters}
 
 
-def _parameters(command: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any, dict[str, Any]]]:
     """Yield the parameters, each with its type on the command line, and what `Annotated` adds to it."""
-    hints = parameter_types(command)
-    for parameter in inspect.signature(command).parameters.values():
+    hints = parameter_types(function)
+    for parameter in inspect.signature(function).parameters.values():
         hint, extras = hints[parameter.name], {}
-        if get_origin(hint) is Annotated:
+        if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], dict):
             hint, extras = get_args(hint)
         if parameter.kind is not parameter.VAR_KEYWORD and not extras.get("python_only"):
-            yield parameter, extras.get("as") or _chosen(hint), dict(extras)
+            kind = plain_kind(hint)
+            yield parameter, extras.get("as") or (kind if is_dataclass(kind) or kind is Path else hint), dict(extras)
 
 
-def _chosen(hint: Any) -> Any:
-    """Return the member of a union that the command line reads."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    members = [one for one in get_args(hint) if one is not type(None)]
-    wanted = next(filter(is_dataclass, members), Path if Path in members else None)
-    if wanted is None:
-        (wanted,) = members
-    return wanted
+def _option(parameter: inspect.Parameter, kind: Any, text: str, extras: Mapping[str, Any]) -> Option:
+    positional = parameter.kind is not parameter.KEYWORD_ONLY
+    required = parameter.default is parameter.empty
+    names = tuple(extras.get("names", ()))
+    return Option(
+        parameter.name,
+        "",
+        (parameter.name,) if positional else _spellings(parameter.name),
+        kind,
+        text.replace("{names}", ", ".join(names)),
+        default=extras.get("default", None if required else parameter.default),
+        positional=positional,
+        required=required,
+        names=names,
+        metavar=extras.get("metavar") or _metavar(parameter.name, kind, names),
+        const=extras.get("const"),
+    )
 
 
-def _add_argument(
-    parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, text: str, extras: dict[str, Any]
-) -> None:
-    keywords: dict[str, Any] = {"help": text.replace("{names}", ", ".join(extras.get("names", ())))}
-    is_option = parameter.kind is parameter.KEYWORD_ONLY
-    default = str(parameter.default) if isinstance(parameter.default, Path) else parameter.default
-    if default is not parameter.empty:
-        keywords["default"] = list(default) if isinstance(default, tuple) else default
-    if kind is bool:
-        keywords["action"] = "store_true"
-    elif get_origin(kind) is not None:
-        keywords |= {"nargs": "+", "type": get_args(kind)[0]}
-    else:
-        keywords["type"] = str if kind is Path else kind
-        if not is_option and default is None:
-            keywords["nargs"] = "?"
-    name = f"--{parameter.name.replace('_', '-')}" if is_option else parameter.name
-    keywords |= {key: value for key, value in extras.items() if key not in ("as", "names", "sets")}
-    parser.add_argument(name, **keywords)
-
-
-def _add_config(parser: ArgumentParser, parameter: inspect.Parameter, kind: Any, extras: dict[str, Any]) -> None:
-    from docstring_parser import DocstringStyle
-
-    set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)  # trying all styles takes several times as long
-    if parameter.name == "recipe":
-        _add_recipe(parser, kind, parameter.default)
-    elif parameter.name == "config":
-        _add_fields(parser, kind, **extras)
-    else:
-        parser.add_class_arguments(kind, parameter.name)
-
-
-def _add_fields(parser: ArgumentParser, kind: Any, skip: Sequence[str] = ()) -> None:
+def _field_options(parameter: str, kind: Any, skip: Collection[str]) -> Iterator[Option]:
     text, helps = _documentation(kind)
-    hints = get_type_hints(kind)
-    group = parser.add_argument_group((text.short_description or "").rstrip("."))
-    for field in fields(kind):
-        if field.name not in skip:
-            names = dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"])
-            group.add_argument(*names, type=hints[field.name], default=field.default, help=helps[field.name])
+    hints = get_type_hints(kind, include_extras=True)
+    prefix = "" if parameter == "config" else f"{parameter}."
+    for one in fields(kind):
+        if one.name not in skip:
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            yield Option(
+                parameter,
+                one.name,
+                _spellings(f"{prefix}{one.name}"),
+                hints[one.name],
+                helps[one.name],
+                group=_heading(text),
+                default=default,
+                metavar=_metavar(one.name, hints[one.name]),
+            )
 
 
-def _add_recipe(parser: ArgumentParser, kind: Any, default: Any) -> None:
-    from mixln.tasks.recipes import list_recipes
-
+def _recipe_options(recipe: Recipe, skip: Collection[str]) -> Iterator[Option]:
     shipped = ", ".join(list_recipes())
-    parser.add_argument("--recipe", action=_RecipeFile, help=f"shipped recipe ({shipped}) or YAML file; default: nano")
-    for name, place in _RECIPE_SHORT.items():
-        number = float if name == "embedding_std" else str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=number, default=None, help=f"short for --{place}")
-    parser.add_class_arguments(kind, default=default if isinstance(default, kind) else None)
+    yield Option("recipe", "", ("--recipe",), str, f"A shipped recipe ({shipped}) or a YAML file.", metavar="RECIPE")
+    yield Option(
+        "recipe",
+        TOKENS,
+        (f"--{TOKENS}",),
+        int,
+        "Token slots to train on. They set the number of steps.",
+        group=_heading(_documentation(type(recipe))[0]),
+        metavar="NUMBER",
+    )
+    types_, values = field_types(), flat_fields(recipe)
+    short = {place: name for name, place in SHORT_NAMES.items()}
+    leaves = [name.rpartition(".")[2] for name in types_]
+    documented = {"": _documentation(type(recipe))} | {
+        one.name: _documentation(type(getattr(recipe, one.name)))
+        for one in fields(recipe)
+        if is_dataclass(getattr(recipe, one.name))
+    }
+    for name, kind in types_.items():
+        if name in skip:
+            continue
+        part, _, leaf = name.rpartition(".")
+        text, helps = documented[part]
+        further = [leaf] if part and leaves.count(leaf) == 1 and leaf != "name" else []
+        names = [short[name], name] if name in short else [name]
+        shown = short.get(name, leaf)
+        yield Option(
+            "recipe",
+            name,
+            _spellings(*dict.fromkeys([*names, *further])),
+            kind,
+            helps[leaf],
+            group=_heading(text),
+            default=values[name],
+            metavar=_metavar(shown, kind),
+        )
 
 
-class _RecipeFile(ActionConfigFile):
-    """A config file, by its path or by the name of a shipped recipe."""
-
-    def __call__(
-        self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        from mixln.tasks.recipes import find_recipe
-
-        super().__call__(parser, namespace, str(find_recipe(values)), option_string)
+def _spellings(*names: str) -> tuple[str, ...]:
+    every = [*names, *(other for name in names for other in _FURTHER_NAMES.get(name, ()))]
+    return tuple(f"--{name.replace('_', '-')}" for name in every)
 
 
-def _filled(value: Any) -> Any:
-    """Return a value, unless it is an empty text."""
-    if value == "":
-        raise InputError("an option for a corpus or folder is empty: give a path, or leave the option out")
-    return value
+def _heading(text: Any) -> str:
+    return (text.short_description or "").partition(";")[0].rstrip(".")
+
+
+def _metavar(name: str, kind: Any, names: Collection[str] = ()) -> str:
+    """Return what stands for a value in the help: NUMBER, FOLDER, NAME."""
+    kind = plain_kind(kind)
+    if get_origin(kind) in (list, tuple, Sequence):
+        return f"{_metavar(name, get_args(kind)[0], names)} ..."
+    if kind is bool:
+        return ""
+    if kind in (int, float):
+        return "NUMBER"
+    leaf = name.rpartition(".")[2]
+    return _METAVARS.get(leaf) or ("NAME" if names or choices(kind) else "FOLDER" if kind is Path else "NAME")

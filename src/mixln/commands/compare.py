@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
-from mixln.commands.settings import RecipeFields, settled_recipe
+from mixln.commands.settings import RunFields, settled_recipe
 from mixln.errors import InputError
 from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
@@ -21,13 +21,8 @@ _QUICK = Recipe(steps=64)
 """So that without arguments it ends within minutes on two cores."""
 
 
-def _steps_of_tokens(tokens: int, arguments: Mapping[str, Any]) -> int:
-    if tokens < 1:
-        raise InputError(f"`tokens` must be at least 1, not {tokens}")
-    return math.ceil(tokens / max(1, arguments["batch_size"] * arguments["data.sequence_length"]))
-
-
 @checked_arguments
+@on_device
 def compare(
     *,
     schemes: Sequence[str] = ("pre", "post", "mix", "lns"),
@@ -35,34 +30,33 @@ def compare(
     learning_rates: Sequence[float] | None = None,
     tune_on_first_seed: bool = False,
     baseline: str | None = None,
-    tokens: Annotated[int | None, {"sets": ("steps", _steps_of_tokens)}] = None,
     out: str | Path = "runs/compare",
-    recipe: Recipe | str | Path = _QUICK,
+    recipe: Annotated[Recipe | str | Path, {"skip": ["model.placement"]}] = _QUICK,
+    device: str | None = None,
     cache: str | Path | None = None,
     command_line: str = "",
     progress: bool = False,
-    **changes: Unpack[RecipeFields],
+    **changes: Unpack[RunFields],
 ) -> Comparison:
     """Train several placements under equal conditions and report loss and the use of depth. Finished runs are kept: the
     same command goes on where it was interrupted.
 
     Example:
-        mixln compare --schemes pre mix 'mix(alpha=0.5)' --seeds 0 1 2 --tokens 1000000 --out runs/alpha
+        mixln compare --schemes pre mix 'mix(alpha=0.5)' --seeds 0 1 2 --tokens 1M --out runs/alpha
 
     Args:
-        schemes: placements to compare.
-        seeds: one run of every scheme for each; default: the recipe's.
-        learning_rates: grid of peak learning rates; each scheme is judged at its own best; default: the recipe's.
-        tune_on_first_seed: run the grid of learning rates with the first seed alone, and the other seeds at the best
-            rate of it.
-        baseline: the scheme that differences are taken to; default: pre, if compared.
-        tokens: token slots to train each run on; sets --steps, which is 64 without a recipe.
-        out: folder for runs and report.
-        recipe: what all runs share: a recipe, the name of a shipped one, or a YAML file.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        command_line: how it was asked for, for the report.
-        progress: show on standard error how far it is.
-        **changes: fields of the recipe that differ, as for `train`.
+        schemes: The placements to compare.
+        seeds: One run of every scheme is made for each seed. Default: the recipe's seed.
+        learning_rates: Peak learning rates to try. Each scheme is judged at its own best one. Default: the recipe's.
+        tune_on_first_seed: Try the learning rates with the first seed alone, and run the other seeds at the best rate.
+        baseline: The scheme that differences are taken to. Default: pre, if it is compared.
+        out: The folder for the runs and the report.
+        recipe: What all runs share: a recipe, the name of a shipped one, or a YAML file.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        cache: The folder for tokenised data. Default: ~/.cache/mixln.
+        command_line: How it was asked for, for the report.
+        progress: Show on standard error how far it is.
+        **changes: Fields of the recipe that differ, as for `train`, such as `tokens` or `hidden_size`.
 
     Returns:
         The comparison: all runs, what they come to, and its page; its table has a row for each run.
@@ -71,6 +65,7 @@ def compare(
         PlacementError: a scheme is not one.
         InputError: the recipe cannot be used, or the folder holds something else.
     """
+    del device  # `on_device` has chosen it
     from mixln.data.prepare import prepare_data
     from mixln.device import is_main_process
     from mixln.placement import Placement
@@ -78,7 +73,6 @@ def compare(
     from mixln.studies.compare import compare as compare_schemes
     from mixln.studies.compare import plan_jobs
 
-    changes |= {} if tokens is None else {"tokens": tokens}
     recipe, out = settled_recipe(recipe, changes), Path(out)
     seeds = [recipe.seed] if seeds is None else seeds
     # everything that can be wrong with the request is found before any work is done

@@ -20,7 +20,7 @@ def convert(
     source: str | Path,
     out: str | Path,
     *,
-    to: str | None = None,
+    to: Annotated[str | None, {"names": _TARGETS}] = None,
     placement: str | None = None,
     norm_type: Annotated[str | None, {"names": PUBLISHED_NORM_TYPES}] = None,
     post_num: int | None = None,
@@ -36,12 +36,12 @@ def convert(
         mixln convert runs/train/model exported --to hf
 
     Args:
-        source: folder with config.json and the weights.
-        out: folder to write; must not exist or be empty.
-        to: export: hf, classes of Hugging Face transformers; hf-neutral-norms, for models without norms.
-        placement: import: the placement that it was trained with.
-        norm_type: import: or the NORM_TYPE of the training script: {names}.
-        post_num: import: and its POST_NUM, for Mix-LN.
+        source: The folder with config.json and the weights.
+        out: The folder to write. It must be new or empty.
+        to: Export to hf, the classes of Hugging Face transformers, or to hf-neutral-norms, for a model without norms.
+        placement: Import a model that was trained with this placement.
+        norm_type: The NORM_TYPE of the training script, instead of a placement: {names}.
+        post_num: The POST_NUM of the training script, for Mix-LN.
 
     Returns:
         The model that was written.

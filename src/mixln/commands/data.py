@@ -27,20 +27,20 @@ def prepare(
     **changes: Unpack[RecipeFields],
 ) -> PreparedData:
     """Tokenise a recipe's corpus ahead of training: into the cache, where `mixln train` and `mixln compare` with the
-    same data settings and --cache find it, or with --out into a folder that can be moved, and given as --corpus. After
+    same data settings and --cache find it, or with --out into a folder that can be moved, and given as --text. After
     an interruption the same command goes on from the pieces that are finished.
 
     Example:
         mixln data prepare --recipe 71m --workers 16 --out c4-71m
 
     Args:
-        workers: processes that tokenise; default: one for each core (in Python 1, since a script with more needs the
-            guard `if __name__ == "__main__":`).
-        out: write a folder that can be moved, not to the cache.
-        recipe: a recipe, the name of a shipped one, or a YAML file.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        progress: say on standard error how far it is.
-        **changes: fields of the recipe that differ, as for `train`.
+        workers: Processes that tokenise. Default: one for each core. In Python it is 1, since a script with more needs
+            the guard `if __name__ == "__main__":`.
+        out: A folder to write, which can be moved. Default: the data go to the cache.
+        recipe: A recipe, the name of a shipped one, or a YAML file.
+        cache: The folder for tokenised data. Default: ~/.cache/mixln.
+        progress: Say on standard error how far it is.
+        **changes: Fields of the recipe that differ, as for `train`.
 
     Returns:
         The data; its table has a row for each split.

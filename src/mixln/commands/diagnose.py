@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
 from mixln.commands.settings import DiagnosisFields, changed
 from mixln.errors import InputError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @checked_arguments
+@on_device
 def diagnose(
     models: Annotated[str | Path | Module | Sequence[str | Path | Module], {"as": Sequence[str]}],
     tokenizer: Annotated[PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None, PYTHON_ONLY] = None,
@@ -35,10 +37,11 @@ def diagnose(
     text: str | Path = "python",
     text_field: str = "text",
     out: Annotated[str | Path | None, {"default": "runs/diagnose"}] = None,
-    dtype: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str | None = None,
     device_map: str | None = None,
     only: Annotated[Sequence[str] | None, {"names": MEASURE_NAMES}] = None,
-    without: Sequence[str] | None = None,
+    without: Annotated[Sequence[str] | None, {"names": MEASURE_NAMES}] = None,
     tasks: Sequence[str] | None = None,
     task_path: str | Path | None = None,
     task_limit: int | None = None,
@@ -57,26 +60,29 @@ def diagnose(
 
     Args:
         models: Hugging Face folders, or names on the hub; in Python one or several, models in memory too.
-        tokenizer: of a model in memory; of several, one for all or a list with one for each. Folders have their own.
-        texts: documents to measure on, one string each; default: those of `text`.
-        config: how to measure; default: `DiagnosisConfig()`.
-        text: corpus as in `mixln train`; default: the standard library's text.
-        text_field: field or column of the text that holds a document.
-        out: folder for the report; default in Python: none, `save` of the result writes it.
-        dtype: float32, bfloat16, float16, or auto: the checkpoint's.
-        device_map: share a large model out over devices (auto); needs accelerate.
-        only: of {names}; default: all.
-        without: of the same: what to leave out, such as gradient_norm jacobian.
-        tasks: of lm-evaluation-harness, such as arc_easy: their scores without each layer; needs mixln[evaluation].
-        task_path: folder of YAML files of further tasks.
-        task_limit: items of each task; default: all.
-        task_metric: such as acc_norm; default: the first of each task.
-        scores: further measures of performance by name, each a function of the model (higher is better), called once
+        tokenizer: The tokenizer of a model in memory. Of several models, one for all or a list with one for each;
+            folders have their own.
+        texts: The documents to measure on, one string each. Default: those of `text`.
+        config: How to measure. Default: `DiagnosisConfig()`.
+        text: The text to measure on, as in `mixln train`.
+        text_field: The field or column of the text that holds a document.
+        out: The folder for the report. In Python the default is none, and `save` of the result writes it.
+        precision: The number format to compute in: float32, bfloat16, float16, or auto, which is the checkpoint's.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device_map: With auto, share a large model out over devices. This needs accelerate.
+        only: Measure these alone: {names}.
+        without: Do not measure these.
+        tasks: Tasks of lm-evaluation-harness, such as arc_easy, whose scores are taken without each layer. This needs
+            mixln[evaluation].
+        task_path: A folder of YAML files of further tasks.
+        task_limit: Items of each task. Default: all.
+        task_metric: The metric, such as acc_norm. Default: the first one of each task.
+        scores: Further measures of performance by name, each a function of the model (higher is better), called once
             for the whole model and once without each layer; see `mixln.studies.diagnose.diagnose_model`.
-        autocast_dtype: autocast to this; default: the model's own precision.
-        command_line: how it was asked for, for the report.
-        progress: show on standard error how far it is.
-        **changes: fields of `config` that differ, such as `max_tokens=4000`, `window=256`.
+        autocast_dtype: Autocast to this. Default: the model's own precision.
+        command_line: How it was asked for, for the report.
+        progress: Show on standard error how far it is.
+        **changes: Fields of `config` that differ, such as `max_tokens=4000`, `sequence_length=256`.
 
     Returns:
         The report: what each layer does, and its page; its table has a row for each layer of each model.
@@ -85,6 +91,7 @@ def diagnose(
         InputError: a model cannot be opened or measured, the blocks are not found, the text is shorter than a window,
             or the folder cannot be written.
     """
+    del device  # `on_device` has chosen it
     from mixln.progress import StageProgress
     from mixln.report.depth_report import REPORT_FILE
     from mixln.report.serialize import to_json
@@ -99,7 +106,7 @@ def diagnose(
         measures=config.measures if only is None else tuple(only),
         without=config.without if without is None else tuple(without),
     )
-    opened = measured_models(models, tokenizer, dtype=dtype, device_map=device_map)
+    opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
     loaded = load_tasks(tasks, task_path, task_limit, task_metric)
     folder = None if out is None else Path(out)
     diagnoses: list[ModelDiagnosis] = []

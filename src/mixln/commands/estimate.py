@@ -34,13 +34,13 @@ def estimate(
         mixln estimate --recipe 71m --device h100 --count 8 --price 2.5
 
     Args:
-        device: {names}; cpu, the default: this machine's, measured in about two seconds.
-        count: number of devices.
-        utilization: share of its peaks that the device reaches over a training step; default: by device, printed.
-        price: of one device for one hour, in any currency.
-        recipe: a recipe, the name of a shipped one, or a YAML file.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        **changes: fields of the recipe that differ, as for `train`.
+        device: The device: {names}. The speed of cpu, this machine's, is measured in about two seconds.
+        count: The number of devices.
+        utilization: The share of its peaks that the device reaches over a training step. Default: by device, printed.
+        price: The price of one device for one hour, in any currency. The cost is in the same currency.
+        recipe: A recipe, the name of a shipped one, or a YAML file.
+        cache: The folder for tokenised data. Nothing is read from it.
+        **changes: Fields of the recipe that differ, as for `train`.
 
     Returns:
         The estimate, with what it assumes; its table has a row for each way of sharing the model.

@@ -20,9 +20,9 @@ def export(source: str | Path, out: str | Path, *, step: int | None = None) -> C
         mixln export runs/train exported --step 100
 
     Args:
-        source: folder of a run (its newest checkpoint), or of one checkpoint.
-        out: folder to write; must not exist or be empty.
-        step: which checkpoint of a run; default: the newest.
+        source: The folder of a run, or of one of its checkpoints.
+        out: The folder to write. It must be new or empty.
+        step: The step of the checkpoint. Default: the newest.
 
     Returns:
         The model that was written.

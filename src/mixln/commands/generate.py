@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from mixln.chosen_device import on_device
 from mixln.signatures import checked_arguments
 
 
 @checked_arguments
+@on_device
 def generate(
     model: Annotated[str | Path, {"as": str}],
-    text: str,
+    prompt: str,
     *,
     max_new_tokens: int = 100,
     temperature: float = 0.8,
     top_p: float = 0.95,
     seed: int = 0,
+    device: str | None = None,
     progress: bool = False,
 ) -> str:
     """Continue a text with a trained model.
@@ -25,13 +28,14 @@ def generate(
         mixln generate runs/train/model "The module" --max-new-tokens 100
 
     Args:
-        model: Hugging Face folder, or name on the hub.
-        text: what to continue.
-        max_new_tokens: tokens to generate at most.
-        temperature: 0: always the likeliest token.
-        top_p: sample from the likeliest tokens of this total.
-        seed: of the sampling.
-        progress: print the text as it comes.
+        model: A Hugging Face folder, or a name on the hub.
+        prompt: The text to continue.
+        max_new_tokens: Tokens to generate at most.
+        temperature: The temperature of the sampling. At 0 the likeliest token is always taken.
+        top_p: Sample from the likeliest tokens whose probabilities add up to this.
+        seed: The seed of the sampling.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        progress: Print the text as it comes.
 
     Returns:
         The text and its continuation.
@@ -39,6 +43,7 @@ def generate(
     Raises:
         InputError: the model cannot be opened, or a number is out of its range.
     """
+    del device  # `on_device` has chosen it
     from mixln.announce import announce
     from mixln.sources import describe_model
 
@@ -50,7 +55,7 @@ def generate(
 
     continued = generate_text(
         str(model),
-        text,
+        prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
 from mixln.errors import InputError
 from mixln.signatures import checked_arguments
@@ -22,6 +23,7 @@ _HEAL_ON_THE_SAME_TEXT = ""
 
 
 @checked_arguments
+@on_device
 def prune(
     model: Annotated[str | Path | PreTrainedModel, {"as": str}],
     out: str | Path,
@@ -34,13 +36,12 @@ def prune(
     consecutive: bool = False,
     text: str | Path = "python",
     max_tokens: int = 8192,
-    window: int = 512,
+    sequence_length: int = 512,
     batch_size: int = 8,
     stack: str | None = None,
+    device: str | None = None,
     device_map: str | None = None,
-    heal: Annotated[
-        str | Path | bool | None, {"as": str, "nargs": "?", "metavar": "CORPUS", "const": _HEAL_ON_THE_SAME_TEXT}
-    ] = None,
+    heal: Annotated[str | Path | bool | None, {"as": str, "metavar": "TEXT", "const": _HEAL_ON_THE_SAME_TEXT}] = None,
     text_field: str = "text",
     healing: HealingConfig | None = None,
     cache: str | Path | None = None,
@@ -55,26 +56,27 @@ def prune(
         mixln prune runs/train/model runs/pruned --drop 2 --text books.jsonl.gz --heal
 
     Args:
-        model: Hugging Face folder, or name on the hub.
-        out: folder to write; it must be new or empty.
-        tokenizer: of a model in memory.
-        layers: what to remove, such as 21-27 or 3,5,8-10; counted from 1, inclusive.
-        drop: remove so many layers, chosen by --by.
-        by: {names}; default: removal, what the loss rises by without each layer.
-        any: with --by angular: any layers, not a run (removal and influence choose any anyway).
-        consecutive: with --by removal or influence: a run of consecutive layers.
-        text: what to measure on; default: the standard library's text.
-        max_tokens: of text to measure on; default: 8192.
-        window: tokens of a piece of text; default: 512.
-        batch_size: pieces measured at once; default: 8.
-        stack: name of the list of layers, where it cannot be told.
-        device_map: share a large model out over devices (auto).
-        heal: train what is left on this text, as `mixln train` takes it (default: that of --text), and report the loss
-            before, after pruning and after healing. Run the same command again to go on after an interruption.
-        text_field: field or column of the text that holds a document.
-        healing: how to heal; default: `HealingConfig()`.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        progress: show on standard error how far it is.
+        model: A Hugging Face folder, or a name on the hub.
+        out: The folder to write. It must be new or empty.
+        tokenizer: The tokenizer of a model in memory.
+        layers: The layers to remove, such as 21-27 or 3,5,8-10, counted from 1. Both ends of a range are removed.
+        drop: The number of layers to remove. They are chosen by --by.
+        by: How layers are chosen: {names}. Default: removal, which is what the loss rises by without each layer.
+        any: With --by angular, choose any layers instead of neighbours. The others choose any layers anyway.
+        consecutive: With --by removal or influence, choose layers that are neighbours.
+        text: The text to measure on, as in `mixln train`.
+        max_tokens: Tokens of the text to measure on.
+        sequence_length: Tokens of a piece of text.
+        batch_size: Pieces of text that are measured at once.
+        stack: The name of the list of layers, where the model has several.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device_map: With auto, share a large model out over devices.
+        heal: Train what is left, on this text or on that of --text. The loss is reported before, after pruning and
+            after healing. Run the same command again to go on after an interruption.
+        text_field: The field or column of the text that holds a document.
+        healing: How to heal. Default: `HealingConfig()`.
+        cache: The folder for tokenised data. Default: ~/.cache/mixln.
+        progress: Show on standard error how far it is.
 
     Returns:
         What is left, and what was removed; its table has one row.
@@ -84,6 +86,7 @@ def prune(
             holds something.
         TrainingDivergedError: in healing, the loss is no number any more.
     """
+    del device  # `on_device` has chosen it
     out, healing = Path(out), healing or HealingConfig()
     heal = _HEAL_ON_THE_SAME_TEXT if heal is True else None if heal is False else heal
     criterion = by or PruningRequest.by
@@ -116,7 +119,7 @@ def prune(
             consecutive=not any if criterion == "angular" else consecutive,
             text=str(text),
             text_field=text_field,
-            measurement=DiagnosisConfig(window=window, batch_size=batch_size, max_tokens=max_tokens),
+            measurement=DiagnosisConfig(sequence_length=sequence_length, batch_size=batch_size, max_tokens=max_tokens),
             stack=stack,
         )
         if heal is None:

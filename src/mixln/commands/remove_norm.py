@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
 from mixln.commands.settings import NormRemovalFields, changed
 from mixln.signatures import checked_arguments
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @checked_arguments
+@on_device
 def remove_norm(
     model: Annotated[str | Path | PreTrainedModel, {"as": str}],
     out: str | Path,
@@ -25,6 +27,7 @@ def remove_norm(
     text: str | Path = "python",
     no_control: bool = False,
     config: NormRemovalConfig | None = None,
+    device: str | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
     **changes: Unpack[NormRemovalFields],
@@ -39,15 +42,16 @@ def remove_norm(
         mixln remove-norm runs/train/model runs/norm-free --text books.jsonl.gz --steps 300
 
     Args:
-        model: Hugging Face folder, or name on the hub, of a Pre-LN language model.
-        out: folder to write; it must be new or empty.
-        tokenizer: of a model in memory.
-        text: to train on, as in `mixln train`; default: the standard library.
-        no_control: leave out the equally long fine-tuning with norms: half the time.
-        config: how norms are removed; default: `NormRemovalConfig()`.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        progress: show on standard error how far it is.
-        **changes: fields of `config` that differ, such as `steps=300`, `learning_rate`, `batch_size`.
+        model: A Hugging Face folder, or a name on the hub, of a Pre-LN language model.
+        out: The folder to write. It must be new or empty.
+        tokenizer: The tokenizer of a model in memory.
+        text: The text to train on, as in `mixln train`.
+        no_control: Leave out the equally long fine-tuning with norms, which takes half the time.
+        config: How norms are removed. Default: `NormRemovalConfig()`.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        cache: The folder for tokenised data. Default: ~/.cache/mixln.
+        progress: Show on standard error how far it is.
+        **changes: Fields of `config` that differ, such as `steps=300`, `learning_rate`, `batch_size`.
 
     Returns:
         The model without norms, and the losses; its table has a row for each removal.
@@ -56,6 +60,7 @@ def remove_norm(
         InputError: the model's norms cannot be removed, the schedule is impossible, or `out` holds something.
         TrainingDivergedError: the loss is no number any more.
     """
+    del device  # `on_device` has chosen it
     from mixln.progress import StageProgress, TrainingProgress
     from mixln.storage import claim_folder, require_new_folder
     from mixln.studies.model_folder import source_of

@@ -18,26 +18,26 @@ _MOST_LAYERS = 1000
 def schemes(
     placement: str | None = None,
     *,
-    layers: int = 12,
+    num_layers: int = 12,
     figures: Annotated[Path | None, {"metavar": "FOLDER"}] = None,
 ) -> None:
     """List every scheme and modifier; or show one of them, or any placement: formula, source, options, the names of its
     parameters, and a diagram of its blocks.
 
     Example:
-        mixln schemes 'mix(alpha=0.5)+gpas' --layers 24
+        mixln schemes 'mix(alpha=0.5)+gpas' --num-layers 24
 
     Args:
-        placement: scheme, modifier or placement; none: list what there is.
-        layers: layers of the stack that is shown; default: 12.
-        figures: draw every scheme and modifier there, as SVG.
+        placement: A scheme, modifier or placement. Default: list what there is.
+        num_layers: The number of layers of the stack that is shown.
+        figures: Draw every scheme and modifier into this folder, as SVG.
     """
-    if not 1 <= layers <= _MOST_LAYERS:
-        raise InputError(f"`layers` must be in [1, {_MOST_LAYERS}], not {layers}")
+    if not 1 <= num_layers <= _MOST_LAYERS:
+        raise InputError(f"`num_layers` must be in [1, {_MOST_LAYERS}], not {num_layers}")
     if figures is None:
-        _list() if placement is None else _show(placement, layers)
+        _list() if placement is None else _show(placement, num_layers)
     elif placement is None:
-        _draw(figures, layers)
+        _draw(figures, num_layers)
     else:
         raise InputError("`figures` draws every scheme and modifier: leave out the placement")
 

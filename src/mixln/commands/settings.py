@@ -167,7 +167,7 @@ class RunFields(RecipeFields, total=False):
 class DiagnosisFields(TypedDict, total=False):
     """The fields of a `DiagnosisConfig`, as keyword arguments; see there."""
 
-    window: int
+    sequence_length: int
     batch_size: int
     max_tokens: int
     performance_tokens: int
@@ -178,7 +178,7 @@ class DiagnosisFields(TypedDict, total=False):
     fresh_gradients: bool
     interpretability_tokens: int
     interpretability_prompts: int
-    layers: str | None
+    stack: str | None
 
 
 class NormRemovalFields(TypedDict, total=False):
@@ -203,7 +203,7 @@ class NormRemovalFields(TypedDict, total=False):
     batch_size: int
     micro_batch_size: int | None
     sequence_length: int | None
-    validation_corpus: str | Path | None
+    validation_text: str | Path | None
     max_validation_tokens: int
     seed: int
     precision: WantedPrecision

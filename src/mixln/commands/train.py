@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import RunFields, settled_recipe
 from mixln.signatures import checked_arguments
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 
 @checked_arguments
+@on_device
 def train(
     *,
     out: str | Path = "runs/train",
     recipe: Recipe | str | Path = "nano",
+    device: str | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
     **changes: Unpack[RunFields],
@@ -27,14 +30,15 @@ def train(
     when the same command is run again.
 
     Example:
-        mixln train --recipe nano --model.placement 'mix(alpha=0.25)' --steps 1000 --out runs/mix
+        mixln train --placement 'mix(alpha=0.25)' --steps 1000 --out runs/mix
 
     Args:
-        out: folder of the run.
-        recipe: a recipe, the name of a shipped one, or a YAML file.
-        cache: folder for tokenised data; default: ~/.cache/mixln.
-        progress: show on standard error how far it is.
-        **changes: fields of the recipe that differ, such as `placement="mix(alpha=0.25)"`, `steps=1000`, `corpus`,
+        out: The folder of the run.
+        recipe: A recipe, the name of a shipped one, or a YAML file.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        cache: The folder for tokenised data. Default: ~/.cache/mixln.
+        progress: Show on standard error how far it is.
+        **changes: Fields of the recipe that differ, such as `placement="mix(alpha=0.25)"`, `steps=1000`, `text`,
             `learning_rate`, `hidden_size`.
 
     Returns:
@@ -44,6 +48,7 @@ def train(
         InputError: the recipe cannot be used, or the folder holds another run.
         TrainingDivergedError: the loss is no number any more, and the recipe says to stop then.
     """
+    del device  # `on_device` has chosen it
     from mixln.data.prepare import prepare_data
     from mixln.progress import TrainingProgress
     from mixln.tasks.build import check_model

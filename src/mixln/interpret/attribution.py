@@ -61,7 +61,7 @@ def direct_logit_attribution(
     positions: Tensor | None = None,
     *,
     arguments: Mapping[str, Any] | None = None,
-    layers: str | None = None,
+    stack: str | None = None,
 ) -> LogitAttribution:
     """Take logit differences apart into what each component of the model contributes directly.
 
@@ -81,7 +81,7 @@ def direct_logit_attribution(
         distractors: of the same shape, the token whose logit is taken off.
         positions: of the same shape, where the logits are read; None: at the last token.
         arguments: further ones of the model, such as `attention_mask`.
-        layers: the name of the list of blocks, where it is ambiguous.
+        stack: the name of the list of blocks, where it is ambiguous.
 
     Raises:
         InputError: shapes do not fit, or the stream is not such a sum (Post-LN, caps on the logits ...); says why.
@@ -97,7 +97,7 @@ def direct_logit_attribution(
         )
     answers, distractors, positions = (tensor.reshape(rows, -1).cpu() for tensor in (answers, distractors, positions))
     given = on_device({"input_ids": input_ids, "use_cache": False, **(arguments or {})}, model_device(model))
-    stream = find_stream(model, given, layers)
+    stream = find_stream(model, given, stack)
     return attribute(stream, read(stream, given), answers, distractors, positions)
 
 

@@ -60,7 +60,7 @@ def entropy_neurons(
     *,
     count: int = 6,
     share: float = 0.05,
-    layers: str | None = None,
+    stack: str | None = None,
 ) -> EntropyNeurons:
     """Choose neurons of the last feed-forward with large weights and little effect on logits, and mean-ablate them.
 
@@ -78,7 +78,7 @@ def entropy_neurons(
         batches: with targets; run through twice.
         count: k, of neurons.
         share: of neurons among which the largest are taken, in (0, 1]; at least `count` of them.
-        layers: the name of the list of blocks, where it is ambiguous.
+        stack: the name of the list of blocks, where it is ambiguous.
 
     Raises:
         InputError: numbers out of range, no counted token, a stream that is no plain sum, or a last feed-forward that
@@ -89,7 +89,7 @@ def entropy_neurons(
     if count < 1 or not 0 < share <= 1:
         raise InputError(f"count must be at least 1 and share in (0, 1], not {count} and {share}")
     device = model_device(model)
-    stream = find_stream(model, batches[0].rows(0, 1).arguments_on(device), layers)
+    stream = find_stream(model, batches[0].rows(0, 1).arguments_on(device), stack)
     weights = _output_weights(stream)
     total, tokens, readout = torch.zeros(len(weights), dtype=torch.float64), 0, None
     for batch in batches:

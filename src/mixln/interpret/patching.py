@@ -86,9 +86,7 @@ class PatchingAgreement:
         return _mean_and_deviation([one.error for one in self.prompts])
 
 
-def patching_agreement(
-    model: nn.Module, pairs: Sequence[PromptPair], *, layers: str | None = None
-) -> PatchingAgreement:
+def patching_agreement(model: nn.Module, pairs: Sequence[PromptPair], *, stack: str | None = None) -> PatchingAgreement:
     """Patch by activations and by gradients, and compare: once for each pair of prompts.
 
     Attribution patching (Nanda 2023; AtP*: Kramar et al. 2024, arXiv 2403.00745) is worth its one backward pass as far
@@ -97,14 +95,14 @@ def patching_agreement(
     Args:
         model: a causal language model whose blocks and sublayers are found; any placement.
         pairs: at least one, as `induction_prompts` makes them.
-        layers: the name of the list of blocks, where it is ambiguous.
+        stack: the name of the list of blocks, where it is ambiguous.
 
     Raises:
         InputError: there are no pairs, or the two prompts of one have not one length or do not differ.
     """
     if not pairs:
         raise InputError("there are no prompts to patch: give at least one pair")
-    stream = stream_for(model, pairs[0], layers)
+    stream = stream_for(model, pairs[0], stack)
     return PatchingAgreement([patching_effects(stream, pair) for pair in pairs])
 
 
@@ -119,7 +117,7 @@ def patching_effects(stream: Stream, pair: PromptPair, tick: Tick = no_tick) -> 
     return PatchingEffects(activation, attribution, first, clean, corrupted)
 
 
-def activation_patching(model: nn.Module, pair: PromptPair, *, layers: str | None = None) -> Tensor:
+def activation_patching(model: nn.Module, pair: PromptPair, *, stack: str | None = None) -> Tensor:
     """Put one activation of the clean run into the corrupted run, and measure the change of the logit difference.
 
         effect[l, s, t] = d(corrupted run, with output of sublayer s of block l at position t as in the clean run)
@@ -130,7 +128,7 @@ def activation_patching(model: nn.Module, pair: PromptPair, *, layers: str | Non
     Args:
         model: a causal language model whose blocks and sublayers are found; any placement.
         pair: of prompts.
-        layers: the name of the list of blocks, where it is ambiguous.
+        stack: the name of the list of blocks, where it is ambiguous.
 
     Returns:
         (L, 2, T), float64, in logits: attention, then feed-forward. A sublayer's output is what it adds to the stream,
@@ -139,7 +137,7 @@ def activation_patching(model: nn.Module, pair: PromptPair, *, layers: str | Non
     Raises:
         InputError: the prompts have not one length or do not differ, or the blocks are not found.
     """
-    stream, first = stream_for(model, pair, layers), pair.first_difference()
+    stream, first = stream_for(model, pair, stack), pair.first_difference()
     clean_outputs, _ = _observed(stream, pair.clean, pair)
     _, corrupted = _observed(stream, pair.corrupted, pair)
     with evaluation_mode(model):
@@ -147,7 +145,7 @@ def activation_patching(model: nn.Module, pair: PromptPair, *, layers: str | Non
     return torch.cat((effects.new_zeros(*effects.shape[:2], first), effects), dim=-1)
 
 
-def attribution_patching(model: nn.Module, pair: PromptPair, *, layers: str | None = None) -> Tensor:
+def attribution_patching(model: nn.Module, pair: PromptPair, *, stack: str | None = None) -> Tensor:
     """The linear approximation of `activation_patching`, all components from one backward pass.
 
         effect[l, s, t] = d d / d F[l, s, t] (at the corrupted run) . (F_clean[l, s, t] - F_corrupted[l, s, t])
@@ -155,19 +153,19 @@ def attribution_patching(model: nn.Module, pair: PromptPair, *, layers: str | No
     Nanda 2023; AtP in Kramar et al. 2024 (arXiv 2403.00745), section 2. Arguments, shape and errors are those of
     `activation_patching`.
     """
-    stream, _ = stream_for(model, pair, layers), pair.first_difference()
+    stream, _ = stream_for(model, pair, stack), pair.first_difference()
     clean_outputs, _ = _observed(stream, pair.clean, pair)
     with evaluation_mode(model):
         return _gradient_effects(stream, pair, clean_outputs)
 
 
-def stream_for(model: nn.Module, pair: PromptPair, layers: str | None = None) -> Stream:
+def stream_for(model: nn.Module, pair: PromptPair, stack: str | None = None) -> Stream:
     """The stream of a model to patch.
 
     Raises:
         InputError: blocks or sublayers are not found.
     """
-    return find_stream(model, _arguments(model, pair.clean[None]), layers)
+    return find_stream(model, _arguments(model, pair.clean[None]), stack)
 
 
 def _arguments(model: nn.Module, ids: Tensor) -> dict[str, Any]:

@@ -125,35 +125,35 @@ class Stream:
                 )
 
 
-def find_stream(model: nn.Module, arguments: Mapping[str, Any], layers: str | None = None) -> Stream:
+def find_stream(model: nn.Module, arguments: Mapping[str, Any], stack: str | None = None) -> Stream:
     """Find the blocks of a model and the modules that write to its stream, in one forward pass.
 
     Args:
         model: any model whose blocks and sublayers are found (see `mixln.models.anatomy`, `mixln.measure.sublayers`).
         arguments: of the model, for the pass; one row will do.
-        layers: the name of the list of blocks, where it is ambiguous.
+        stack: the name of the list of blocks, where it is ambiguous.
 
     Raises:
         InputError: blocks or sublayers are not found, or blocks do not feed each other.
     """
-    stack, finder = find_block_stack(model, layers), SublayerFinder()
+    blocks, finder = find_block_stack(model, stack), SublayerFinder()
     calls: dict[nn.Module, tuple[Any, Any]] = {}
-    inside = [(module, module) for module in stack.layers.modules() if module is not stack.layers]
+    inside = [(module, module) for module in blocks.layers.modules() if module is not blocks.layers]
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         calls[module] = (args[0] if args else None, output)
 
-    with watched(inside, note), evaluation_mode(model), torch.no_grad(), finder.watch(stack), recording(stack):
+    with watched(inside, note), evaluation_mode(model), torch.no_grad(), finder.watch(blocks), recording(blocks):
         call_model(model, arguments)
 
     def writer(index: int, sublayer: Sublayer) -> nn.Module:
         """The branch, or the norm that is given its very output."""
         branch = finder.branch(index, sublayer)
         output = block_output(calls[branch][1])
-        norms = filter(is_norm, stack.layers[index].modules())
+        norms = filter(is_norm, blocks.layers[index].modules())
         return next((norm for norm in norms if calls.get(norm, (None,))[0] is output), branch)
 
-    return Stream(stack, [{name: writer(index, name) for name in SUBLAYERS} for index in range(len(stack.layers))])
+    return Stream(blocks, [{name: writer(index, name) for name in SUBLAYERS} for index in range(len(blocks.layers))])
 
 
 def rounding(dtype: torch.dtype) -> float:

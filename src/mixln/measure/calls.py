@@ -50,13 +50,13 @@ class BlockCall(NamedTuple):
         if not self.args and _HIDDEN_STATES not in self.kwargs:
             raise InputError(
                 f"a block is called with {', '.join(self.kwargs) or 'nothing'}, and not with {_HIDDEN_STATES} or a "
-                "first argument: its input is unknown. Name another list of blocks with `layers`"
+                "first argument: its input is unknown. Name another list of blocks with `stack`"
             )
         found = self.args[0] if self.args else self.kwargs[_HIDDEN_STATES]
         if not isinstance(found, Tensor):
             raise InputError(
                 f"a block is called with a {type(found).__name__} first, not with a tensor of hidden states. Name "
-                "another list of blocks with `layers`"
+                "another list of blocks with `stack`"
             )
         return found
 
@@ -152,6 +152,6 @@ def block_output(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise InputError(
             f"a block returns a {type(found).__name__}, not a tensor of hidden states. Name another list of blocks "
-            "with `layers`"
+            "with `stack`"
         )
     return found

@@ -125,7 +125,7 @@ def observe(
             if number == 0:
                 few = observed(stack, batch.rows(0, 1))
                 if reason := few.reason_against(measures):
-                    raise InputError(f"{reason}. Name another list of blocks with `layers`, or leave this measure out")
+                    raise InputError(f"{reason}. Name another list of blocks with `stack`, or leave this measure out")
             for measure in measures:
                 measure.update(observation)
     return stack

@@ -93,14 +93,14 @@ def _check_chain(stack: BlockStack, ran: list[int], inputs: list[Tensor], output
         raise InputError(
             f"{len(ran)} block calls in one forward pass of a model of {expected} blocks ({stack.name}); the depth "
             "measures need each block to run once, in order (no shared or skipped blocks). If the blocks are "
-            "elsewhere, name them with `layers`"
+            "elsewhere, name them with `stack`"
         )
     for number, (output, following) in enumerate(zip(outputs, inputs[1:], strict=False), start=1):
         # torch.equal is False of different shapes
         if output is not following and not torch.equal(output, following.to(output.device)):
             raise InputError(
                 f"the output of block {number} of {stack.name} is not the input of block {number + 1}: something "
-                "between them changes it, so the list is not the residual stream. Name the blocks with `layers`"
+                "between them changes it, so the list is not the residual stream. Name the blocks with `stack`"
             )
 
 

@@ -68,7 +68,9 @@ def text_windows(
     encoder = DocumentEncoder(tokenizer)
     frame = len(encoder.begin) + len(encoder.end)
     if special_tokens and frame >= window:
-        raise InputError(f"a window of {window} tokens has no room beside {frame} special tokens. Give a longer window")
+        raise InputError(
+            f"a window of {window} tokens has no room beside {frame} special tokens. Give a larger `sequence_length`"
+        )
     most_characters = max_tokens * _CHARACTERS_PER_TOKEN
     documents = [
         _pieces(encoder, text[:most_characters], window, special_tokens) for text in islice(texts, max_documents)
@@ -84,7 +86,7 @@ def text_windows(
     total = max_tokens - left
     if total < min(window, max_tokens):
         what = f"all of the text is {total} tokens, less than one window" if total else "there is no text to measure on"
-        raise InputError(f"{what} (of {window} tokens). Give more text, or a shorter window")
+        raise InputError(f"{what} (of {window} tokens). Give more text, or a smaller `sequence_length`")
     return windows
 
 
@@ -142,18 +144,18 @@ def longest_window(tokenizer: PreTrainedTokenizerBase, config: object, wanted: i
     return min([wanted, *limits])
 
 
-def encoder_around(model: nn.Module, layers: str | None) -> tuple[nn.Module, str, str] | None:
+def encoder_around(model: nn.Module, stack: str | None) -> tuple[nn.Module, str, str] | None:
     """The encoder of an encoder-decoder, its name, and that of a list of blocks in it; None if the list is elsewhere.
 
     An encoder runs on text alone; the whole model needs a second text, for its decoder.
 
     Args:
         model: any.
-        layers: name of the list, in the model or in its part without heads.
+        stack: name of the list, in the model or in its part without heads.
     """
     base, prefix = without_heads(model)
     get: Any = getattr(base, "get_encoder", None)
-    if layers is None or get is None or not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+    if stack is None or get is None or not getattr(getattr(base, "config", None), "is_encoder_decoder", False):
         return None
     try:
         with naming_failures(f"a {type(base).__name__} does not give its encoder"):
@@ -161,5 +163,5 @@ def encoder_around(model: nn.Module, layers: str | None) -> tuple[nn.Module, str
     except ModelCallError:
         return None
     name = next((name for name, module in base.named_modules() if module is encoder), "")
-    inside = layers.removeprefix(prefix)
+    inside = stack.removeprefix(prefix)
     return (encoder, prefix + name, inside.removeprefix(f"{name}.")) if name and inside.startswith(f"{name}.") else None

@@ -102,7 +102,7 @@ class Anatomy:
         return {name: parts[id(parameter)] for name, parameter in self.stack.model.named_parameters()}
 
 
-def find_block_stack(model: nn.Module, layers: str | None = None) -> BlockStack:
+def find_block_stack(model: nn.Module, stack: str | None = None) -> BlockStack:
     """Find the repeated blocks of a model.
 
     Candidates are the lists of modules (`nn.ModuleList`, `nn.Sequential` of one class) that hold parameters and lie in
@@ -112,14 +112,14 @@ def find_block_stack(model: nn.Module, layers: str | None = None) -> BlockStack:
 
     Args:
         model: any module; usually a Hugging Face model.
-        layers: the name of the list in the model, such as `model.layers`, where it cannot be told.
+        stack: the name of the list in the model, such as `model.layers`, where the model has several.
 
     Raises:
         InputError: there is none, it is empty, or there are several; the message names the candidates.
     """
     candidates = lists_of_blocks(model)
-    if layers is not None:
-        return BlockStack(model, layers, _named_list(model, layers, candidates))
+    if stack is not None:
+        return BlockStack(model, stack, _named_list(model, stack, candidates))
     chosen = list(candidates)
     if len(chosen) > 1 and not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         length = _config_length(model)
@@ -130,25 +130,25 @@ def find_block_stack(model: nn.Module, layers: str | None = None) -> BlockStack:
             raise InputError(f"a {kind} has no list of blocks (nn.ModuleList). Give a model that has one")
         raise InputError(
             f"which list holds the blocks of a {kind} is not clear: {_listing(candidates)}. Name one: "
-            f"`layers={chosen[0]}`"
+            f"`stack={chosen[0]}`"
         )
     return BlockStack(model, chosen[0], candidates[chosen[0]])
 
 
-def find_anatomy(model: nn.Module, layers: str | None = None) -> Anatomy:
+def find_anatomy(model: nn.Module, stack: str | None = None) -> Anatomy:
     """Find the parts of a model.
 
     Args:
         model: any module; usually a Hugging Face model.
-        layers: the name of its list of blocks, where it cannot be told.
+        stack: the name of its list of blocks, where it has several.
 
     Raises:
         InputError: as `find_block_stack`.
     """
-    stack = find_block_stack(model, layers)
-    before, after = _around(model, stack.name, input_embeddings(model))
+    blocks = find_block_stack(model, stack)
+    before, after = _around(model, blocks.name, input_embeddings(model))
     final_norm = _declared_final_norm(model) or _found_final_norm(model, after)
-    return Anatomy(stack, tuple(before), final_norm, tuple(name for name in after if name != final_norm))
+    return Anatomy(blocks, tuple(before), final_norm, tuple(name for name in after if name != final_norm))
 
 
 def block_anatomy(block: nn.Module) -> BlockAnatomy:
@@ -194,7 +194,7 @@ def _named_list(model: nn.Module, name: str, candidates: Mapping[str, BlockList]
         module = None
     if not isinstance(module, BlockList) or not len(module):
         what = "is not there" if module is None else f"is a {type(module).__name__}, not a list of blocks"
-        raise InputError(f"`layers={name}`: {what}. A {type(model).__name__} has {_listing(candidates)}")
+        raise InputError(f"`stack={name}`: {what}. A {type(model).__name__} has {_listing(candidates)}")
     return module
 
 

@@ -109,7 +109,7 @@ def diagnose_model(
         text.model,
         text.batches,
         text.performance,
-        replace(config, layers=text.layers),
+        replace(config, stack=text.stack),
         name=name or str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__),
         autocast_dtype=autocast_dtype,
         scores=scores,
@@ -165,7 +165,7 @@ def diagnose_batches(
         raise InputError("there are no batches to measure on: give at least one")
     require_finite_parameters(model)
     part, prefix = (model, "") if performance is not None and performance.needs_head else without_heads(model)
-    stack = find_block_stack(part, config.layers and config.layers.removeprefix(prefix))
+    stack = find_block_stack(part, config.stack and config.stack.removeprefix(prefix))
     batches, padding_note = faithful_batches(part, batches, autocast_dtype)
     sublayers, first = _first_look(stack, batches[0], autocast_dtype)
     given = Given(stack, performance, ProvenExecution(sublayers), config, autocast_dtype, report_stage)
@@ -269,7 +269,7 @@ def _first_look(
         raise InputError(
             f"the blocks of {stack.name} change the shape of what goes through them, {shapes[0]} to {shapes[-1]}: they "
             "are stages of different widths, none of which can be taken out. "
-            + (f"Name the blocks of one stage with `layers`: {inner}" if inner else "Name other blocks with `layers`")
+            + (f"Name the blocks of one stage with `stack`: {inner}" if inner else "Name other blocks with `stack`")
         )
     return finder, seen
 

@@ -20,27 +20,26 @@ class DiagnosisConfig(Checked):
     """How a model is measured.
 
     Attributes:
-        window: tokens of a piece of text; less if the model takes no more.
-        batch_size: pieces that go through the model together; without influence on the results.
-        max_tokens: of text for what one forward pass tells, taken from all documents alike.
-        performance_tokens: of these, for what needs many passes: performance drops and Jacobians.
-        gradient_tokens: of these, for gradient norms; 0: none.
-        max_documents: to read.
-        run_lengths: lengths of the runs of layers to remove, beside single layers.
-        measures: names of what to measure (`MEASURE_NAMES`); None: all.
-        without: names of what not to measure; these are left out of `measures`.
-        fresh_gradients: whether gradient norms are taken of a freshly initialised model too (which is a second one in
-            memory).
-        interpretability_tokens: of these, for what norms do to the tools of interpretability (attribution, patching,
-            entropy neurons), of a language model; 0: none.
-        interpretability_prompts: pairs of prompts of the induction task that are patched for that.
-        layers: the name of the list of blocks, where it is ambiguous.
+        sequence_length: Tokens of a piece of text. Fewer are used where the model takes no more.
+        batch_size: Pieces of text that go through the model together. It does not change the results.
+        max_tokens: Tokens of text for measures that need one forward pass. They are taken from all documents alike.
+        performance_tokens: As many of these tokens are used for measures that need many passes, such as removal.
+        gradient_tokens: As many of these tokens are used for gradient norms. With 0 there are none.
+        max_documents: Documents of the text to read at most.
+        run_lengths: Remove runs of so many layers too, beside single layers.
+        measures: The names of the measures to take, of `MEASURE_NAMES`. None: all.
+        without: The names of measures that are not taken.
+        fresh_gradients: Take gradient norms of a freshly initialised model too, which is a second one in memory.
+        interpretability_tokens: As many of these tokens show what the norms of a language model do to attribution,
+            patching and entropy neurons. With 0 this is not measured.
+        interpretability_prompts: Pairs of prompts of the induction task that are patched for that.
+        stack: The name of the list of blocks, where the model has several.
 
     Raises:
         InputError: a number is out of range, or a measure is not one.
     """
 
-    window: Annotated[int, Range(low=2)] = 512
+    sequence_length: Annotated[int, Range(low=2)] = 512
     batch_size: Annotated[int, Range(low=1)] = 8
     max_tokens: Annotated[int, Range(low=2)] = 65_536
     performance_tokens: Annotated[int, Range(low=2)] = 8_192
@@ -52,7 +51,7 @@ class DiagnosisConfig(Checked):
     fresh_gradients: bool = False
     interpretability_tokens: NonNegativeInt = 0
     interpretability_prompts: Annotated[int, Range(low=1)] = 4
-    layers: str | None = None
+    stack: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,14 +26,14 @@ class MeasuredText:
         model: what is run: the model, or its encoder where its decoder would need a text of its own.
         batches: the text.
         performance: what a change costs: of a causal language model the loss, of any other the pooled embedding's turn.
-        layers: the name of the list of blocks in what is run; None: it is to be found.
+        stack: the name of the list of blocks in what is run; None: it is to be found.
         encoder: the name of the encoder in the model; empty: the model itself is run.
     """
 
     model: nn.Module
     batches: list[ModelBatch]
     performance: Performance
-    layers: str | None
+    stack: str | None
     encoder: str
 
 
@@ -58,13 +58,13 @@ def measured_text(
         InputError: there is too little text, or the model has no embedding of one of its tokens.
     """
     predicts_next = is_causal_language_model(model)
-    window = longest_row(model, longest_window(tokenizer, getattr(model, "config", None), config.window))
+    window = longest_row(model, longest_window(tokenizer, getattr(model, "config", None), config.sequence_length))
     windows = text_windows(
         tokenizer, texts, window, config.max_tokens, config.max_documents, special_tokens=not predicts_next
     )
     require_embedded(chain.from_iterable(window.input_ids for window in windows), model, tokenizer)
     padding_id = padding_token(model, tokenizer)
     batches = text_batches(windows, config.batch_size, padding_id, predicts_next=predicts_next)
-    part = None if whole else encoder_around(model, config.layers)
-    encoder, name, layers = part or (model, "", config.layers)
-    return MeasuredText(encoder, batches, LanguageModelLoss() if predicts_next else EmbeddingTurn(), layers, name)
+    part = None if whole else encoder_around(model, config.stack)
+    encoder, name, stack = part or (model, "", config.stack)
+    return MeasuredText(encoder, batches, LanguageModelLoss() if predicts_next else EmbeddingTurn(), stack, name)

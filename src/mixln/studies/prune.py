@@ -19,7 +19,7 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.pruning_cost import pruning_cost
-from mixln.studies.pruning_request import Criterion, PruningRequest, blocks_named_by_stack
+from mixln.studies.pruning_request import Criterion, PruningRequest
 from mixln.studies.stages import ReportStage
 
 
@@ -85,7 +85,6 @@ def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
     )
 
 
-@blocks_named_by_stack()
 def find_prunable_stack(model: nn.Module, name: str | None = None) -> BlockStack:
     """Find the blocks of a model as `find_block_stack` does, its errors in the words of a `PruningRequest`."""
     return find_block_stack(model, name)
@@ -123,11 +122,10 @@ def select_layers(
         performance_tokens=request.measurement.max_tokens,
         run_lengths=(request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else (),
         measures=measures_for(request.by),
-        layers=_name_in(measured, stack),
+        stack=_name_in(measured, stack),
     )
     texts = _texts(request, say)
-    with blocks_named_by_stack():
-        diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
+    diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 
@@ -151,10 +149,9 @@ def measure_cost(
     """
     try:
         measured = measured_part(model)
-        config = replace(request.measurement, layers=_name_in(measured, stack))
+        config = replace(request.measurement, stack=_name_in(measured, stack))
         tokenizer, texts = load_tokenizer(request.source), _texts(request, say)
-        with blocks_named_by_stack():
-            return pruning_cost(measured, tokenizer, texts, indices, config, report_stage)
+        return pruning_cost(measured, tokenizer, texts, indices, config, report_stage)
     except InputError as error:
         say(f"what removing these layers costs was not measured: {error}")
         return None

@@ -22,7 +22,7 @@ from mixln.records import decode, read_json
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
-from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, to_text
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks.fine_tuning import FineTuning, model_fingerprint
@@ -184,7 +184,6 @@ class PruneAndHeal(TrainingWork):
         batch_size = self.recipe.evaluation_batch_size
         return validation_loss(model, self._data, batch_size, self.precision.autocast_dtype)
 
-    @blocks_named_by_stack()
     def _losses(self, model: PreTrainedModel, stack: BlockStack, indices: Sequence[int]) -> HealingReport:
         before = self._loss(model)
         with without_blocks(stack, indices):

@@ -35,7 +35,7 @@ from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared
 from mixln.models.weight_files import StoredTensor, stored_tensors
 from mixln.report.pruning_cost import PruningCost
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder
-from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, blocks_named_by_stack, to_text
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, to_text
 
 _MOST_CONFIGS = 4
 
@@ -63,7 +63,6 @@ def open_for_pruning(
     return model
 
 
-@blocks_named_by_stack()
 def prune_model(
     request: PruningRequest,
     stack: BlockStack,

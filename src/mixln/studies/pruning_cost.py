@@ -45,7 +45,7 @@ def pruning_cost(
         InputError: the text cannot be measured on, or the model does not run without the layers.
     """
     text = measured_text(model, tokenizer, texts, config)
-    stack = find_block_stack(text.model, text.layers)
+    stack = find_block_stack(text.model, text.stack)
     batches, _ = faithful_batches(text.model, text.batches, None)
     measure = PerformanceDrop(lambda num_blocks: [_without(indices, num_blocks)], text.performance)
     observe(stack, batches, [measure], tick=Steps("what is lost", 2 * len(batches), report_stage))

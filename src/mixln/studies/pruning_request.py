@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -71,7 +70,7 @@ class PruningRequest(Checked):
             consecutive=chosen and self.consecutive,
             text=self.text if chosen else None,
             max_tokens=self.measurement.max_tokens if chosen else None,
-            window=self.measurement.window if chosen else None,
+            window=self.measurement.sequence_length if chosen else None,
         )
 
 
@@ -129,18 +128,6 @@ def parse_layers(text: str) -> list[int]:
             raise InputError(f"`layers={text}`: {part} ends before it begins")
         layers.extend(range(first, last + 1))
     return layers
-
-
-@contextmanager
-def blocks_named_by_stack() -> Iterator[None]:
-    """In errors raised inside the `with` block, the list of blocks is the parameter `stack`, not `layers`.
-
-    Elsewhere it is `layers`; a request's `layers` are those to remove.
-    """
-    try:
-        yield
-    except InputError as error:
-        raise InputError(re.sub("`layers(?=[`=])", "`stack", str(error))) from error
 
 
 def to_text(record: DataclassInstance) -> str:

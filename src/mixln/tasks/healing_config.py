@@ -40,7 +40,7 @@ class FurtherTrainingConfig(Checked):
         batch_size: rows of a step.
         micro_batch_size: rows of a forward and backward; null: all of the step's.
         sequence_length: tokens in a row; null: 512, or as many as the model takes.
-        validation_corpus: what the losses are measured on; null: documents split off the text.
+        validation_text: what the losses are measured on; null: documents split off the text.
         max_validation_tokens: of it.
         seed: of the order of the data, and of all other random numbers.
         precision: as in a recipe.
@@ -50,7 +50,7 @@ class FurtherTrainingConfig(Checked):
     batch_size: PositiveInt = 8
     micro_batch_size: PositiveInt | None = None
     sequence_length: PositiveInt | None = None
-    validation_corpus: str | None = None
+    validation_text: str | None = None
     max_validation_tokens: Annotated[int, Range(low=2)] = 32_768
     seed: NonNegativeInt = 0
     precision: WantedPrecision = "auto"
@@ -74,7 +74,7 @@ class FurtherTrainingConfig(Checked):
         data = DataConfig(
             corpus=corpus,
             text_field=text_field,
-            validation_corpus=self.validation_corpus,
+            validation_corpus=self.validation_text,
             tokenizer=tokenizer,
             # a row's targets reach one token further, and the last partial row is dropped
             max_tokens=steps * self.batch_size * length + 1,

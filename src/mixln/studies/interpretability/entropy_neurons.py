@@ -44,7 +44,7 @@ class _EntropyNeurons(Interpretability):
     def measured(self, given: Given, batches: Sequence[ModelBatch]) -> list[Series]:
         """The chosen neurons, and what holding each, and all together, does to entropy and loss."""
         twice = Reported(batches, self.called, given.report, passes=2)
-        found = entropy_neurons(given.stack.model, twice, layers=given.stack.name)
+        found = entropy_neurons(given.stack.model, twice, stack=given.stack.name)
         names = [f"neuron {index}" for index in found.neurons]
         chosen = {"neuron_weight_norm": found.weight_norm, "neuron_logit_variance": found.logit_variance}
         changes = {
