@@ -21,7 +21,14 @@ from benchmarks.documents import load_documents, make_tokenizer
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.measure import Measurement, Task, measure
 from benchmarks.report import ContenderReport, Report, ScalingReport, SchemeReport, describe, write_results
-from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, DEFAULT_STEPS, SEQUENCE_LENGTH, VOCABULARY, Settings
+from benchmarks.settings import (
+    DEFAULT_MICRO_BATCH_SIZE,
+    DEFAULT_STEPS,
+    SEQUENCE_LENGTH,
+    SIZES,
+    Settings,
+    vocabulary_of,
+)
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.training import decide_precision
@@ -148,7 +155,7 @@ def _settings(given: argparse.Namespace) -> Settings:
     settings = Settings(
         size=given.size,
         documents=given.documents,
-        tokenizer=str(make_tokenizer(given.documents, VOCABULARY[given.size], cache)),
+        tokenizer=str(make_tokenizer(given.documents, vocabulary_of(given.size), cache)),
         micro_batch_size=given.micro_batch_size or DEFAULT_MICRO_BATCH_SIZE[given.size],
         accumulation=given.accumulate,
         warm_up_steps=given.warm_up_steps,
@@ -188,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m benchmarks --size nano --documents documents.jsonl.gz --rounds 7",
         allow_abbrev=False,
     )
-    parser.add_argument("--size", choices=list(VOCABULARY), default="nano", help="recipe of the model; default: nano")
+    parser.add_argument("--size", choices=SIZES, default="nano", help="recipe of the model; default: nano")
     parser.add_argument(
         "--documents", default="python", metavar="FILE", help="corpus; default: python, the standard library's own text"
     )
@@ -202,9 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     modes.add_argument("--scaling", action="store_true", help="measure step time and memory against layers and batch")
     parser.add_argument("--trainer-compile", action="store_true", help=f"measure {COMPILED_TRAINER} too")
     parser.add_argument("--rounds", type=_at_least(1), default=5, help="default: 5")
-    parser.add_argument("--steps", type=_at_least(1), help="measured steps; default: 20 (nano), 6 (71m)")
+    parser.add_argument("--steps", type=_at_least(1), help=f"measured steps; default: {_by_size(DEFAULT_STEPS)}")
     parser.add_argument("--warm-up-steps", type=_at_least(1), default=3, help="steps before them; default: 3")
-    parser.add_argument("--micro-batch-size", type=_at_least(1), help="rows of 256; default: 8 (nano), 16 (71m)")
+    parser.add_argument(
+        "--micro-batch-size", type=_at_least(1), help=f"rows of 256; default: {_by_size(DEFAULT_MICRO_BATCH_SIZE)}"
+    )
     parser.add_argument("--accumulate", type=_at_least(1), default=1, help="micro-batches in a step; default: 1")
     parser.add_argument(
         "--precision",
@@ -219,6 +228,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", help="folder for the tokenizer and the tokens; default: ~/.cache/mixln")
     parser.add_argument("--output", help="JSON file; default: out/benchmarks/MODE-SIZE.json")
     return parser
+
+
+def _by_size(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} ({size})" for size, number in numbers.items())
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.contenders import MATRIX_PEAK
 from benchmarks.measure import Measurement
-from benchmarks.settings import SEQUENCE_LENGTH, VOCABULARY, Settings, pre_comes_first
+from benchmarks.settings import SEQUENCE_LENGTH, Settings, pre_comes_first
 
 _VALUES_FOR_BOOTSTRAP = 6
 _RESAMPLES = 10_000
@@ -39,7 +39,8 @@ class Speed:
 
     Attributes:
         step_seconds: median over steps.
-        busy: processor time over time * threads; below about 0.9 on the processor, something else was running.
+        busy: processor time over time * threads; below about 0.9, something else was running. 1 on a GPU, for which
+            the processor only waits.
         tokens_per_processor_second: predicted tokens by the time of all processors: other programs lengthen it less.
         tokens_per_second: predicted tokens: the median over steps of each step's rate.
         slots_per_second: the same of all token slots, padding included.
@@ -97,7 +98,7 @@ def flops_per_token(parameters: int, settings: Settings) -> float:
     because a token attends to half of the row on average. L layers, width d, T tokens in a row.
     """
     model = settings.recipe().model
-    embedding = VOCABULARY[settings.size] * model.hidden_size
+    embedding = settings.vocabulary * model.hidden_size
     attention = 12 * model.num_hidden_layers * model.hidden_size * SEQUENCE_LENGTH / 2
     return 6 * (parameters - embedding) + attention
 
@@ -108,10 +109,11 @@ def speed(measurement: Measurement) -> Speed:
     settings = Settings(**measurement.settings)
     steady = slice(settings.warm_up_steps, None)
     seconds = values["step_seconds"][steady]
+    busy = sum(values["processor_seconds"][steady]) / (sum(seconds) * settings.threads)
     slots = sum(values["slots"][steady])
     return Speed(
         step_seconds=median(seconds),
-        busy=sum(values["processor_seconds"][steady]) / (sum(seconds) * settings.threads),
+        busy=busy if values.get("device", "cpu") == "cpu" else 1.0,
         tokens_per_processor_second=_median_rate(values["predicted"][steady], values["processor_seconds"][steady]),
         tokens_per_second=_median_rate(values["predicted"][steady], seconds),
         slots_per_second=_median_rate(values["slots"][steady], seconds),

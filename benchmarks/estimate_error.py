@@ -22,8 +22,10 @@ from typing import TypedDict
 import torch
 
 from mixln.data import DataConfig, prepare_data
+from mixln.device import default_device
 from mixln.estimation import Estimate, estimate
 from mixln.tasks import ModelConfig, Recipe
+from mixln.training.distributed import Processes
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MIB = 2**20
@@ -70,8 +72,7 @@ def engine_steps(recipe: Recipe) -> Iterator[None]:
     from benchmarks.contenders.engine import engine_steps as steps
 
     data = prepare_data(recipe.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for _ in steps(recipe, data, device):
+    for _ in steps(recipe, data, Processes(default_device())):
         yield
 
 

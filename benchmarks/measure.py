@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from mixln.storage import write_file
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MODULE = "benchmarks.measure"
+_LONGEST_MESSAGE = 600
 
 Status = Literal["ok", "failed", "not installed"]
 
@@ -39,8 +41,8 @@ class Measurement:
         status: whether there are values.
         message: why there are none.
         values: for a contender: step_seconds, processor_seconds, predicted, slots, padding (a list each, warm-up
-            included), peak_bytes, peak_was_reset, loss, parameters, threads, device; for the matrix peak: operations
-            per second by shape.
+            included), peak_bytes, reserved_bytes, peak_was_reset, loss, parameters, threads, device; for the matrix
+            peak: operations per second by shape.
         load_before: the machine's load average of the last minute when the process started.
     """
 
@@ -73,7 +75,7 @@ def measure(task: Task, number: int, timeout: float) -> Measurement:
         if output.exists():
             found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         else:
-            found = {"status": "failed", "message": problem or _last_lines(log)}
+            found = {"status": "failed", "message": problem or last_lines(log)}
     return Measurement(task.label, task.contender, number, asdict(task.settings), load_before=load, **found)
 
 
@@ -106,19 +108,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _last_lines(log: Path, count: int = 5) -> str:
+def last_lines(log: Path, count: int = 5) -> str:
+    """Return the last lines of what a process has printed, in one."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return " | ".join(lines[-count:]) or "no message"
 
 
-def _find(contender: str, settings: Settings) -> dict[str, Any]:
-    """Run the contender here; return the measurement's status and values."""
+def status_of(values: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the status, the message and the values of a measurement that is made here."""
     try:
-        return {"status": "ok", "values": _values(contender, settings)}
+        return {"status": "ok", "values": values()}
     except ImportError as error:
         return {"status": "not installed", "message": str(error)}
     except Exception as error:  # whatever it is: the other contenders go on
-        return {"status": "failed", "message": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        words = " ".join(str(error).split())
+        return {"status": "failed", "message": f"{type(error).__name__}: {words[:_LONGEST_MESSAGE]}"}
 
 
 def _values(contender: str, settings: Settings) -> dict[str, Any]:
@@ -145,6 +149,7 @@ def _values(contender: str, settings: Settings) -> dict[str, Any]:
         "slots": [counts.slots for counts in meter.counts],
         "padding": [counts.padding for counts in meter.counts],
         "peak_bytes": meter.peak_bytes(),
+        "reserved_bytes": meter.reserved_bytes(),
         "peak_was_reset": meter.peak_was_reset,
         "total_seconds": time.perf_counter() - started,
         "threads": torch.get_num_threads(),
@@ -156,7 +161,7 @@ def _values(contender: str, settings: Settings) -> dict[str, Any]:
 def main() -> int:
     """Measure what the command line asks for."""
     contender, settings, output = sys.argv[1:]
-    found = _find(contender, Settings.from_json(settings))
+    found = status_of(lambda: _values(contender, Settings.from_json(settings)))
     write_file(Path(output), json.dumps(found))
     return 0
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mixln.data import DataConfig
 from mixln.tasks import Recipe, check_model
 from mixln.tasks.recipes import load_recipe
+from mixln.tasks.stability import vocabulary_size
 from mixln.training.precision import PrecisionName
 
 SEQUENCE_LENGTH = 256
-VOCABULARY = {"nano": 4096, "71m": 32_000}
-"""Tokens in the vocabulary of each size of model."""
+SIZES = ("nano", "71m", "250m", "1b")
+"""Recipes that `python -m benchmarks` measures."""
 
-DEFAULT_MICRO_BATCH_SIZE = {"nano": 8, "71m": 16}
-DEFAULT_STEPS = {"nano": 20, "71m": 6}
+DEFAULT_MICRO_BATCH_SIZE = {"nano": 8, "71m": 16, "250m": 16, "1b": 4}
+DEFAULT_STEPS = {"nano": 20, "71m": 6, "250m": 4, "1b": 3}
 
 _MOST_TOKENS = 2_000_000  # of the documents: far more than a measurement sees, and little to prepare
 
@@ -26,7 +28,7 @@ class Settings:
     """One measurement: a model, its data and the number of steps.
 
     Attributes:
-        size: recipe that the model and the optimiser are taken from.
+        size: recipe that the model and the optimiser are taken from: a shipped one, or a path.
         documents: corpus, as `mixln.data.DataConfig.corpus`.
         tokenizer: folder of the tokenizer that all contenders share.
         micro_batch_size: rows of 256 tokens in one forward and backward pass.
@@ -39,6 +41,9 @@ class Settings:
         placement: scheme of mixln's engine.
         num_layers: blocks; None: the recipe's.
         seed: of initial weights and of the order of the data.
+        compile: whether mixln's model is compiled; of the other contenders, their names say it.
+        processes: that share every step, each with `micro_batch_size * accumulation` rows; mixln's engine alone.
+        strategy: how they share the model.
     """
 
     size: str
@@ -54,6 +59,9 @@ class Settings:
     placement: str = "pre"
     num_layers: int | None = None
     seed: int = 0
+    compile: bool = True
+    processes: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     @property
     def total_steps(self) -> int:
@@ -62,8 +70,13 @@ class Settings:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows in one optimiser step."""
-        return self.micro_batch_size * self.accumulation
+        """Rows in one optimiser step, of all processes."""
+        return self.micro_batch_size * self.accumulation * self.processes
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens in the vocabulary."""
+        return vocabulary_of(self.size)
 
     @property
     def cache_folder(self) -> Path | None:
@@ -95,6 +108,7 @@ class Settings:
             micro_batch_size=self.micro_batch_size,
             seed=self.seed,
             precision=self.precision,
+            execution=replace(recipe.execution, compile="always" if self.compile else "never", strategy=self.strategy),
         )
         return check_model(recipe)
 
@@ -111,3 +125,8 @@ class Settings:
 def pre_comes_first(step: int) -> bool:
     """Whose turn is first in a pair of steps: in turns, so that a drift of the machine's speed favours neither."""
     return step % 2 == 0
+
+
+def vocabulary_of(size: str) -> int:
+    """Return the tokens in the vocabulary of a size of model."""
+    return vocabulary_size(load_recipe(size).data)

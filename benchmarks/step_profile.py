@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.contenders.engine import engine_steps
 from benchmarks.documents import load_documents, make_tokenizer
 from benchmarks.machine import machine_line
-from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, VOCABULARY, Settings
+from benchmarks.settings import DEFAULT_MICRO_BATCH_SIZE, SIZES, Settings, vocabulary_of
+from mixln.training.distributed import Processes
 
 _WARM_UP_STEPS = 3
 
@@ -93,7 +94,7 @@ def profile_steps(settings: Settings) -> list[Operator]:
     """Train, and return the operators of the steps after the warm-up."""
     torch.set_num_threads(settings.threads)
     cpp.enable_kernel_profile = True  # else all kernels of a compiled block are one operator
-    steps = engine_steps(settings.recipe(), load_documents(settings), torch.device("cpu"))
+    steps = engine_steps(settings.recipe(), load_documents(settings), Processes(torch.device("cpu")))
     for _ in range(settings.warm_up_steps):
         next(steps)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
@@ -113,9 +114,9 @@ def profile_steps(settings: Settings) -> list[Operator]:
 def main() -> int:
     """Print the parts of a step, and with `--operators` the operators that take longest."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=list(VOCABULARY), default="71m")
+    parser.add_argument("--size", choices=SIZES, default="71m")
     parser.add_argument("--documents", default="python", metavar="FILE", help="corpus; default: python")
-    parser.add_argument("--micro-batch-size", type=int, default=None, help="default: 8 (nano), 16 (71m)")
+    parser.add_argument("--micro-batch-size", type=int, default=None, help="default: 8 (nano), 16 (71m, 250m), 4 (1b)")
     parser.add_argument("--steps", type=int, default=4, help="profiled steps; default: 4")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -126,7 +127,7 @@ def main() -> int:
     settings = Settings(
         size=given.size,
         documents=given.documents,
-        tokenizer=str(make_tokenizer(given.documents, VOCABULARY[given.size], cache)),
+        tokenizer=str(make_tokenizer(given.documents, vocabulary_of(given.size), cache)),
         micro_batch_size=given.micro_batch_size or DEFAULT_MICRO_BATCH_SIZE[given.size],
         accumulation=1,
         warm_up_steps=_WARM_UP_STEPS,
@@ -141,7 +142,7 @@ def main() -> int:
     print(f"{machine_line()}, {given.threads} threads, {given.precision}: {milliseconds:.0f} ms a step\n")
     print("| part | ms | share | Gflop/s |\n| --- | --- | --- | --- |")
     tokens = settings.micro_batch_size * settings.recipe().data.sequence_length
-    for name, part in divide(operators, VOCABULARY[given.size], tokens).items():
+    for name, part in divide(operators, vocabulary_of(given.size), tokens).items():
         rate = f"{part.operations / part.seconds / 1e9:,.0f}" if part.operations else ""
         print(f"| {name} | {part.seconds / given.steps * 1e3:.0f} | {part.seconds / total:.0%} | {rate} |")
     for operator in sorted(operators, key=lambda one: -one.seconds)[: given.operators]:

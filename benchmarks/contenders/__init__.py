@@ -43,6 +43,7 @@ _FUNCTIONS = {
     "trainer-packed": ("hugging_face_trainer", "run_packed"),
     COMPILED_TRAINER: ("hugging_face_trainer", "run_packed_compiled"),
     "trainer-crossing": ("hugging_face_trainer", "run_crossing"),
+    "trainer-crossing-compiled": ("hugging_face_trainer", "run_crossing_compiled"),
     "litgpt": ("litgpt_loop", "run"),
     "litgpt-eager": ("litgpt_loop", "run_eager"),
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.contenders import Outcome
 from benchmarks.documents import Counts
@@ -17,7 +18,7 @@ from mixln.data import PreparedData
 from mixln.tasks import Pretraining, Recipe
 from mixln.training import Batch, decide_precision
 from mixln.training.decisions import Settings as RunSettings
-from mixln.training.distributed import Processes
+from mixln.training.distributed import Processes, started_processes
 from mixln.training.memory import keep_freed_memory
 from mixln.training.prefetch import Prefetcher
 from mixln.training.run import TrainingRun
@@ -25,46 +26,52 @@ from mixln.training.run import TrainingRun
 
 @dataclass(frozen=True)
 class EngineStep:
-    """One finished optimiser step."""
+    """One optimiser step. On a GPU its loss may still be being computed."""
 
-    loss: float
+    loss: Tensor
     counts: Counts
     parameters: int
 
 
-def engine_steps(recipe: Recipe, data: PreparedData, device: torch.device) -> Iterator[EngineStep]:
+def engine_steps(recipe: Recipe, data: PreparedData, processes: Processes) -> Iterator[EngineStep]:
     """Build the recipe's model and train it, as `mixln.training.train` does; yield after every step."""
-    run = _start(recipe, data, device)
+    run = _start(recipe, data, processes)
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    with Prefetcher(run.batch, device) as batches:
+    before: EngineStep | None = None
+    with Prefetcher(run.batch, processes.device) as batches:
         for step in range(recipe.last_step):
             batch = batches.get(step)
-            loss = float(run.make_step(batch).loss)
-            yield EngineStep(loss, _counts(run, batch), parameters)
+            record = run.make_step(batch)
+            if before is not None:
+                float(before.loss)  # read one step later, as the loop of `train` does on a GPU
+            before = EngineStep(record.loss, Counts(record.weight, _slots(batch) * processes.data_count), parameters)
+            yield before
 
 
-def _start(recipe: Recipe, data: PreparedData, device: torch.device) -> TrainingRun:
+def _start(recipe: Recipe, data: PreparedData, processes: Processes) -> TrainingRun:
     keep_freed_memory()
-    processes, compiled = Processes(device), recipe.execution.compile != "never"
+    compiled = recipe.execution.compile != "never"
     task = Pretraining(recipe, data)
-    precision = decide_precision(recipe.precision, device, task.widths(), recipe.rows_of_a_forward(1) * task.positions)
+    rows = recipe.rows_of_a_forward(processes.data_count)
+    precision = decide_precision(recipe.precision, processes.device, task.widths(), rows * task.positions)
     settings = RunSettings(compiled, torch.get_num_threads(), precision)
     return TrainingRun(task, Path(), processes, settings)
 
 
-def _counts(run: TrainingRun, batch: Batch) -> Counts:
-    return Counts(run.task.weight(batch), batch["input_ids"].numel())
+def _slots(batch: Batch) -> int:
+    return batch["input_ids"].numel()
 
 
 def run(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
     """Train under `settings.placement`."""
     recipe = settings.recipe()
-    outcome = Outcome(math.nan, 0)
+    last: EngineStep | None = None
     meter.begin()
-    for step in engine_steps(recipe, data, meter.device):
-        meter.finish_step(step.counts)
-        outcome = Outcome(step.loss, step.parameters)
-    return outcome
+    with started_processes(recipe.execution) as processes:
+        for step in engine_steps(recipe, data, processes):
+            meter.finish_step(step.counts)
+            last = step
+    return Outcome(math.nan, 0) if last is None else Outcome(float(last.loss), last.parameters)
 
 
 def run_beside_pre(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
@@ -74,14 +81,16 @@ def run_beside_pre(settings: Settings, data: PreparedData, meter: Meter) -> Outc
     """
     meter.begin()
     runs = [
-        _start(replace(settings, placement=name).recipe(), data, meter.device) for name in ("pre", settings.placement)
+        _start(replace(settings, placement=name).recipe(), data, Processes(meter.device))
+        for name in ("pre", settings.placement)
     ]
     loss = math.nan
     with Prefetcher(runs[0].batch, meter.device) as batches:
         for step in range(settings.total_steps):
             batch = batches.get(step)
             for run in runs if pre_comes_first(step) else reversed(runs):
-                loss = float(run.make_step(batch).loss)
-                meter.finish_step(_counts(run, batch))
+                record = run.make_step(batch)
+                loss = float(record.loss)
+                meter.finish_step(Counts(record.weight, _slots(batch)))
     base, own = (sum(parameter.numel() for parameter in run.model.parameters()) for run in runs)
     return Outcome(loss, own, own - base)

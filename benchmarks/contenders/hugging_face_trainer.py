@@ -119,6 +119,11 @@ def run_crossing(settings: Settings, data: PreparedData, meter: Meter) -> Outcom
     return _run(settings, data, meter, crossing_rows(data, settings))
 
 
+def run_crossing_compiled(settings: Settings, data: PreparedData, meter: Meter) -> Outcome:
+    """As `run_crossing`, with `torch_compile=True`."""
+    return _run(settings, data, meter, crossing_rows(data, settings), torch_compile=True)
+
+
 def _run(
     settings: Settings, data: PreparedData, meter: Meter, rows: TrainerRows, *, torch_compile: bool = False
 ) -> Outcome:
