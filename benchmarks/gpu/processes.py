@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Process:
         self._log = folder / f"{label.replace(' ', '-').replace('/', '-')}-{time.monotonic_ns()}.log"
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[SpawnProcess] = []
         try:
             for variables in _ranks(count):
                 connection = theirs if variables.get("RANK", "0") == "0" else None

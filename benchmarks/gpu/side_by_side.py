@@ -43,11 +43,12 @@ def in_groups(tasks: Sequence[Task], needs: Mapping[str, float], capacity: float
         needs: bytes, by label.
         capacity: bytes of the GPU.
     """
-    first, *others = [task for task in tasks if needs[task.label] <= capacity] or [None]
-    if first is None:
+    fitting = [task for task in tasks if needs[task.label] <= capacity]
+    if not fitting:
         return []
+    first = fitting[0]
     groups = [[first]]
-    for task in others:
+    for task in fitting[1:]:
         if needs[task.label] + needs[first.label] > capacity:
             groups.append([task])
         elif sum(needs[one.label] for one in groups[-1]) + needs[task.label] <= capacity and first in groups[-1]:
