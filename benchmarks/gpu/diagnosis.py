@@ -38,8 +38,8 @@ def diagnose(connection: Connection, settings: Settings, config: DiagnosisConfig
     tokenizer = load_documents(settings).tokenizer
     device = default_device()
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-    model: nn.Module = build_model(settings.recipe(), tokenizer, device)
-    model.to(dtype).eval()
+    model = build_model(settings.recipe(), tokenizer, device).eval()
+    nn.Module.to(model, dtype)  # transformers' own `to` is typed for quantised models alone
     texts = list(_texts(settings, config))
     windows = text_windows(
         tokenizer, iter(texts), config.window, config.max_tokens, config.max_documents, special_tokens=False
