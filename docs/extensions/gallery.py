@@ -16,7 +16,7 @@ from committed_results import comparison, diagnosis
 from mixln.placement import Placement
 from mixln.report import ComparisonResult, write_report
 from mixln.report.depth_report import DepthReport
-from mixln.report.figure_files import write_drawings
+from mixln.report.figure_files import write_figure
 from mixln.report.figures import FIGURES
 from mixln.report.norm_removal import CONTROL, NORM_FREE, RemovalRecord, removal_figure
 from mixln.report.placement_figures import draw_placement
@@ -100,20 +100,17 @@ def _norm_removal(path: Path, folder: Path) -> Section:
     found = json.loads(path.read_text(encoding="utf-8"))
     curves = {label: found["curves"][name] for label, name in ((NORM_FREE, "norm_free"), (CONTROL, "control"))}
     removals = [RemovalRecord(**one) for one in found["removals"]]
-    figure = removal_figure(curves, removals, found["loss_original"])
-    write_drawings([("norm_removal", figure)], folder / "figures")
+    write_figure(removal_figure(curves, removals, found["loss_original"]).figure, "norm_removal", folder / "figures")
     shown = Shown("norm_removal", "Loss while the norms go", "Each tick above is a removal, by what went.")
     return Section(folder, "A removal of norms", "What `mixln remove-norm` writes.", [shown])
 
 
 def _placements(folder: Path) -> Section:
     labels = ("pre", "mix(alpha=0.25)+gpas")
-    drawings = [
-        (f"placement-{number}", draw_placement(label, describe_stack(Placement.parse(label).plan(12))))
-        for number, label in enumerate(labels, start=1)
-    ]
-    write_drawings(drawings, folder / "figures")
-    shown = [Shown(name, f"`{label}`", "") for (name, _), label in zip(drawings, labels, strict=True)]
+    shown = [Shown(f"placement-{number}", f"`{label}`", "") for number, label in enumerate(labels, start=1)]
+    for one, label in zip(shown, labels, strict=True):
+        figure = draw_placement(label, describe_stack(Placement.parse(label).plan(12)))
+        write_figure(figure, one.name, folder / "figures")
     text = (
         "What `mixln schemes --figures FOLDER` draws. Those of all schemes and modifiers: "
         "[Schemes and modifiers](schemes.md)."

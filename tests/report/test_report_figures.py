@@ -16,6 +16,7 @@ from mixln.errors import InputError
 from mixln.report import figures
 from mixln.report.aggregate import depth_of, mean_curve, over_seeds, triangle_matrix
 from mixln.report.depth_figures import draw_schemes
+from mixln.report.drawing import FILE
 from mixln.report.figure_files import write_drawings
 from mixln.report.results import ComparisonResult, CurvePoint
 from mixln.report.series import Estimate
@@ -44,7 +45,8 @@ NAMES = [*(kind.name for kind in figures.FIGURES), *DEPTH_FIGURES]
 
 def draw_or_none(name: str, result: ComparisonResult) -> Figure | None:
     kinds = {kind.name: kind for kind in figures.FIGURES}
-    return kinds[name].draw(result) if name in kinds else draw_schemes(DEPTH_FIGURES[name], result)
+    drawing = kinds[name].draw(result, FILE) if name in kinds else draw_schemes(DEPTH_FIGURES[name], result)
+    return None if drawing is None else drawing.figure
 
 
 def draw(name: str, result: ComparisonResult) -> Figure:
@@ -105,13 +107,15 @@ def test_depth_measures_that_are_not_finite_are_drawn(make_result):
         draw(name, result).savefig(BytesIO(), format="png", dpi=40)
 
 
-def test_whiskers_of_negative_bars_are_not_cut(make_result):
-    result = with_depth(make_result(1, 2), removal=-1.0)
+@pytest.mark.parametrize(("low", "high", "is_cut"), [(-1.0, -0.9, False), (-1.0, 0.5, True)])
+def test_whiskers_of_negative_bars_are_shown_or_said_to_go_on(make_result, low, high, is_cut):
+    result = with_depth(make_result(1, 2), removal=low)
     one, other = result.runs
-    (other,) = with_depth(replace(result, runs=[other]), removal=0.5).runs
+    (other,) = with_depth(replace(result, runs=[other]), removal=high).runs
     (ax,) = draw("removal", replace(result, runs=[one, other])).axes
     bottom, top = ax.get_ylim()
-    assert bottom < -1.0 < 0.5 < top
+    assert (bottom < low < high < top) is not is_cut
+    assert ("intervals end at -1 to -1" in ax.get_title(loc="left")) is is_cut
 
 
 def test_depth_is_the_mean_over_seeds(make_result):

@@ -11,7 +11,8 @@ from browser import assert_chromium_is_content
 
 from mixln.errors import InputError
 from mixln.report import from_json, write_report
-from mixln.report.figure_files import draw_svg
+from mixln.report.drawing import FILE
+from mixln.report.figure_files import draw_svg, lay_out
 from mixln.report.figures import FIGURES, draw_figures
 from mixln.report.html import render_html
 from mixln.storage import write_file
@@ -21,7 +22,11 @@ SHOWN = [*FIGURES, *depth_figures()]
 
 
 def rendered(result) -> str:
-    drawn = {name: draw_svg(figure, name) for name, figure in draw_figures(result) if figure is not None}
+    drawn: dict[str, bytes] = {}
+    for name, draw in draw_figures(result):
+        if drawing := draw(FILE):
+            lay_out(drawing.figure)
+            drawn[name] = draw_svg(drawing.figure, name)
     return render_html(result, drawn)
 
 

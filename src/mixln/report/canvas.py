@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from math import floor, log10
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import Formatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mixln.report import cells
 from mixln.report.aggregate import Band
-from mixln.report.style import SchemeStyle
+from mixln.report.style import SchemeStyle, shorten_label
 
 WIDTH = 9.0
 """Width of every figure in inches; with font size 9 it reads well at full width of a page."""
@@ -30,19 +34,21 @@ def panels(
     width: float = WIDTH,
     *,
     legend: Mapping[str, Artist] | None = None,
-    sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of `rows` x `columns` axes in reading order, `height` inches tall without its legend and `width` wide.
 
     The axes have a light horizontal grid, no box, and small grey ticks. The legend is under them, in as many columns
     as the longest label allows.
     """
-    legend_columns = 1
+    legend_columns, named = 1, {}
     if legend:
-        legend_columns = max(1, min(len(legend), int(WIDTH * 15.5 / (max(map(len, legend)) + 7))))
-        height += 0.19 * -(-len(legend) // legend_columns) + 0.1
+        characters = int(width * 15.5)
+        named = {label: shorten_label(label, characters - 12) for label in legend}
+        longest = max(len(line) for text in named.values() for line in text.splitlines())
+        legend_columns = max(1, min(len(legend), characters // (longest + 8)))
+        height += 0.19 * -(-sum(text.count("\n") + 1 for text in named.values()) // legend_columns) + 0.1
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(FAINT)
@@ -50,36 +56,65 @@ def panels(
         ax.tick_params(which="minor", length=0)
         ax.grid(axis="y", color=GRID, linewidth=0.8)
         ax.set_axisbelow(True)
+        plain_ticks(ax.yaxis)
         for axis in (ax.xaxis, ax.yaxis):
             axis.label.set(size=9, color=INK)
     if legend:
         look = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "handlelength": 2.6}
-        drawn = figure.legend([*legend.values()], [*legend], loc="outside lower center", ncols=legend_columns, **look)
+        drawn = figure.legend(
+            [*legend.values()], [*named.values()], loc="outside lower center", ncols=legend_columns, **look
+        )
         for text in drawn.get_texts():
             text.set_parse_math(False)
     return figure, axes
 
 
-def label_axes(ax: Axes, x: str, y: str) -> None:
-    """Name the axes; the vertical one above it, in horizontal letters."""
+def label_axes(ax: Axes, x: str, y: str, *remarks: str) -> None:
+    """Name the axes; the vertical one above it, in horizontal letters, and under its name what is to be said."""
     ax.set_xlabel(x)
-    ax.set_title(y, loc="left", fontsize=9, color=INK, pad=8)
+    panel_title(ax, y, *remarks, pad=8)
 
 
 def label_panels(axes: list[Axes], count: int, columns: int, x: str, y: str = "") -> None:
-    """Name the axes of the first `count` panels at the left and at the bottom of the grid; hide the other panels."""
-    for index, ax in enumerate(axes):
-        if index >= count:
-            ax.set_axis_off()
+    """Name the axes of the first `count` panels at the left and at the bottom of the grid; remove the other panels."""
+    for ax in axes[count:]:
+        ax.remove()
+    for index, ax in enumerate(axes[:count]):
         if index + columns >= count:
             ax.set_xlabel(x)
         if index % columns == 0:
             ax.set_ylabel(y)
 
 
-def panel_title(ax: Axes, label: str) -> None:
-    """The label of a panel, at its upper left; dollar signs in it are no mathematics."""
-    ax.set_title(label, fontsize=9, loc="left", color=INK, parse_math=False)
+def panel_title(ax: Axes, label: str, *remarks: str, pad: float = 6, beside: float = 0.0) -> None:
+    """The label of a panel, at its upper left, and remarks under it; no letter of them is mathematics.
+
+    `beside` is how wide what stands beside the panel is, in inches, without the vertical axis.
+    """
+    figure, place = ax.get_figure(root=True), ax.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    columns = place.get_gridspec().ncols
+    length = line_length(figure.get_figwidth() - beside * columns, columns)
+    lines = title_of_panel(length, label, *remarks)
+    ax.set_title("\n".join(lines), fontsize=9, loc="left", color=INK, pad=pad, parse_math=False)
+
+
+def title_of_panel(length: int, label: str, *remarks: str) -> list[str]:
+    """The lines of a title, none longer than `length`: at most two of the label, then the remarks."""
+    lines = [*shorten_label(label, length).splitlines()]
+    return lines + [line for remark in remarks if remark for line in textwrap.wrap(remark, length)]
+
+
+def line_length(width: float, columns: int) -> int:
+    """How many letters of a title fit over one of the panels side by side in a figure."""
+    # what is left beside tick labels and the name of the axis
+    return max(12, int((width / columns - (0.55 if columns > 1 else 0.75)) * 12.4))
+
+
+def title_lines(count: int) -> float:
+    """How tall so many lines of a title are, in inches."""
+    return 0.165 * count
 
 
 def layer_axis(ax: Axes, first: int, last: int) -> None:
@@ -96,7 +131,7 @@ def layer_ticks(first: int, last: int, most: int) -> list[int]:
 
 def token_axis(ax: Axes) -> None:
     """Token counts in short form (`10M`)."""
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cells.tokens(value)))
 
 
@@ -104,9 +139,47 @@ def log_y(ax: Axes) -> None:
     """A logarithmic vertical axis, labelled with plain numbers: at powers of ten, over few decades between them too."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,)))
+    if high / low < 3:
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        plain_ticks(ax.yaxis)
+    else:
+        # numticks: or the locator leaves out decades of its own choice
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,), numticks=8))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: cells.short(value)))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Whole numbers at the ticks of an axis, without a factor or an offset that stands somewhere else."""
+    axis.set_major_formatter(_PlainFormatter())
+
+
+class _PlainFormatter(Formatter):
+    """Every tick as a number of its own, with as many digits as tell it from the next."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        del pos
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        places = np.unique(np.asarray(values, dtype=float))
+        largest = float(np.abs(places).max(initial=0.0))
+        step = float(np.diff(places).min()) if places.size > 1 else largest
+        with_exponent = step < 1e-4 or largest >= 1e6
+        texts: list[str] = []
+        for value in values:
+            if abs(value) <= 1e-9 * step:
+                texts.append("0")
+            elif with_exponent:
+                texts.append(cells.power_of_ten(value, _digits(10.0 ** -floor(log10(abs(value))) * step)))
+            else:
+                texts.append(f"{value:,.{_digits(step)}f}")
+        return texts
+
+
+def _digits(step: float) -> int:
+    """Decimals that multiples of a step need."""
+    return next((digits for digits in range(12) if abs(round(step, digits) - step) < 1e-6 * step), 12)
 
 
 def line_options(style: SchemeStyle, points: int) -> dict[str, Any]:
@@ -117,36 +190,21 @@ def line_options(style: SchemeStyle, points: int) -> dict[str, Any]:
     return options
 
 
-def draw_band(ax: Axes, band: Band, style: SchemeStyle, points: int, alpha: float) -> None:
+def draw_band(ax: Axes, band: Band, style: SchemeStyle, points: int, alpha: float) -> list[Artist]:
     """The line of a scheme, marked as `line_options` says for so many points, and its band if it has one."""
-    ax.plot(band.x, band.mean, **line_options(style, points))
+    artists: list[Artist] = [*ax.plot(band.x, band.mean, **line_options(style, points))]
     if band.seeds > 1:
-        ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=alpha, linewidth=0)
+        artists.append(ax.fill_between(band.x, band.low, band.high, color=style.color, alpha=alpha, linewidth=0))
+    return artists
 
 
 _CONSTANT_LINES = {"token frequencies": (0, (1, 1.5)), "token pairs": (0, (6, 2))}
 """How the losses that every model must beat are drawn, in ink: dots and dashes that no scheme has."""
 
 
-def constant_handle(name: str) -> Line2D:
-    """The line of a constant for the legend."""
-    return Line2D([], [], color=INK, linewidth=1.0, linestyle=_CONSTANT_LINES[name])
-
-
-def draw_constants(ax: Axes, losses: Mapping[str, float], *, within: bool) -> None:
-    """A level line for each loss that a model must beat.
-
-    Args:
-        ax: to draw on.
-        losses: by name.
-        within: draw only those that lie in the range of the axes, and leave the range as it is.
-    """
-    low, high = ax.get_ylim()
-    for name, loss in losses.items():
-        if low < loss < high or not within:
-            ax.axhline(loss, color=INK, linewidth=1.0, linestyle=_CONSTANT_LINES[name], zorder=1)
-    if within:
-        ax.set_ylim(low, high)
+def constant_styles(names: Iterable[str]) -> dict[str, SchemeStyle]:
+    """The look of the level line of each loss that a model must beat."""
+    return {name: SchemeStyle(INK, _CONSTANT_LINES[name], "", "") for name in names}
 
 
 def line_handles(styles: Mapping[str, SchemeStyle], points: int = 1) -> dict[str, Artist]:
@@ -155,9 +213,10 @@ def line_handles(styles: Mapping[str, SchemeStyle], points: int = 1) -> dict[str
 
 
 def note(figure: Figure, text: str) -> None:
-    """A remark under the figure's title line, at its upper right."""
+    """A remark above the panels."""
     if text:
-        figure.suptitle(text, x=0.995, ha="right", fontsize=8, color=FAINT, style="italic", wrap=True)
+        text = textwrap.fill(text, int(figure.get_figwidth() * 12.4))
+        figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
 
 
 def remark(what: str, labels: Iterable[str]) -> str:

@@ -15,6 +15,15 @@ def number(value: float | None, digits: int = 3) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, and an exponent only where it is very small or very large."""
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{float(f'{value:.{digits - 1}e}'):,.{12}f}".rstrip("0").rstrip(".")
+    return power_of_ten(value, digits - 1)
+
+
 def loss(summary: SchemeSummary) -> str:
     """Mean validation loss, with the spread over seeds if it is known: `4.302 ± 0.012`."""
     if summary.loss_mean is None or summary.loss_spread is None:
@@ -31,8 +40,20 @@ def perplexity(value: float | None) -> str:
 
 def learning_rate(value: float) -> str:
     """A learning rate as people write it: `1e-3`, `2.5e-4`."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return power_of_ten(value, 2)
+
+
+def power_of_ten(value: float, digits: int) -> str:
+    """A number with an exponent as people write it, with at most so many decimals: `-1.5e-7`."""
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def short(value: float, digits: int = 2) -> str:
+    """A number in few letters: `0.05`, `1200`; with an exponent where it is very small or very large: `1e-5`."""
+    return f"{value:g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else power_of_ten(value, digits)
 
 
 def difference(value: Difference | None) -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from mixln.report import canvas, cells
+from mixln.report import canvas, cells, ranges
 from mixln.report.aggregate import Band, best_runs, curve_arrays, mean_curve
-from mixln.report.results import ComparisonResult
+from mixln.report.drawing import FILE, Drawing, Format
+from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.statistics import has_diverged
-from mixln.report.style import scheme_styles
+from mixln.report.style import SchemeStyle, scheme_styles
 
 _ZOOM = 0.4
 """Part of training, counted from its end, that the right panel of the loss curves shows."""
 
+_LOSS = "Validation loss (nats per token)"
 
-def loss_curves(result: ComparisonResult) -> Figure | None:
+
+def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None:
     """Validation loss over training tokens: the whole of training, and its last part enlarged.
 
     Each scheme at its best learning rate: mean over seeds with a band from the lowest to the highest; the smoothed
@@ -37,42 +38,78 @@ def loss_curves(result: ComparisonResult) -> Figure | None:
     }
     tails = _tails(bands)
     points = max((len(band.x) for band in tails.values()), default=100)
-    handles = canvas.line_handles(styles, points)
     constants = {} if result.constants is None else result.constants.losses
-    handles |= {name: canvas.constant_handle(name) for name in constants}
-    figure, axes = canvas.panels(1, 2 if tails else 1, 3.7, legend=handles)
+    looks = styles | canvas.constant_styles(constants)
+    legend = canvas.line_handles(looks, points) if form.legend else None
+    rows, columns = (1, 2 if tails else 1) if form.width > 6 else (2 if tails else 1, 1)
+    figure, axes = canvas.panels(rows, columns, 3.7 * rows, form.width, legend=legend)
+    drawing = Drawing(figure, ("label", "training tokens", _LOSS, "lowest seed", "highest seed"), legend=looks)
     whole = axes[0]
     for placement, group in runs.items():
-        style = styles[placement]
-        faint = mean_curve([run.train_curve for run in group if not has_diverged(run)], smooth=True)
-        # Behind many schemes' lines the noise of their training losses would only be in the way.
-        for ax in axes if len(runs) <= 5 else axes[:1]:
-            if faint is not None:
-                ax.plot(faint.x, faint.mean, color=style.color, linewidth=0.8, alpha=0.35)
-        for run in filter(has_diverged, group):
-            tokens, losses = curve_arrays(run.validation_curve or run.train_curve)
-            if tokens.size:
-                whole.plot(tokens, losses, color=style.color, linewidth=1.0, linestyle=":")
-                whole.plot(tokens[-1:], losses[-1:], "x", color=style.color, markersize=7, markeredgewidth=2)
+        _draw_runs(drawing, axes if len(runs) <= 5 else axes[:1], placement, group, styles[placement])
     for placement, band in bands.items():
         for ax in axes:
             shown_points = 100 if ax is whole else len(band.x)
-            canvas.draw_band(ax, band, styles[placement], shown_points, alpha=0.1 if len(bands) > 6 else 0.18)
+            alpha = 0.1 if len(bands) > 6 else 0.18
+            artists = canvas.draw_band(ax, band, styles[placement], shown_points, alpha=alpha)
+            low, high = (band.low, band.high) if band.seeds > 1 else (None, None)
+            drawing.add(ax, placement, artists, band.x, band.mean, low=low, high=high)
     any_diverged = any(has_diverged(run) for group in runs.values() for run in group)
-    canvas.label_axes(
-        whole, "training tokens", "Validation loss (nats per token)" + ("; cross: diverged" if any_diverged else "")
-    )
+    cross = "cross: the end of a run that diverged" if any_diverged else ""
+    canvas.label_axes(whole, "training tokens", _LOSS, cross, _limit(whole, drawing, list(constants.values())))
     for ax in axes:
         canvas.token_axis(ax)
     if tails:
-        canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged")
-        canvas.note(figure, canvas.remark("above the enlarged range", _enlarge(axes[1], tails)))
+        outside = canvas.remark("\N{UPWARDS ARROW} above, at the end", _enlarge(axes[1], tails))
+        drawing.out_of_range += [outside] if outside else []
+        canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged", outside)
     for ax in axes:
-        canvas.draw_constants(ax, constants, within=ax is not whole)
-    return figure
+        for name, loss in constants.items():
+            if ax is whole or ax.get_ylim()[0] < loss < ax.get_ylim()[1]:
+                line = ax.axhline(loss, color=looks[name].color, linewidth=1.0, linestyle=looks[name].line, zorder=1)
+                drawing.add(ax, name, [line], ax.get_xlim(), [loss, loss])
+    return drawing
 
 
-def learning_rate_grid(result: ComparisonResult) -> Figure | None:
+def _draw_runs(drawing: Drawing, axes: list[Axes], placement: str, group: list[RunResult], style: SchemeStyle) -> None:
+    """The smoothed training loss of a scheme, in the background; and its diverged runs."""
+    artists: list[Artist] = []
+    faint = mean_curve([run.train_curve for run in group if not has_diverged(run)], smooth=True)
+    # Behind many schemes' lines the noise of their training losses would only be in the way.
+    for ax in axes:
+        if faint is not None:
+            artists += ax.plot(faint.x, faint.mean, color=style.color, linewidth=0.8, alpha=0.35)
+    drawing.artists.setdefault(placement, []).extend(artists)
+    for run in filter(has_diverged, group):
+        tokens, losses = curve_arrays(run.validation_curve or run.train_curve)
+        if tokens.size:
+            line = axes[0].plot(tokens, losses, color=style.color, linewidth=1.0, linestyle=":")
+            line += axes[0].plot(tokens[-1:], losses[-1:], "x", color=style.color, markersize=7, markeredgewidth=2)
+            drawing.add(axes[0], placement, line, tokens, losses)
+
+
+def _limit(ax: Axes, drawing: Drawing, constants: list[float]) -> str:
+    """Limit the vertical axis to losses that can be read together; return what is above."""
+    curves = {
+        f"{marks.label}: up to {cells.significant(float(found.max()))}": found
+        for marks in drawing.marks
+        if marks.axes is ax and (found := ranges.finite(marks.value)).size
+    }
+    if not curves:
+        return ""
+    top = ranges.far_above([float(found.max()) for found in curves.values()])
+    inside = [found for found in curves.values() if found.max() <= top]
+    low = min([*(float(found.min()) for found in curves.values()), *constants])
+    high = max([*(float(found.max()) for found in inside), *constants])
+    ax.set_ylim(*ranges.padded((low, high)))
+    outside = canvas.remark(
+        "\N{UPWARDS ARROW} partly above", (name for name, found in curves.items() if found.max() > top)
+    )
+    drawing.out_of_range += [outside] if outside else []
+    return outside
+
+
+def learning_rate_grid(result: ComparisonResult, form: Format = FILE) -> Drawing | None:
     """Mean validation loss of each scheme over the learning rates; a ring marks the best one, a cross divergence.
 
     None if there was only one learning rate.
@@ -81,9 +118,10 @@ def learning_rate_grid(result: ComparisonResult) -> Figure | None:
     if len(rates) < 2:
         return None
     styles = scheme_styles(result)
-    figure, (ax,) = canvas.panels(1, 1, 3.6, legend=canvas.line_handles(styles))
+    legend = canvas.line_handles(styles) if form.legend else None
+    figure, (ax,) = canvas.panels(1, 1, 3.6, form.width, legend=legend)
     ax.set_xscale("log")
-    drawn: dict[str, list[float]] = {}
+    drawing = Drawing(figure, ("label", "peak learning rate", _LOSS), legend=styles)
     for summary in result.summaries:
         style = styles[summary.placement]
         points = sorted(
@@ -91,29 +129,44 @@ def learning_rate_grid(result: ComparisonResult) -> Figure | None:
             for point in result.grid
             if point.placement == summary.placement and point.loss_mean is not None
         )
-        if points:
-            ax.plot(*np.array(points).T, **canvas.line_options(style, len(points)))
-            drawn[summary.placement] = [loss for _, loss in points]
+        artists: list[Artist] = []
         if summary.loss_mean is not None:
             ring = {"markersize": 10, "markerfacecolor": "none", "markeredgecolor": style.color, "markeredgewidth": 1.3}
-            ax.plot([summary.learning_rate], [summary.loss_mean], "o", **ring)
+            artists += ax.plot([summary.learning_rate], [summary.loss_mean], "o", **ring)
+        if points:
+            tried, reached = np.array(points).T
+            artists += ax.plot(tried, reached, **canvas.line_options(style, len(points)))
+            drawing.add(ax, summary.placement, artists, tried, reached)
     _cross_out_diverged(ax, result, rates)
-    if drawn:
-        everything = [loss for values in drawn.values() for loss in values]
-        low, high = min(everything), _robust_top(everything)
-        room = high - low or 0.05
-        ax.set_ylim(low - 0.08 * room, high + 0.2 * room)
-        above = [name for name in drawn if max(drawn[name]) > high]
-        canvas.note(figure, canvas.remark("partly or wholly above the range", above))
-    ax.xaxis.set_major_locator(FixedLocator(rates))
+    outside = ""
+    if drawing.marks:
+        everything = np.concatenate([marks.value for marks in drawing.marks])
+        low, high = float(everything.min()), ranges.far_above(everything.tolist())
+        ax.set_ylim(*ranges.padded((low, high), 0.08, 0.2))
+        above = (
+            f"{marks.label}, {cells.learning_rate(rate)}: {cells.significant(value)}"
+            for marks in drawing.marks
+            for rate, value in zip(marks.x, marks.value, strict=True)
+            if value > ax.get_ylim()[1]
+        )
+        outside = canvas.remark("\N{UPWARDS ARROW} above", above)
+        drawing.out_of_range += [outside] if outside else []
+    ax.xaxis.set_major_locator(FixedLocator(_spaced(rates, form.width)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: cells.learning_rate(value))
-    canvas.label_axes(
-        ax,
-        "peak learning rate (log scale)",
-        "Validation loss (nats per token); ring: best; cross at the top: a run diverged",
-    )
-    return figure
+    crosses = "; cross at the top: a run diverged" if any(has_diverged(run) for run in result.runs) else ""
+    canvas.label_axes(ax, "peak learning rate (log scale)", _LOSS, f"ring: best{crosses}", outside)
+    return drawing
+
+
+def _spaced(rates: list[float], width: float) -> list[float]:
+    """The learning rates, without those that stand too near to the one before for both to be labelled."""
+    apart = (rates[-1] / rates[0]) ** (0.55 / (width - 1.0))
+    kept = rates[:1]
+    for rate in rates[1:]:
+        if rate >= apart * kept[-1]:
+            kept.append(rate)
+    return kept
 
 
 def _tails(bands: dict[str, Band]) -> dict[str, Band]:
@@ -128,16 +181,16 @@ def _tails(bands: dict[str, Band]) -> dict[str, Band]:
 
 
 def _enlarge(ax: Axes, tails: dict[str, Band]) -> list[str]:
-    """Limit the axes to the end of the curves; return the schemes that lie above them."""
+    """Limit the axes to the end of the curves; return the schemes that end above them, and where."""
     finals = {placement: float(band.mean[-1]) for placement, band in tails.items()}
-    top = _robust_top(list(finals.values()))
+    top = ranges.far_above(list(finals.values()))
     inside = [band for placement, band in tails.items() if finals[placement] <= top]
-    low, high = min(float(band.low.min()) for band in inside), max(float(band.high.max()) for band in inside)
-    margin = 0.05 * (high - low) or 0.05
-    ax.set_ylim(low - margin, high + margin)
+    shown = min(float(band.mean.min()) for band in inside), max(float(band.mean.max()) for band in inside)
+    lows, highs = (np.concatenate(ends) for ends in zip(*((band.low, band.high) for band in inside), strict=True))
+    ax.set_ylim(*ranges.padded(ranges.with_intervals(shown, lows, highs)))
     start, end = min(float(band.x[0]) for band in tails.values()), max(float(band.x[-1]) for band in tails.values())
     ax.set_xlim(start, end + 0.02 * (end - start))
-    return [placement for placement in tails if finals[placement] > top]
+    return [f"{label} {cells.significant(last, 4)}" for label, last in finals.items() if last > top]
 
 
 def _cross_out_diverged(ax: Axes, result: ComparisonResult, rates: list[float]) -> None:
@@ -152,10 +205,3 @@ def _cross_out_diverged(ax: Axes, result: ComparisonResult, rates: list[float]) 
             if (placement, rate) in lost:
                 cross = {"color": style.color, "markersize": 6, "markeredgewidth": 1.8}
                 ax.plot([rate * shift], [0.96], "x", transform=ax.get_xaxis_transform(), **cross)
-
-
-def _robust_top(values: list[float]) -> float:
-    """The largest value that is no outlier: a scheme that trained badly must not flatten all others to one line."""
-    low = min(values)
-    limit = low + max(5 * (median(values) - low), 0.05 * abs(low))
-    return max(value for value in values if value <= limit)

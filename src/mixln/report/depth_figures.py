@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mixln.report import canvas
 from mixln.report.aggregate import Band, depth_of, over_seeds, triangle_matrix
 from mixln.report.depth_panels import draw_bars, draw_lines, draw_points, draw_triangles
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.report.drawing import FILE, Drawing, Format
 from mixln.report.results import ComparisonResult
 from mixln.report.series import FigureSpec, Series
 from mixln.report.style import SchemeStyle, grouped_styles, label_styles, scheme_styles
 
 
-def draw_models(spec: FigureSpec, models: Sequence[ModelDiagnosis]) -> Figure | None:
+def draw_models(spec: FigureSpec, models: Sequence[ModelDiagnosis], form: Format = FILE) -> Drawing | None:
     """A figure of models; whiskers and bands are the intervals of their series. None if no model has such a series."""
     bands = {
         model.model: {name: _with_intervals(model.series[name]) for name in spec.series if name in model.series}
         for model in models
     }
-    return _draw(spec, bands)
+    return _draw(spec, bands, form)
 
 
-def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
+def draw_schemes(spec: FigureSpec, result: ComparisonResult, form: Format = FILE) -> Drawing | None:
     """A figure of the schemes of a comparison: means over seeds.
 
     Whiskers and bands reach from the lowest to the highest seed. A scheme without depth measures is left out, with a
@@ -48,23 +48,25 @@ def draw_schemes(spec: FigureSpec, result: ComparisonResult) -> Figure | None:
             ),
         )
     )
-    return _draw(spec, bands, scheme_styles(result), result.baseline, note)
+    return _draw(spec, bands, form, scheme_styles(result), result.baseline, note)
 
 
 def _draw(
     spec: FigureSpec,
     subjects: Mapping[str, Mapping[str, Band]],
+    form: Format,
     styles: Mapping[str, SchemeStyle] | None = None,
     baseline: str | None = None,
     note: str = "",
-) -> Figure | None:
+) -> Drawing | None:
     """The figure of models or schemes, given by their labels, each with a band for each series that it has."""
     used = [name for name in spec.series if any(name in own for own in subjects.values())]
     if not used:
         return None
     if spec.form == "points":
-        points = {label: (own[used[0]].mean, own[used[1]].mean) for label, own in subjects.items() if own}
-        return draw_points(points, label_styles(points), spec.x, spec.y)
+        both = {label: own for label, own in subjects.items() if len(own) > 1}
+        points = {label: (own[used[0]].mean, own[used[1]].mean) for label, own in both.items()}
+        return draw_points(points, label_styles(subjects), spec.x, spec.y, form) if points else None
     labels = [_labels(spec, label, used, several=len(subjects) > 1) for label in subjects]
     bands = {
         called[name]: band for called, own in zip(labels, subjects.values(), strict=True) for name, band in own.items()
@@ -72,17 +74,14 @@ def _draw(
     units = " / ".join(sorted({band.unit for band in bands.values()}))
     y = "; ".join(filter(None, [spec.y or units, spec.series[used[0]] if len(used) == 1 else ""]))
     if spec.form == "triangles":
-        figure = draw_triangles({label: triangle_matrix(band.mean) for label, band in bands.items()})
-    elif spec.form == "bars":
-        figure = draw_bars(bands, styles or label_styles(bands), spec.x, y, baseline=baseline)
-        if baseline in bands and len(bands) > 1:
-            note = "; ".join(filter(None, [f"outline: {baseline}", note]))
-    else:
-        if len(subjects) > 1 and len(used) > 1:
-            styles = grouped_styles(labels)
-        figure = draw_lines(bands, styles or label_styles(bands), spec.x, y, always_log=spec.log)
-    canvas.note(figure, note)
-    return figure
+        matrices = {label: triangle_matrix(band.mean) for label, band in bands.items()}
+        return draw_triangles(matrices, spec.y or "angular distance d(l, n)", form, note)
+    if styles is None:
+        # of all models, drawn here or not, so that each has its colour in every figure
+        styles = grouped_styles(labels) if len(subjects) > 1 else label_styles(labels[0].values())
+    if spec.form == "bars":
+        return draw_bars(bands, styles, spec.x, y, form, baseline=baseline, remark=note)
+    return draw_lines(bands, styles, spec.x, y, form, always_log=spec.log, remark=note)
 
 
 def _labels(spec: FigureSpec, subject: str, used: Sequence[str], *, several: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,7 +92,7 @@ class DepthReport(Result):
 
         write_file(folder / REPORT_FILE, to_json(self))
         drawn = write_drawings(
-            ((spec.name, draw_models(spec, self.models)) for spec in self.figures), folder / "figures"
+            ((spec.name, partial(draw_models, spec, self.models)) for spec in self.figures), folder / "figures"
         )
         meaning = "are 95 % confidence intervals over documents (of scores: over items)."
         page = page_environment().get_template("diagnosis.html.jinja")

@@ -9,38 +9,58 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from mixln.report.drawing import FILE, Draw
 from mixln.storage import remove_file, write_file
 
 
-def draw_svg(figure: Figure, salt: str, description: str | None = None) -> bytes:
+def draw_svg(figure: Figure, salt: str, description: str | None = None, *, letters: bool = False) -> bytes:
     """The figure as SVG, the same bytes each time; `salt` sets its internal ids apart from other figures'.
 
-    A `description` goes into the metadata of the file.
+    A `description` goes into the metadata of the file. Text is drawn as curves, which look the same everywhere, or with
+    `letters` as text.
     """
     buffer = BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": f"mixln-{salt}", "svg.fonttype": "path"}):
+    kind = "none" if letters else "path"
+    with matplotlib.rc_context({"svg.hashsalt": f"mixln-{salt}", "svg.fonttype": kind}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Description": description})
     return buffer.getvalue()
 
 
-def write_drawings(drawings: Iterable[tuple[str, Figure | None]], folder: Path) -> dict[str, bytes]:
-    """Write figures by name as PNG (150 dots per inch) and SVG; None removes those of an earlier result.
+def lay_out(figure: Figure) -> None:
+    """Place everything in the figure, once and for all formats."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def write_figure(figure: Figure, name: str, folder: Path) -> bytes:
+    """Write a figure as PNG (150 dots per inch) and SVG, and return the SVG.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    lay_out(figure)
+    svg = draw_svg(figure, name)
+    write_file(folder / f"{name}.svg", svg)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_file(folder / f"{name}.png", buffer.getvalue())
+    return svg
+
+
+def write_drawings(drawings: Iterable[tuple[str, Draw]], folder: Path) -> dict[str, bytes]:
+    """Write figures by name as PNG and SVG; where there is none, those of an earlier result go.
 
     Returns:
-        The SVG of each figure, by name.
+        The SVG of each figure that there is, by name.
 
     Raises:
         InputError: a file cannot be written or removed.
     """
-    svgs: dict[str, bytes] = {}
-    for name, figure in drawings:
-        if figure is None:
+    drawn: dict[str, bytes] = {}
+    for name, draw in drawings:
+        if drawing := draw(FILE):
+            drawn[name] = write_figure(drawing.figure, name, folder)
+        else:
             for suffix in ("png", "svg"):
                 remove_file(folder / f"{name}.{suffix}")
-            continue
-        svgs[name] = draw_svg(figure, name)
-        write_file(folder / f"{name}.svg", svgs[name])
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        write_file(folder / f"{name}.png", buffer.getvalue())
-    return svgs
+    return drawn

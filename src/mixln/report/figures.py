@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from matplotlib.figure import Figure
+from functools import partial
 
 from mixln.report.curve_figures import learning_rate_grid, loss_curves
 from mixln.report.depth_figures import draw_schemes
+from mixln.report.drawing import Draw, Drawing, Format
 from mixln.report.results import ComparisonResult
 
 
@@ -29,7 +29,7 @@ class FigureKind:
     title: str
     shows: str
     reading: str
-    draw: Callable[[ComparisonResult], Figure | None]
+    draw: Callable[[ComparisonResult, Format], Drawing | None]
     bands: str = ""
 
 
@@ -58,9 +58,9 @@ FIGURES: tuple[FigureKind, ...] = (
 """The figures of training, in the order of the report."""
 
 
-def draw_figures(result: ComparisonResult) -> Iterator[tuple[str, Figure | None]]:
-    """Every figure by name, in the order of the report; None in place of one that does not apply to the result."""
+def draw_figures(result: ComparisonResult) -> Iterator[tuple[str, Draw]]:
+    """What draws each figure, by name, in the order of the report; it gives None where there is nothing to draw."""
     for kind in FIGURES:
-        yield kind.name, kind.draw(result)
+        yield kind.name, partial(kind.draw, result)
     for spec in result.depth_figures:
-        yield spec.name, draw_schemes(spec, result)
+        yield spec.name, partial(draw_schemes, spec, result)

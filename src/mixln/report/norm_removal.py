@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mixln.report import canvas
 from mixln.report.aggregate import moving_average
+from mixln.report.drawing import FILE, Drawing, Format
 from mixln.report.style import SchemeStyle, label_styles
 
 NORM_FREE = "norms removed"
 CONTROL = "control, with norms"
+ORIGINAL = "the model as it was"
 _SMOOTHED_STEPS = 9
+_DOTTED = SchemeStyle(canvas.FAINT, ":", "", "")
 
 _KINDS = {
     "feed_forward": "feed-forward",
@@ -101,8 +104,11 @@ class NormRemovalReport:
 
 
 def removal_figure(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], removals: Sequence[RemovalRecord], loss_original: float
-) -> Figure:
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    removals: Sequence[RemovalRecord],
+    loss_original: float,
+    form: Format = FILE,
+) -> Drawing:
     """Training loss (faint, smoothed) and validation loss (marked) over steps; a tick for every removal.
 
     Args:
@@ -110,37 +116,44 @@ def removal_figure(
             measured, its `validation_loss`, as `metrics.jsonl` has them.
         removals: made so far.
         loss_original: on the validation text, before training.
+        form: what is drawn for.
     """
     styles = label_styles(list(curves), CONTROL)
     dotted = {"color": canvas.FAINT, "linewidth": 1.0, "linestyle": ":"}
-    handles = {**canvas.line_handles(styles, 20), "the model as it was": Line2D([], [], **dotted)}
+    handles = {**canvas.line_handles(styles, 20), ORIGINAL: Line2D([], [], **dotted)}
     kinds = list(dict.fromkeys(one.target for one in removals))
     # other colours than that of the curve they are about
-    colors = {kind: style.color for kind, style in label_styles([NORM_FREE, *kinds]).items()}
+    looks = dict(zip(kinds, list(label_styles([NORM_FREE, *kinds]).values())[1:], strict=True))
     tick = {"linewidth": 0, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
-    handles |= {_KINDS[kind]: Line2D([], [], color=colors[kind], **tick) for kind in kinds}
-    figure, (ax,) = canvas.panels(1, 1, 4.2, legend=handles)
+    handles |= {_KINDS[kind]: Line2D([], [], color=looks[kind].color, **tick) for kind in kinds}
+    figure, (ax,) = canvas.panels(1, 1, 4.2, form.width, legend=handles if form.legend else None)
+    legend = {**styles, ORIGINAL: _DOTTED} | {_KINDS[kind]: look for kind, look in looks.items()}
+    drawing = Drawing(figure, ("label", "training step", "loss (nats per token)"), legend=legend)
     for label, lines in curves.items():
-        _draw(ax, lines, styles[label])
-    ax.axhline(loss_original, **dotted)
+        _draw(drawing, ax, label, lines, styles[label])
+    drawing.add(ax, ORIGINAL, [ax.axhline(loss_original, **dotted)], [0], [loss_original])
     for kind in kinds:
         steps = [one.step for one in removals if one.target == kind]
         # ticks of the data's own axis below, of the figure's above: they never cover the curves
-        ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=colors[kind], linewidth=1.1)
+        ticks = ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=looks[kind].color, linewidth=1.1)
+        drawing.artists[_KINDS[kind]] = [ticks]
     canvas.label_axes(
         ax,
         "training step",
-        "Loss (nats per token): validation marked, training faint; ticks above: a removal, by what went",
+        "Loss (nats per token)",
+        "validation marked, training faint; ticks above: a removal, by what went",
     )
-    return figure
+    return drawing
 
 
-def _draw(ax: Axes, lines: Sequence[Mapping[str, Any]], style: SchemeStyle) -> None:
+def _draw(drawing: Drawing, ax: Axes, label: str, lines: Sequence[Mapping[str, Any]], style: SchemeStyle) -> None:
+    artists: list[Artist] = []
     finite = [(line["step"], line["loss"]) for line in lines if np.isfinite(np.float64(line["loss"]))]
     if len(finite) >= _SMOOTHED_STEPS:
         steps, losses = np.array(finite, dtype=float).T
-        ax.plot(steps, moving_average(losses, _SMOOTHED_STEPS), color=style.color, linewidth=0.9, alpha=0.4)
+        smooth = moving_average(losses, _SMOOTHED_STEPS)
+        artists += ax.plot(steps, smooth, color=style.color, linewidth=0.9, alpha=0.4)
     measured = [(line["step"], line["validation_loss"]) for line in lines if line.get("validation_loss") is not None]
-    if measured:
-        x, y = zip(*measured, strict=True)
-        ax.plot(x, y, **canvas.line_options(style, len(x)))
+    x, y = np.array(measured, dtype=float).reshape(-1, 2).T
+    artists += ax.plot(x, y, **canvas.line_options(style, len(x)))
+    drawing.add(ax, label, artists, x, y)

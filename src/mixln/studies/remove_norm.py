@@ -186,7 +186,7 @@ class RemoveNorm(TrainingWork):
         if self._has_control:
             curves[CONTROL] = read_metrics(self._folder / _CONTROL)
         path = self._folder / FIGURE_FILE
-        removal_figure(curves, report.removals, report.loss_original).savefig(path, dpi=150)
+        removal_figure(curves, report.removals, report.loss_original).figure.savefig(path, dpi=150)
         return path
 
     def _removal(self) -> NormRemoval:
