@@ -29,7 +29,6 @@ slow: $(VENV)/ready  ## tests with several processes, whole studies, every class
 	$(BIN)/pytest -m slow
 
 docs: $(VENV)/ready  ## the documentation site, in docs/_build/html; every reference must be found
-	$(BIN)/python -m pip install --quiet --editable '.[docs]' --no-build-isolation
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 # what the next two targets run; for everything: `make test-newest TESTS='lint types fast slow'`
