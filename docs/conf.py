@@ -35,6 +35,7 @@ copybutton_prompt_text = "$ "
 myst_enable_extensions = ["attrs_block", "deflist"]
 myst_heading_anchors = 4  # `page.md#a-heading`, as GitHub has it
 
+smartquotes = False  # `--` is two dashes
 # In docstrings, `x` is code.
 default_role = "code"
 napoleon_google_docstring = True
@@ -49,9 +50,7 @@ nitpicky = True
 # Types of other libraries: their inventories would have to be downloaded.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|transformers|tokenizers|datasets|numpy|pandas|matplotlib|collections|pathlib|typing|os)\..*"),
-    ("py:.*", r"huggingface_hub\..*"),
-    # behind the names of the reference, and no part of it
-    ("py:class", r"mixln\.placement\.registry\.(Block|Modifier)Function"),
-    ("py:class", r"mixln\.models\.placed\.PlacedPreTrainedModel"),
-    ("py:class", r"mixln\.report\.(diagnosis\.ModelDiagnosis|series\.FigureSpec)"),
+    ("py:.*", r"(huggingface_hub|rich)\..*"),
+    # what the reference names and does not describe
+    ("py:.*", r"mixln\..+\..+|TrainingDivergedError"),
 ]

@@ -31,6 +31,7 @@ from mixln.tasks import Recipe
 from mixln.tasks.healing_config import HealingConfig
 from mixln.tasks.norm_removal.config import NormRemovalConfig
 from mixln.tasks.recipes import find_recipe, list_recipes
+from plain_signatures import complete_text, simplify
 
 BUILT = "_built"
 """The folder, below docs/, of files that the build makes; git ignores it."""
@@ -170,4 +171,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("source-read", complete)
     app.connect("include-read", replace_included_links)
     app.connect("doctree-resolved", link_terms)
+    app.connect("autodoc-before-process-signature", simplify)
+    app.connect("autodoc-process-docstring", complete_text, priority=100)  # before napoleon reads it
     return {"parallel_read_safe": False, "parallel_write_safe": True}
