@@ -116,7 +116,7 @@ def test_tasks_run_on_offloaded_weights(
     folder: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
-    from mixln.studies.task_scores import task_score
+    from mixln.evaluation.task_scores import task_score
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     score = task_score(data.tokenizer, "words", include_path=write_task(tmp_path / "tasks", make_items(6)))

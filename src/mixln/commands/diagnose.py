@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixln.report.depth_report import DepthReport
     from mixln.report.diagnosis import ModelDiagnosis
     from mixln.studies.diagnosis_scores import Score
-    from mixln.studies.task_scores import LoadedTask
+    from mixln.evaluation.task_scores import LoadedTask
 
 
 @checked_arguments
@@ -98,7 +98,7 @@ def diagnose(
     from mixln.storage import write_file
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.measured_models import measured_models
-    from mixln.studies.task_scores import task_score
+    from mixln.evaluation.task_scores import task_score
 
     config = changed(config or DiagnosisConfig(), changes)
     config = replace(
@@ -176,7 +176,7 @@ def load_tasks(
     Raises:
         InputError: one cannot be had, or there is something said of tasks and none named.
     """
-    from mixln.studies.task_scores import load_task
+    from mixln.evaluation.task_scores import load_task
 
     if names is None:
         if any(value is not None for value in (task_path, task_limit, task_metric)):

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixln.data.corpus import Corpus, LeftOut, Part
+from mixln.data.file_formats import (
+    COMPRESSIONS,
+    JSON_SUFFIXES,
+    is_json_file,
+    may_be_one_value,
+    naming_damage,
+    one_value,
+    open_file,
+)
 from mixln.errors import InputError
 
-
-def _open_zstd(file: Path) -> IO[bytes]:
-    stream: Any = pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
-    return cast("IO[bytes]", io.BufferedReader(stream))
-
-
-_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstd,
-}
-_TEXT, _JSON, _PARQUET = (".txt", ".md"), (".jsonl", ".json"), (".parquet",)
-_COMPRESSED = tuple(f"{kind}{compression}" for kind in (*_TEXT, *_JSON) for compression in _COMPRESSIONS)
-SUFFIXES = (*_TEXT, *_JSON, *_COMPRESSED, *_PARQUET)
-_SHOWN = f"{' '.join((*_TEXT, *_JSON, *_PARQUET))}; the first four also with {' '.join(_COMPRESSIONS)}"
+_TEXT, _PARQUET = (".txt", ".md"), (".parquet",)
+_COMPRESSED = tuple(f"{kind}{compression}" for kind in (*_TEXT, *JSON_SUFFIXES) for compression in COMPRESSIONS)
+SUFFIXES = (*_TEXT, *JSON_SUFFIXES, *_COMPRESSED, *_PARQUET)
+_SHOWN = f"{' '.join((*_TEXT, *JSON_SUFFIXES, *_PARQUET))}; the first four also with {' '.join(COMPRESSIONS)}"
 
 _ACCOMPANYING = frozenset({"readme", "license", "licence", "copying", "notice", "citation"})
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -47,7 +38,6 @@ _MODEL_FILES = frozenset({"config.json", "tokenizer.json", "tokenizer_config.jso
 """A folder with one of these holds a model or a checkpoint of one."""
 
 _PART_BYTES = 32_000_000
-_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
 
 
 class FileCorpus(Corpus):
@@ -84,9 +74,9 @@ class FileCorpus(Corpus):
         digest = hashlib.sha256(f"files\0{self.text_field}".encode())
         for file, relative in self._files():
             digest.update(b"\0" + os.fsencode(relative) + b"\0")
-            with _naming_damage(file), file.open("rb") as stream:
+            with naming_damage(file), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-            if _is_json(file) and _may_be_one_value(file):
+            if is_json_file(file) and may_be_one_value(file):
                 digest.update(b"one value")  # which older versions read as lines
         return digest.hexdigest()
 
@@ -127,7 +117,7 @@ class FileCorpus(Corpus):
         if name in _DESCRIPTIONS:
             return "description of a dataset"
         if not name.endswith(SUFFIXES):
-            if Path(name).stem.endswith((*_TEXT, *_JSON)):
+            if Path(name).stem.endswith((*_TEXT, *JSON_SUFFIXES)):
                 raise InputError(f"{file} is compressed in a way that is not read; known suffixes are {_SHOWN}")
             return f"unknown suffix (known: {_SHOWN})"
         if file.is_symlink() and not file.exists():
@@ -146,22 +136,22 @@ class FileCorpus(Corpus):
                 parts.append([])
                 size = 0
             parts[-1].append((file, relative))
-            with _naming_damage(file):
+            with naming_damage(file):
                 size += file.stat().st_size
         return parts
 
     def _read(self, part: Part) -> Iterator[tuple[str, str]]:
         for file, relative in cast("list[tuple[Path, str]]", part):
-            with _naming_damage(file):
+            with naming_damage(file):
                 if file.name.lower().endswith(_PARQUET):
                     yield from self._read_parquet(file, relative)
-                elif _is_json(file):
+                elif is_json_file(file):
                     yield from self._read_json(file, relative)
                 else:
                     yield from self._read_text(file, relative)
 
     def _read_text(self, file: Path, place: str) -> Iterator[tuple[str, str]]:
-        with _open(file) as stream:
+        with open_file(file) as stream:
             content = stream.read()
         try:
             text = content.decode("utf-8-sig")
@@ -171,12 +161,12 @@ class FileCorpus(Corpus):
             yield text, place
 
     def _read_json(self, file: Path, relative: str) -> Iterator[tuple[str, str]]:
-        rows = _one_value(file)
+        rows = one_value(file)
         if rows is not None:
             for number, row in enumerate(rows, start=1):
                 yield from self._field(row, f"{relative}, entry {number}")
             return
-        with _open(file) as stream:
+        with open_file(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():
                     continue  # a blank line is no record
@@ -219,59 +209,8 @@ class FileCorpus(Corpus):
                         yield from self._text(text, self.text_field, place)
 
 
-@contextmanager
-def _naming_damage(file: Path) -> Iterator[None]:
-    """A file that is cut off, damaged or not ours to read is refused, since nobody knows how much of it is lost."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise _damaged(file, error) from error
-    except OSError as error:
-        if error.errno is None:  # of a decompressor, not of the system
-            raise _damaged(file, error) from error
-        raise InputError(
-            f"{file} cannot be read ({error.strerror or type(error).__name__}); remove it, or make it readable"
-        ) from error
-
-
-def _damaged(file: Path, error: BaseException) -> InputError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return InputError(f"{file} is damaged or cut off ({reason.rstrip('.')}); fetch it again, or remove it")
-
-
 def _raise_unreadable(error: OSError) -> None:
     raise InputError(
         f"the folder {error.filename} cannot be read ({error.strerror or type(error).__name__}); remove it, or make it "
         "readable"
     ) from error
-
-
-def _is_json(file: Path) -> bool:
-    name = file.name.lower()
-    return name.endswith(_JSON) or Path(name).stem.endswith(_JSON)
-
-
-def _may_be_one_value(file: Path) -> bool:
-    """Whether a JSON file begins as an array, or as an object that goes on in the next line."""
-    with _naming_damage(file), _open(file) as stream:
-        first = next((line for line in stream if line.strip()), b"")
-    text = first.removeprefix(b"\xef\xbb\xbf").strip()
-    return text.startswith(b"[") or text == b"{"
-
-
-def _one_value(file: Path) -> list[object] | None:
-    """The rows of a JSON file that holds one array, or one object; None: it is no such file."""
-    if not _may_be_one_value(file):
-        return None
-    with _open(file) as stream:
-        content = stream.read()
-    try:
-        value: object = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-    return cast("list[object]", value) if isinstance(value, list) else [value]
-
-
-def _open(file: Path) -> IO[bytes]:
-    compression = _COMPRESSIONS.get(file.suffix.lower())
-    return file.open("rb") if compression is None else compression(file)

@@ -23,7 +23,7 @@ from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import shown_columns
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.studies.task_scores import load_task, task_score
+from mixln.evaluation.task_scores import load_task, task_score
 from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")

@@ -1,0 +1,1 @@
+"""Scores of models on tasks, with the constants that they must beat, intervals and paired tests."""

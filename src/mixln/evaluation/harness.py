@@ -1,0 +1,303 @@
+"""EleutherAI's lm-evaluation-harness: tasks loaded, and run on a model. It is imported when it is needed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mixln.data.hub_errors import HUB_ERRORS
+from mixln.errors import InputError
+from mixln.evaluation.local_tasks import is_local_task, read_local_task
+from mixln.hub import hub_access
+from mixln.measure.forward import model_device
+from mixln.placement.words import did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+_FEWSHOT_SEED = 1234
+"""That of lm-evaluation-harness itself."""
+
+_WRONG_TASK = (ValueError, LookupError, TypeError, AttributeError, TemplateError)
+"""What lm-evaluation-harness raises, depending on what is wrong with a task."""
+
+_CANNOT_LOAD = (*HUB_ERRORS, DatasetsError, *_WRONG_TASK, RuntimeError, ImportError)
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task with its data.
+
+    Attributes:
+        name: as it is shown.
+        metric: of the task, as lm-evaluation-harness calls it.
+        filter: what answers go through before the metric; None: the task's first.
+        parts: the tasks by name: one, or those of a group.
+    """
+
+    name: str
+    metric: str
+    filter: str | None
+    parts: Mapping[str, Task]
+
+    def higher_is_better(self, task: Task) -> bool:
+        """Whether the metric of a part is better when it is higher."""
+        return (task.higher_is_better() or {}).get(self.metric, True)
+
+    def is_mean(self, task: Task) -> bool:
+        """Whether the metric of a part is a mean over items."""
+        from lm_eval.api.metrics import mean
+
+        return _aggregations(task)[self.metric] in (mean, np.mean)
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How items become prompts.
+
+    Attributes:
+        num_fewshot: solved items in each prompt; None: as the task says.
+        apply_chat_template: write prompts as a conversation, by the tokenizer's template.
+        fewshot_as_multiturn: solved items are turns of their own in it.
+        system_instruction: text before everything.
+    """
+
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise InputError(f"`num_fewshot` must not be negative, but is {self.num_fewshot}")
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise InputError("`fewshot_as_multiturn` needs `apply_chat_template`")
+
+
+def load_task(name: str, *, include_path: str | Path | None = None, metric: str | None = None) -> LoadedTask:
+    """Load a task and its data, once for all models.
+
+    Args:
+        name: of a task or group of lm-evaluation-harness, or of one in `include_path`; a path of a YAML file; a file of
+            JSON lines, or a folder with `test.jsonl` and `dev.jsonl` (`mixln.evaluation.local_tasks`).
+        include_path: folder of YAML files of tasks; a task in it needs no network if its data are local files.
+        metric: such as `acc_norm`, or with a filter `exact_match,flexible-extract`; None: the task's first.
+
+    Raises:
+        InputError: lm-evaluation-harness is not installed, there is no such task or metric, or no data.
+    """
+    _require_harness()
+    if is_local_task(name):
+        shown, parts = _local_parts(name)
+    else:
+        shown, parts = name, _known_parts(name, include_path)
+    wanted, _, filter_name = (metric or "").partition(",")
+    for part, task in parts.items():
+        metrics = list(_aggregations(task))
+        wanted = wanted or metrics[0]
+        if wanted not in metrics:
+            raise InputError(f"the task {part} has no metric {wanted!r}. It has: {', '.join(metrics)}")
+        filters = [own["name"] for own in task.get_config("filter_list") or [{"name": "none"}]]
+        if filter_name and filter_name not in filters:
+            raise InputError(f"the task {part} has no filter {filter_name!r}. It has: {', '.join(filters)}")
+    loaded = LoadedTask(shown, wanted, filter_name or None, parts)
+    for task in parts.values():
+        if len(parts) > 1 and not loaded.is_mean(task):
+            raise InputError(f"{name} is a group, and {wanted} is no mean over items: name one of {', '.join(parts)}")
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def run_task(
+    task: LoadedTask,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    prompting: Prompting | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Mapping[str, Any]:
+    """Run a task on a model, on the model's own device; the model and its tokenizer stay as they are.
+
+    Args:
+        task: what `load_task` gave.
+        model: a causal language model.
+        tokenizer: of the model.
+        limit: items of each task; None: all.
+        batch_size: requests that go through the model together.
+        prompting: how items become prompts; None: as the task says.
+        report: called with (rows so far, rows in all) while the model runs.
+
+    Returns:
+        What `lm_eval.evaluator.evaluate` gives: `results` and `samples` by the name of the part.
+
+    Raises:
+        InputError: the task's own templates fail on its data, or a chat template is asked for that is not there.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models import huggingface
+
+    prompting = prompting or Prompting()
+    if prompting.apply_chat_template and not tokenizer.chat_template:
+        raise InputError("the tokenizer has no chat template. Leave `apply_chat_template` out, or give the chat model")
+    fewshots = {name: one.get_config("num_fewshot") for name, one in task.parts.items()}
+    for one in task.parts.values():
+        one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
+        if prompting.num_fewshot is not None:
+            one.set_config(key="num_fewshot", value=prompting.num_fewshot)
+    with _quiet(), torch.random.fork_rng(), _counting(model, task, report):
+        torch.manual_seed(_FEWSHOT_SEED)
+        # it gives the tokenizer a padding token; its registry hides the arguments from type checkers
+        wrap, tokenizer = cast("Any", huggingface.HFLM), copy.deepcopy(tokenizer)
+        wrapped = wrap(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+        wrapped._device = model_device(model)  # it would take the one of offloaded weights
+        try:
+            # not simple_evaluate, which besides describes the machine, for seconds, every time
+            found = evaluate(
+                wrapped,
+                {"tasks": dict(task.parts)},
+                limit=limit,
+                bootstrap_iters=0,
+                system_instruction=prompting.system_instruction,
+                apply_chat_template=prompting.apply_chat_template,
+                fewshot_as_multiturn=prompting.fewshot_as_multiturn,
+            )
+        except _WRONG_TASK as error:
+            raise InputError(f"the task {task.name} cannot be run: {_reason(error)}") from error
+        finally:
+            for name, number in fewshots.items():
+                task.parts[name].set_config(key="num_fewshot", value=number)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def _counting(model: PreTrainedModel, task: LoadedTask, report: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Report the rows that go through a model; the harness's own bars are for one terminal."""
+    if report is None:
+        yield
+        return
+    rows = 0
+
+    def count(_module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal rows
+        rows += len(next(one for one in (*positional, *named.values()) if isinstance(one, torch.Tensor)))
+        report(rows, max(rows, sum(len(part.instances) for part in task.parts.values())))
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _require_harness() -> None:
+    try:
+        from lm_eval.models import huggingface  # noqa: F401 - it needs more packages than the tasks
+        from lm_eval.tasks import TaskManager  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"tasks need lm-evaluation-harness, which cannot be imported ({error}). Install it: "
+            "pip install 'mixln[evaluation]'"
+        ) from error
+
+
+def _local_parts(name: str) -> tuple[str, Mapping[str, Task]]:
+    """A task for each subject, so that a prompt shows solved items of its own subject."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    local = read_local_task(name)
+    parts: dict[str, Task] = {}
+    with _quiet():
+        for subject in dict.fromkeys(one.subject for one in local.questions):
+            splits = {"test": local.of(subject, local.questions)}
+            if local.examples is not None:
+                splits["dev"] = local.of(subject, local.examples) or local.of(None, local.examples)
+            datasets = {split: Dataset.from_list([vars(one) for one in rows]) for split, rows in splits.items()}
+            part = f"{local.name}_{subject}" if subject else local.name
+            parts[part] = ConfigurableTask(
+                config={
+                    "task": part,
+                    "custom_dataset": lambda datasets=datasets, **_: datasets,
+                    "test_split": "test",
+                    "fewshot_split": "dev" if "dev" in splits else "test",
+                    "output_type": "multiple_choice",
+                    "target_delimiter": local.delimiter,
+                    "description": local.description(subject),
+                    "num_fewshot": 0,
+                    **local.prompts,
+                }
+            )
+    return local.name, parts
+
+
+def _known_parts(name: str, include_path: str | Path | None) -> Mapping[str, Task]:
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"there is no folder {include_path} of tasks. Give one that holds YAML files of tasks")
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if name not in manager.all_tasks and not Path(name).is_file():
+        manager = _all_tasks(include_path)
+        if name not in manager.all_tasks:
+            meant = did_you_mean(name, manager.all_tasks, most=3)
+            raise InputError(
+                f"there is no task {name!r} among the {len(manager.all_tasks)} of lm-evaluation-harness and of the "
+                f"given folder.{meant} `lm-eval ls tasks` lists them"
+            )
+    try:
+        with _quiet(), hub_access(name, "task", local=False):
+            return manager.load([name])["tasks"]
+    except InputError:
+        raise
+    except _CANNOT_LOAD as error:
+        raise InputError(
+            f"the task {name} cannot be loaded: {_reason(error)}. Check its file and, if its data are on the hub, the "
+            "network"
+        ) from error
+
+
+@cache
+def _all_tasks(include_path: str | Path | None) -> TaskManager:
+    """The harness's own tasks too: it takes seconds to read their thousands of files."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
+
+
+def _aggregations(task: Task) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", task.aggregation())
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and remarks that lm-evaluation-harness has for every model."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
