@@ -18,12 +18,12 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedToke
 
 from mixln.data import PreparedData
 from mixln.errors import InputError
+from mixln.evaluation.task_scores import load_task, task_score
 from mixln.measure.pruning import without_blocks
 from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import shown_columns
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.evaluation.task_scores import load_task, task_score
 from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
