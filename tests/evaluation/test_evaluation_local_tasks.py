@@ -68,8 +68,8 @@ def test_every_form_is_scored_as_the_harness_scores(form: str, tmp_path: Path, d
     answers = read_answers(task, found)
     assert answers is not None
     assert sorted(one.gold[0] for one in answers.items) == sorted(GOLD[form])
-    accuracy = sum(credits(answers.picks(), answers.items)) / 2
-    metrics = [found["results"][part]["acc,none"] * len(found["samples"][part]) for part in task.parts]
+    accuracy = sum(credits(answers.picks(), [one.gold for one in answers.items])) / 2
+    metrics = [found.results[part]["acc,none"] * len(found.samples[part]) for part in task.parts]
     assert accuracy == pytest.approx(sum(metrics) / 2)
 
 
@@ -92,12 +92,12 @@ def test_solved_items_come_from_dev_and_from_the_same_subject(tmp_path: Path, da
     task = load_task(str(folder))
     assert list(task.parts) == ["mmlu_one_two", "mmlu_names"]
     found = run_task(task, tiny_llama(data.tokenizer, 2), data.tokenizer, prompting=Prompting(num_fewshot=1))
-    prompts = {part: found["samples"][part][0]["arguments"][0][0] for part in task.parts}
+    prompts = {part: found.samples[part][0]["arguments"][0][0] for part in task.parts}
     assert "about one two.\n\nsolved one_two\nA. 1\nB. 0\nC. 7\nAnswer: B\n\nHow many?" in prompts["mmlu_one_two"]
     assert "solved names" in prompts["mmlu_names"]
     assert "solved one_two" not in prompts["mmlu_names"]
     again = run_task(task, tiny_llama(data.tokenizer, 2), data.tokenizer)
-    assert "solved" not in again["samples"]["mmlu_names"][0]["arguments"][0][0]
+    assert "solved" not in again.samples["mmlu_names"][0]["arguments"][0][0]
 
 
 QUERY = FORMS["query"][0]

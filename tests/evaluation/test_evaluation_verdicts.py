@@ -39,9 +39,13 @@ def answers(items: list[Item], choose: list[int | None]) -> Answers:
     return Answers(items, scores)
 
 
+def gold_of(items: list[Item]) -> list[list[int]]:
+    return [one.gold for one in items]
+
+
 def judged(found: Answers) -> str:
     picks = found.picks()
-    return verdict(picks, against_constants(picks, found.items, constants(found.items)))
+    return verdict(picks, against_constants(picks, gold_of(found.items), constants(found.items)))
 
 
 def test_constants_are_counted_from_the_items() -> None:
@@ -51,7 +55,7 @@ def test_constants_are_counted_from_the_items() -> None:
         item("e", "f", gold=0, prompt="nothing of both"),
         item("gg", "h", gold=1, prompt="h"),
     ]
-    scores = {one.name: sum(credits(one.picks, items)) / 4 for one in constants(items)}
+    scores = {one.name: sum(credits(one.picks, gold_of(items))) / 4 for one in constants(items)}
     assert scores == {
         "chance": 0.5,
         "always the first option": 0.25,
@@ -75,7 +79,7 @@ def test_ties_share_the_credit_and_nan_is_no_answer() -> None:
     items = [item("a", "b", "c", gold=2) for _ in range(4)]
     found = Answers(items, [[-1.0, -2.0, -1.0], [NAN, -2.0, -1.0], [-3.0, -2.0, -1.0], [-math.inf] * 3])
     assert found.picks() == [[0, 2], [], [2], [0, 1, 2]]
-    assert credits(found.picks(), items) == [0.5, 0.0, 1.0, pytest.approx(1 / 3)]
+    assert credits(found.picks(), gold_of(items)) == [0.5, 0.0, 1.0, pytest.approx(1 / 3)]
     assert place_counts(found.picks()) == {2: 1}
 
 
@@ -120,7 +124,7 @@ def test_a_model_whose_scores_are_nan_has_no_answer() -> None:
     items = four_choices(50)
     found = answers(items, [None] * 50)
     assert judged(found) == "no answer to any item: every item has a score that is NaN"
-    assert credits(found.picks(), items) == [0.0] * 50
+    assert credits(found.picks(), gold_of(items)) == [0.0] * 50
 
 
 def test_a_model_that_always_gives_the_first_option_is_told() -> None:
@@ -155,7 +159,7 @@ def test_a_good_model_is_above_every_constant_and_a_guessing_one_is_not() -> Non
     assert "not distinguishable from chance" in judged(guessing)
     for found, expected in ((good, True), (guessing, False)):
         picks = found.picks()
-        assert is_above_constants(picks, against_constants(picks, items, constants(items))) == expected
+        assert is_above_constants(picks, against_constants(picks, gold_of(items), constants(items))) == expected
 
 
 def test_a_score_below_a_constant_is_said_to_be() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
-from mixln.evaluation.harness import LoadedTask
+from mixln.evaluation.harness import LoadedTask, TaskRun
 from mixln.evaluation.items import Item, Picks, read_items
 
 _SAME = 1e-6
@@ -42,14 +41,14 @@ class Answers:
         return found
 
 
-def read_answers(task: LoadedTask, found: Mapping[str, Any]) -> Answers | None:
+def read_answers(task: LoadedTask, found: TaskRun) -> Answers | None:
     """Return the answers in what `run_task` gave, items in their order; None: the task is not of multiple choice."""
     items: list[Item] = []
     scores: list[list[float]] = []
     for name, part in task.parts.items():
         if part.OUTPUT_TYPE != "multiple_choice":
             return None
-        samples = found["samples"][name]
+        samples = found.samples[name]
         chosen = [one for one in samples if one["filter"] == samples[0]["filter"]]
         chosen.sort(key=lambda sample: sample["doc_id"])
         items += read_items(part, chosen)
@@ -80,6 +79,17 @@ def agreement(picks: Picks, others: Picks) -> float:
         for one, other in zip(picks, others, strict=True)
     ]
     return fmean(shares)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of a mean, by Student's t; None: there are fewer than two values."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    mean, error = fmean(values), stdev(values) / math.sqrt(len(values))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean - reach, mean + reach
 
 
 def accuracy_interval(share: float, count: int) -> tuple[float, float]:
@@ -127,9 +137,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     from scipy import stats
 
     differences = [one - other for one, other in zip(first, second, strict=True)]
-    value, count = fmean(differences), len(differences)
-    reach = math.inf if count < 2 else float(stats.t.ppf(0.975, count - 1)) * stdev(differences) / math.sqrt(count)
+    interval = mean_interval(differences) or (-math.inf, math.inf)
     better, worse = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
     p_value = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
     whole = all(credit in (0, 1) for credit in (*first, *second))
-    return PairedDifference(value, (value - reach, value + reach), p_value if whole else None, better, worse)
+    return PairedDifference(fmean(differences), interval, p_value if whole else None, better, worse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FEWSHOT_SEED = 1234
 """That of lm-evaluation-harness itself."""
 
-_WRONG_TASK = (ValueError, LookupError, TypeError, AttributeError, TemplateError)
+_WRONG_TASK = (ValueError, LookupError, TypeError, AttributeError, AssertionError, TemplateError)
 """What lm-evaluation-harness raises, depending on what is wrong with a task."""
 
 _CANNOT_LOAD = (*HUB_ERRORS, DatasetsError, *_WRONG_TASK, RuntimeError, ImportError)
@@ -63,6 +63,21 @@ class LoadedTask:
         from lm_eval.api.metrics import mean
 
         return _aggregations(task)[self.metric] in (mean, np.mean)
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """What a model gave on a task.
+
+    Attributes:
+        results: of lm-evaluation-harness, by the name of the part.
+        samples: what it has logged of each item, by the name of the part.
+        cut: items with a prompt that is longer than the model's context: the harness cuts off its beginning.
+    """
+
+    results: Mapping[str, Any]
+    samples: Mapping[str, Sequence[Mapping[str, Any]]]
+    cut: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ def run_task(
     batch_size: int = 8,
     prompting: Prompting | None = None,
     report: Callable[[int, int], None] | None = None,
-) -> Mapping[str, Any]:
+) -> TaskRun:
     """Run a task on a model, on the model's own device; the model and its tokenizer stay as they are.
 
     Args:
@@ -143,9 +158,6 @@ def run_task(
         batch_size: requests that go through the model together.
         prompting: how items become prompts; None: as the task says.
         report: called with (rows so far, rows in all) while the model runs.
-
-    Returns:
-        What `lm_eval.evaluator.evaluate` gives: `results` and `samples` by the name of the part.
 
     Raises:
         InputError: the task's own templates fail on its data, or a chat template is asked for that is not there.
@@ -184,7 +196,22 @@ def run_task(
             for name, number in fewshots.items():
                 task.parts[name].set_config(key="num_fewshot", value=number)
     assert found is not None
-    return found
+    samples = found["samples"]
+    return TaskRun(found["results"], samples, _cut_items(samples, tokenizer, wrapped.max_length))
+
+
+def _cut_items(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> int:
+    cut = 0
+    for of_part in samples.values():
+        for arguments in {sample["doc_id"]: sample["arguments"] for sample in of_part}.values():
+            texts = ["".join(part for part in request if isinstance(part, str)) for request in arguments]
+            # few texts are long: a token has at least a quarter of a character, since a character has up to four bytes
+            if any(4 * len(text) > max_length for text in texts):
+                lengths = map(len, tokenizer(texts, verbose=False)["input_ids"])
+                cut += max(lengths) > max_length + 1  # the last token is predicted, not read
+    return cut
 
 
 @contextmanager

@@ -68,11 +68,11 @@ def read_items(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[Item]:
     return items
 
 
-def credits(picks: Picks, items: Sequence[Item]) -> list[float]:
+def credits(picks: Picks, gold: Sequence[Sequence[int]]) -> list[float]:
     """What each item counts: the share of the picked options that are right; 0 without an answer."""
     return [
-        sum(one in item.gold for one in picked) / len(picked) if picked else 0.0
-        for picked, item in zip(picks, items, strict=True)
+        sum(one in right for one in picked) / len(picked) if picked else 0.0
+        for picked, right in zip(picks, gold, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.errors import InputError
-from mixln.evaluation.harness import LoadedTask, load_task, run_task
+from mixln.evaluation.harness import LoadedTask, TaskRun, load_task, run_task
 from mixln.models.causal import is_causal_language_model
 
 
@@ -58,19 +58,30 @@ class TaskScore:
             InputError: it is no causal language model, or the task's own templates fail on its data.
         """
         found = run_task(self.task, self.check(model), self.tokenizer, limit=self.limit, batch_size=self.batch_size)
-        metric, items = self.task.metric, list[float]()
-        for name, task in self.task.parts.items():
-            sign = 1 if self.task.higher_is_better(task) else -1
-            samples = found["samples"][name]
-            chosen = self.task.filter or samples[0]["filter"]
-            if not self.task.is_mean(task):
-                return sign * float(found["results"][name][f"{metric},{chosen}"])
-            # in the order of the items, whatever the order of their requests was
-            samples = sorted(samples, key=lambda sample: sample["doc_id"])
-            items += [sign * float(one[metric]) for one in samples if one["filter"] == chosen and metric in one]
-        if not items:
-            raise InputError(f"the task {self.task.name} gave no {metric}. Choose another metric")
-        return items
+        return item_scores(self.task, found)
+
+
+def item_scores(task: LoadedTask, found: TaskRun) -> float | list[float]:
+    """Return what each item has by the task's metric, in the order of the items.
+
+    One number, if the metric is no mean over items. Higher is better: of other metrics it is the negative.
+
+    Raises:
+        InputError: no item has the metric.
+    """
+    metric, items = task.metric, list[float]()
+    for name, part in task.parts.items():
+        sign = 1 if task.higher_is_better(part) else -1
+        samples = found.samples[name]
+        chosen = task.filter or samples[0]["filter"]
+        if not task.is_mean(part):
+            return sign * float(found.results[name][f"{metric},{chosen}"])
+        # in the order of the items, whatever the order of their requests was
+        ordered = sorted(samples, key=lambda sample: sample["doc_id"])
+        items += [sign * float(one[metric]) for one in ordered if one["filter"] == chosen and metric in one]
+    if not items:
+        raise InputError(f"the task {task.name} gave no {metric}. Choose another metric")
+    return items
 
 
 def task_score(

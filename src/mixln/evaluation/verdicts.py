@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mixln.evaluation.answers import PairedDifference, agreement, paired_difference
-from mixln.evaluation.items import Constant, Item, Picks, credits
+from mixln.evaluation.items import Constant, Picks, credits
 
 _IS_A_CONSTANT = 0.99
 """Agreement in more than this share of the items: the model is said to give that answer."""
@@ -30,12 +30,20 @@ class AgainstConstant:
     agreement: float
 
 
-def against_constants(picks: Picks, items: Sequence[Item], constants: Sequence[Constant]) -> list[AgainstConstant]:
-    """Compare what a model answers with each constant answer, item by item."""
-    own = credits(picks, items)
+def against_constants(
+    picks: Picks, gold: Sequence[Sequence[int]], constants: Sequence[Constant]
+) -> list[AgainstConstant]:
+    """Compare what a model answers with each constant answer, item by item.
+
+    Args:
+        picks: of the model.
+        gold: the right options of each item.
+        constants: of the items.
+    """
+    own = credits(picks, gold)
     found: list[AgainstConstant] = []
     for constant in constants:
-        theirs = credits(constant.picks, items)
+        theirs = credits(constant.picks, gold)
         found.append(
             AgainstConstant(
                 constant.name, fmean(theirs), paired_difference(own, theirs), agreement(picks, constant.picks)
