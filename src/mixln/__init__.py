@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixln.commands.data import prepare as prepare_data
     from mixln.commands.diagnose import diagnose
     from mixln.commands.estimate import estimate
+    from mixln.commands.evaluate import evaluate
     from mixln.commands.export import export
     from mixln.commands.generate import generate
     from mixln.commands.prune import prune
@@ -60,6 +61,7 @@ __all__ = [
     "convert",
     "diagnose",
     "estimate",
+    "evaluate",
     "export",
     "generate",
     "modifiers",

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedTokenizerBase
 
+    from mixln.evaluation.task_scores import LoadedTask
     from mixln.report.depth_report import DepthReport
     from mixln.report.diagnosis import ModelDiagnosis
     from mixln.studies.diagnosis_scores import Score
-    from mixln.evaluation.task_scores import LoadedTask
 
 
 @checked_arguments
@@ -92,13 +92,13 @@ def diagnose(
             or the folder cannot be written.
     """
     del device  # `on_device` has chosen it
+    from mixln.evaluation.task_scores import task_score
     from mixln.progress import StageProgress
     from mixln.report.depth_report import REPORT_FILE
     from mixln.report.serialize import to_json
     from mixln.storage import write_file
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.measured_models import measured_models
-    from mixln.evaluation.task_scores import task_score
 
     config = changed(config or DiagnosisConfig(), changes)
     config = replace(

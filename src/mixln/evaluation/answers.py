@@ -27,6 +27,11 @@ class Answers:
     items: list[Item]
     scores: list[list[float]]
 
+    @property
+    def can_be_normalized(self) -> bool:
+        """Whether options have lengths of their own: where only the prompts differ, all score the same text."""
+        return all(item.prompt is not None for item in self.items)
+
     def picks(self, *, normalized: bool = False) -> Picks:
         """The likeliest option of each item; several if they are tied; none if a score is NaN.
 

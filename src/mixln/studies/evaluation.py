@@ -1,68 +1,278 @@
-"""Models on tasks: run, compared with constants and with each other, and kept as they are finished."""
+"""Models on tasks: run, compared with constants and with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import groupby
+from statistics import fmean, stdev
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixln.evaluation.harness import LoadedTask, Prompting
-from mixln.evaluation.items import Item
-from mixln.studies.stages import ReportStage
-
-ANSWERS_FOLDER = "answers"
-"""Of a report: what each model answered on each task, so that an interrupted evaluation goes on."""
-
-_MIN_SEEDS = 3
-"""Below which a spread over seeds gets no interval."""
+from mixln.errors import InputError
+from mixln.evaluation.answers import (
+    accuracy_interval,
+    mean_interval,
+    paired_difference,
+    place_counts,
+    read_answers,
+)
+from mixln.evaluation.harness import LoadedTask, Prompting, run_task
+from mixln.evaluation.items import Constant, Picks, constants, credits
+from mixln.evaluation.task_scores import item_scores
+from mixln.evaluation.verdicts import AgainstConstant, against_constants, is_above_constants, verdict
+from mixln.models.causal import is_causal_language_model
+from mixln.report.evaluation import (
+    ConstantScore,
+    ConstantTest,
+    EvaluatedTask,
+    EvaluationReport,
+    ModelScore,
+    ModelTest,
+    SeedScore,
+)
+from mixln.report.series import Estimate
+from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL
+from mixln.studies.machine import describe_machine
+from mixln.version import __version__
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model to evaluate.
+class Answered:
+    """What one model answered on one task: all that scores, tests and verdicts are computed from.
 
     Attributes:
-        name: in the report; models of one name differ by their seed.
-        open: returns it and its tokenizer.
-        identity: what its answers depend on: a hash of its weights; None: not known, so its answers are not kept.
+        credits: what each item counts, higher is better; one number, if the metric is no mean over items.
+        cut: items whose prompt did not fit into the model's context.
+        seconds: that it took.
+        gold: the right options of each item; empty, as the next three, if the task is not of multiple choice.
+        picks: the likeliest option of each item, or several that are tied, or none.
+        normalized: the same, of likelihoods divided by the options' characters.
+        constants: constant answers.
     """
 
-    name: str
-    open: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    identity: str | None
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What is kept of a model on a task."""
-
-    items: list[Item]
-    scores: list[list[float]]
     credits: list[float]
     cut: int
     seconds: float
+    gold: list[list[int]]
+    picks: Picks
+    normalized: Picks
+    constants: list[Constant]
 
 
-@dataclass
-class Evaluation:
-    """Models on tasks.
+@dataclass(frozen=True)
+class Request:
+    """How models are evaluated.
 
-    Args:
-        models: to evaluate.
-        tasks: to evaluate them on.
+    Attributes:
         limit: items of each task; None: all.
         batch_size: requests that go through a model together.
         prompting: how items become prompts.
-        folder: for the report, where the answers of finished pairs of model and task are kept; None: nowhere.
-        report_stage: told how far it is.
     """
 
-    models: Sequence[Model]
-    tasks: Sequence[LoadedTask]
     limit: int | None = None
     batch_size: int = 8
     prompting: Prompting = field(default_factory=Prompting)
-    folder: Path | None = None
-    report_stage: ReportStage | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("limit", self.limit), ("batch_size", self.batch_size)):
+            if number is not None and number < 1:
+                raise InputError(f"`{name}` must be at least 1, not {number}")
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: LoadedTask,
+    request: Request,
+    report: Callable[[int, int], None] | None = None,
+) -> Answered:
+    """Run a task on a model.
+
+    Args:
+        model: a causal language model.
+        tokenizer: of the model.
+        task: to run.
+        request: how.
+        report: called with (rows so far, rows in all) while the model runs.
+
+    Raises:
+        InputError: it is no causal language model, or the task cannot be run.
+    """
+    if not (isinstance(model, PreTrainedModel) and is_causal_language_model(model)):
+        raise InputError(
+            f"tasks ask what comes next, and a {type(model).__name__} is no causal language model. Give one"
+        )
+    started = time.perf_counter()
+    found = run_task(
+        task,
+        model,
+        tokenizer,
+        limit=request.limit,
+        batch_size=request.batch_size,
+        prompting=request.prompting,
+        report=report,
+    )
+    answers = read_answers(task, found)
+    seconds = time.perf_counter() - started
+    if answers is None:
+        scores = item_scores(task, found)
+        return Answered(scores if isinstance(scores, list) else [scores], found.cut, seconds, [], [], [], [])
+    picks, gold = answers.picks(), [item.gold for item in answers.items]
+    normalized = answers.picks(normalized=True) if answers.can_be_normalized else []
+    return Answered(credits(picks, gold), found.cut, seconds, gold, picks, normalized, constants(answers.items))
+
+
+def make_report(
+    tasks: Sequence[LoadedTask],
+    models: Sequence[tuple[str, Mapping[str, Answered]]],
+    prompting: Prompting,
+    *,
+    command: str = "",
+) -> EvaluationReport:
+    """Judge what models answered.
+
+    Args:
+        tasks: that were run.
+        models: the name of each model, and what it answered by the name of the task; models of one name differ by their
+            seed. The first one is what the others are compared with.
+        prompting: how items became prompts.
+        command: the command line.
+    """
+    shown = _numbered([name for name, _ in models])
+    answered = dict(zip(shown, (answers for _, answers in models), strict=True))
+    evaluated: list[EvaluatedTask] = []
+    scores: list[ModelScore] = []
+    tests: list[ModelTest] = []
+    seeds: list[SeedScore] = []
+    for task in tasks:
+        done = {name: answers[task.name] for name, answers in answered.items() if task.name in answers}
+        if not done:
+            continue
+        first_name, first = next(iter(done.items()))
+        evaluated.append(_evaluated(task, first))
+        scores += [_score(name, task, found) for name, found in done.items()]
+        tests += [
+            _test(task.name, name, first_name, found, first) for name, found in done.items() if found is not first
+        ]
+        own = [(name, answers[task.name]) for name, answers in models if task.name in answers]
+        seeds += _seeds(task.name, own)
+    notes = []
+    if any(one.cut for one in scores):
+        notes.append(
+            "lm-evaluation-harness cuts off the beginning of prompts that are longer than a model's context: the items "
+            "are counted under 'prompt cut'."
+        )
+    return EvaluationReport(
+        evaluated, scores, tests, seeds, _words(prompting), describe_machine(), command, __version__, notes
+    )
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names that occur several times, each with its number."""
+    seen: dict[str, int] = {}
+    found: list[str] = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if names.count(name) == 1 else f"{name} #{seen[name]}")
+    return found
+
+
+def _evaluated(task: LoadedTask, found: Answered) -> EvaluatedTask:
+    scores = [ConstantScore(one.name, fmean(credits(one.picks, found.gold))) for one in found.constants]
+    return EvaluatedTask(task.name, "accuracy" if found.picks else task.metric, len(found.credits), scores)
+
+
+def _score(name: str, task: LoadedTask, found: Answered) -> ModelScore:
+    mean = fmean(found.credits)
+    if not found.picks:
+        interval = mean_interval(found.credits)
+        return ModelScore(name, task.name, Estimate(mean, interval), cut=found.cut, seconds=found.seconds)
+    against = against_constants(found.picks, found.gold, found.constants)
+    normalized, normalized_verdict = None, ""
+    if found.normalized:
+        share = fmean(credits(found.normalized, found.gold))
+        normalized = Estimate(share, accuracy_interval(share, len(found.gold)))
+        normalized_verdict = verdict(found.normalized, against_constants(found.normalized, found.gold, found.constants))
+    places = place_counts(found.picks)
+    return ModelScore(
+        name,
+        task.name,
+        Estimate(mean, accuracy_interval(mean, len(found.credits))),
+        normalized,
+        [places.get(place, 0) for place in range(max(map(len, _all_options(found.constants))))],
+        sum(len(picked) > 1 for picked in found.picks),
+        sum(not picked for picked in found.picks),
+        found.cut,
+        verdict(found.picks, against),
+        normalized_verdict,
+        is_above_constants(found.picks, against),
+        [_constant_test(one) for one in against],
+        found.seconds,
+    )
+
+
+def _all_options(constants: Sequence[Constant]) -> Picks:
+    """All options of each item: what chance picks."""
+    return constants[0].picks
+
+
+def _constant_test(one: AgainstConstant) -> ConstantTest:
+    difference = one.difference
+    return ConstantTest(one.name, Estimate(difference.value, difference.interval), difference.p_value, one.agreement)
+
+
+def _test(task: str, name: str, baseline: str, found: Answered, base: Answered) -> ModelTest:
+    if len(found.credits) != len(base.credits) or found.gold != base.gold:
+        raise InputError(
+            f"{name} and {baseline} did not answer the same items of {task}. Evaluate them in one folder anew"
+        )
+    difference = paired_difference(found.credits, base.credits)
+    words = {1: "is above", -1: "is below", 0: "cannot be told from"}[difference.sign]
+    return ModelTest(
+        task,
+        name,
+        baseline,
+        Estimate(difference.value, difference.interval),
+        difference.p_value,
+        difference.better,
+        difference.worse,
+        f"{name} {words} {baseline} on these {len(found.credits):,} items",
+    )
+
+
+def _seeds(task: str, models: Sequence[tuple[str, Answered]]) -> list[SeedScore]:
+    """Means over models of one name; empty, if every name is there once."""
+    by_name = {
+        name: [fmean(found.credits) for _, found in group]
+        for name, group in groupby(sorted(models, key=lambda one: one[0]), key=lambda one: one[0])
+    }
+    names = list(dict.fromkeys(name for name, _ in models))
+    if all(len(values) == 1 for values in by_name.values()):
+        return []
+    first = by_name[names[0]]
+    found: list[SeedScore] = []
+    for name in names:
+        values = by_name[name]
+        difference = None
+        if name != names[0] and len(values) == len(first):
+            differences = [one - other for one, other in zip(values, first, strict=True)]
+            interval = mean_interval(differences) if len(differences) >= MIN_SEEDS_FOR_INTERVAL else None
+            difference = Estimate(fmean(differences), interval)
+        deviation = stdev(values) if len(values) > 1 else 0.0
+        found.append(SeedScore(task, name, len(values), fmean(values), deviation, difference))
+    return found
+
+
+def _words(prompting: Prompting) -> str:
+    number = prompting.num_fewshot
+    words = ["solved items as each task says" if number is None else f"{number} solved items in each prompt"]
+    if prompting.apply_chat_template:
+        words.append("written by the chat template of each tokenizer")
+    if prompting.fewshot_as_multiturn:
+        words.append("solved items as turns of their own")
+    if prompting.system_instruction:
+        words.append(f"after the system instruction {prompting.system_instruction!r}")
+    return ", ".join(words)
