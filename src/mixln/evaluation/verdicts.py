@@ -9,7 +9,7 @@ from statistics import fmean
 from mixln.evaluation.answers import PairedDifference, agreement, paired_difference
 from mixln.evaluation.items import Constant, Picks, credits
 
-_IS_A_CONSTANT = 0.99
+_IS_A_CONSTANT = 0.95
 """Agreement in more than this share of the items: the model is said to give that answer."""
 
 
@@ -85,11 +85,11 @@ def verdict(picks: Picks, against: Sequence[AgainstConstant]) -> str:
 
 def is_above_constants(picks: Picks, against: Sequence[AgainstConstant]) -> bool:
     """Whether a score can be told from every constant answer, and is above."""
-    return all(map(bool, picks)) and not _same(against) and all(one.difference.sign == 1 for one in against)
+    return all(map(bool, picks)) and all(one.difference.sign == 1 for one in against)
 
 
 def _same(against: Sequence[AgainstConstant]) -> list[AgainstConstant]:
-    return [one for one in against if one.agreement >= _IS_A_CONSTANT]
+    return [one for one in against if one.agreement >= _IS_A_CONSTANT and one.difference.sign != 1]
 
 
 def _list(names: Sequence[str]) -> str:
