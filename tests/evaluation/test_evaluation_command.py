@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedToke
 import mixln
 from mixln.cli import main
 from mixln.data import PreparedData
+from mixln.evaluation import harness
 from mixln.report.evaluation import EVALUATION_FILE
 from tasks import WORDS, make_items
 
@@ -230,3 +231,37 @@ def test_the_model_stays_as_it_was(data: PreparedData, items: str) -> None:
     mixln.evaluate(model, data.tokenizer, tasks=[items], limit=5)
     assert isinstance(model, LlamaForCausalLM)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_evaluation_that_ended_early_goes_on(
+    models: list[str], items: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = write(tmp_path / "second.jsonl", make_items(50)[20:])
+    arguments = ["evaluate", *models, "--tasks", items, second, "--out"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    real, runs = harness.run_task, list[str]()
+
+    def stop_at_the_third(task: Any, *rest: Any, **named: Any) -> Any:
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        runs.append(task.name)
+        return real(task, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixln.studies.evaluation.run_task", stop_at_the_third)
+        assert main([*arguments, str(tmp_path / "out")]) == 130
+    unfinished = json.loads((tmp_path / "out" / EVALUATION_FILE).read_text())
+    assert len(unfinished["scores"]) == 3
+    again: list[str] = []
+    monkeypatch.setattr(
+        "mixln.studies.evaluation.run_task",
+        lambda task, *rest, **named: again.append(task.name) or real(task, *rest, **named),
+    )
+    assert main([*arguments, str(tmp_path / "out")]) == 0
+    assert again == ["second"]
+    found, whole = (json.loads((tmp_path / name / EVALUATION_FILE).read_text()) for name in ("out", "whole"))
+    for report in (found, whole):
+        del report["command"]
+        for score in report["scores"]:
+            del score["seconds"]
+    assert found == whole

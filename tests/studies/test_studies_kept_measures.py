@@ -23,7 +23,7 @@ from mixln.cli import main
 from mixln.data import PreparedData
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Estimate, Series
-from mixln.studies import kept_measures
+from mixln.studies import kept_measures, kept_parts
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.kept_measures import MEASURED_FOLDER, KeptMeasures
@@ -57,7 +57,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @contextmanager
 def stopped_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C after so many measures have been kept."""
-    real, written = kept_measures.write_file, list[Path]()
+    real, written = kept_parts.write_file, list[Path]()
 
     def write(path: Path, content: str | bytes) -> Path:
         if len(written) == parts:
@@ -66,7 +66,7 @@ def stopped_after(parts: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         return real(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(kept_measures, "write_file", write)
+        patched.setattr(kept_parts, "write_file", write)
         yield
 
 
@@ -115,7 +115,7 @@ def test_what_changes_the_numbers_is_measured_anew(
     elif what == "scores":
         Score.identity = "two"
     else:
-        monkeypatch.setattr(kept_measures, "_code", lambda: "another")
+        monkeypatch.setattr(kept_measures, "code_digest", lambda: "another")
     diagnose_model(model, data.tokenizer, texts, config, folder=tmp_path, scores={"own": Score()})
     assert names == (["own two"] if what == "scores" else ["own one", "hidden states"])
 
@@ -164,14 +164,14 @@ def test_a_killed_diagnosis_of_two_models_goes_on_from_the_command_line(
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     killed = f"""
 import os, signal
-from mixln.studies import kept_measures
-real, written = kept_measures.write_file, []
+from mixln.studies import kept_measures, kept_parts
+real, written = kept_parts.write_file, []
 def write(path, content):
     real(path, content)
     written.append(path)
     if len(written) == 12:
         os.kill(os.getpid(), signal.SIGKILL)
-kept_measures.write_file = write
+kept_parts.write_file = write
 from mixln.cli import main
 main({[*command, "--out", str(tmp_path / "out")]!r})
 """

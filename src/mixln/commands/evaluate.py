@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,7 @@ def evaluate(
     """
     from mixln.evaluation.harness import Prompting, load_task
     from mixln.progress import StageProgress
-    from mixln.studies.evaluation import Answered, Request, answer, make_report
+    from mixln.studies.evaluation import Answered, Request, answer, kept_answers, make_report
     from mixln.studies.measured_models import measured_models
 
     prompting = Prompting(num_fewshot, apply_chat_template, fewshot_as_multiturn, system_instruction)
@@ -94,13 +95,15 @@ def evaluate(
         for (shown_name, found), (name, open_model) in zip(answered, opened.items(), strict=True):
             model, own_tokenizer = open_model()
             shown.start(shown_name if names.count(shown_name) == 1 else name)
+            kept = kept_answers(folder, model, own_tokenizer, request)
             for task in loaded:
-                found[task.name] = answer(
-                    model,
-                    own_tokenizer,
-                    task,
-                    request,
-                    lambda done, total, stage=task.name: shown.step(stage, done, total),
+
+                def report_rows(done: int, total: int, stage: str = task.name) -> None:
+                    shown.step(stage, done, total)
+
+                found[task.name] = kept.take(
+                    f"{task.name} {task.digest(limit)[:16]}",
+                    partial(answer, model, own_tokenizer, task, request, report_rows),
                 )
                 report = make_report(loaded, answered, prompting, command=command_line)
                 if folder is not None:  # what is finished is safe if a later task fails

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -53,6 +55,16 @@ class LoadedTask:
     metric: str
     filter: str | None
     parts: Mapping[str, Task]
+
+    def digest(self, limit: int | None) -> str:
+        """A hash of what it asks: its settings, and the items up to the limit of each part."""
+
+        def written(value: Any) -> str:
+            return getattr(value, "__name__", None) or type(value).__name__  # what a task's own functions are
+
+        parts = {name: [task.dump_config(), list(task.eval_docs)[:limit]] for name, task in self.parts.items()}
+        key = [self.metric, self.filter, limit, parts]
+        return hashlib.sha256(json.dumps(key, default=written, sort_keys=True).encode()).hexdigest()
 
     def higher_is_better(self, task: Task) -> bool:
         """Whether the metric of a part is better when it is higher."""
@@ -290,7 +302,7 @@ def _known_parts(name: str, include_path: str | Path | None) -> Mapping[str, Tas
                 f"given folder.{meant} `lm-eval ls tasks` lists them"
             )
     try:
-        with _quiet(), hub_access(name, "task", local=False):
+        with _quiet(), hub_access(name, "task"):
             return manager.load([name])["tasks"]
     except InputError:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -37,6 +38,11 @@ class TaskScore:
     def unit(self) -> str:
         """The metric and the task."""
         return f"{self.task.metric} of {self.task.name}"
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that decides the score beside the model: the tasks, their items, the batch size."""
+        return f"{self.task.digest(self.limit)} {self.batch_size}"
 
     def check(self, model: nn.Module) -> PreTrainedModel:
         """Return the model, if it can be scored.

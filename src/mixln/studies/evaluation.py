@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import groupby
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mixln.data.tokenizer import tokenizer_hash
 from mixln.errors import InputError
 from mixln.evaluation.answers import (
     accuracy_interval,
@@ -35,8 +40,13 @@ from mixln.report.evaluation import (
 )
 from mixln.report.series import Estimate
 from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL
+from mixln.studies.kept_measures import code_digest, config_of, digest_of_weights
+from mixln.studies.kept_parts import KeptParts
 from mixln.studies.machine import describe_machine
 from mixln.version import __version__
+
+ANSWERS_FOLDER = "answers"
+"""In the folder of a report."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,36 @@ def answer(
     picks, gold = answers.picks(), [item.gold for item in answers.items]
     normalized = answers.picks(normalized=True) if answers.can_be_normalized else []
     return Answered(credits(picks, gold), found.cut, seconds, gold, picks, normalized, constants(answers.items))
+
+
+def kept_answers(
+    folder: Path | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase, request: Request
+) -> KeptParts[Answered]:
+    """Return the tasks that a model has answered, by an earlier call with the same weights, tokenizer and request.
+
+    Args:
+        folder: of the report; None: nothing is kept.
+        model: to evaluate.
+        tokenizer: of the model.
+        request: how.
+    """
+
+    def identify() -> dict[str, Any] | None:
+        weights = digest_of_weights(model)
+        if weights is None:
+            return None
+        return {
+            "model": [type(model).__qualname__, config_of(model), weights],
+            "tokenizer": tokenizer_hash(tokenizer)
+            if isinstance(tokenizer, PreTrainedTokenizerFast)
+            else repr(tokenizer),
+            "chat_template": tokenizer.chat_template,
+            "request": asdict(request),
+            "machine": describe_machine(),
+            "versions": [__version__, code_digest(), transformers.__version__, version("lm_eval")],
+        }
+
+    return KeptParts(Answered, None if folder is None else folder / ANSWERS_FOLDER, identify, "tasks")
 
 
 def make_report(
