@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedToke
 import mixln
 from mixln.cli import main
 from mixln.data import PreparedData
+from mixln.errors import InputError
 from mixln.evaluation import harness
 from mixln.report.evaluation import EVALUATION_FILE
 from tasks import WORDS, make_items
@@ -89,7 +90,7 @@ def test_models_of_one_name_are_seeds(models: list[str], items: str, data: Prepa
 
 def test_the_result_has_a_frame_and_is_saved(models: list[str], items: str, tmp_path: Path) -> None:
     report = mixln.evaluate(models[0], tasks=[items], limit=20)
-    frame = report.to_frame()
+    frame: Any = report.to_frame()
     assert list(frame["task"]) == ["words"]
     assert frame["chance"][0] == pytest.approx(1 / 3)
     assert report.save(tmp_path / "saved").name == "report.html"
@@ -108,7 +109,7 @@ class Hooked:
 
 
 def test_a_model_whose_weights_are_nan_is_told(data: PreparedData, items: str) -> None:
-    model = tiny_llama(data.tokenizer, 2)
+    model: Any = tiny_llama(data.tokenizer, 2)
     model.model.layers[0].mlp.up_proj.weight.data.fill_(float("nan"))
     report = mixln.evaluate(model, data.tokenizer, tasks=[items], limit=20)
     (score,) = report.scores
@@ -165,7 +166,7 @@ def test_a_model_that_gives_every_token_the_same_is_tied_not_first(data: Prepare
 def test_a_begin_token_stands_before_every_prompt_once(data: PreparedData, items: str) -> None:
     tokenizer = with_begin_token(data.tokenizer)
     model = tiny_llama(tokenizer, 2)
-    rows: list[torch.Tensor] = []
+    rows: list[Any] = []
     model.register_forward_pre_hook(
         lambda _m, args, kwargs: rows.append([*args, *kwargs.values()][0]), with_kwargs=True
     )
@@ -221,7 +222,7 @@ def test_models_that_predict_no_next_token_are_refused(data: PreparedData, items
             intermediate_size=32,
         )
     )
-    with pytest.raises(mixln.errors.InputError, match="a BertModel is no causal language model"):
+    with pytest.raises(InputError, match="a BertModel is no causal language model"):
         mixln.evaluate(bert, data.tokenizer, tasks=[items])
 
 

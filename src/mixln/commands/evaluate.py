@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
 from mixln.errors import InputError
 from mixln.signatures import checked_arguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @checked_arguments
+@on_device
 def evaluate(
     models: Annotated[str | Path | Module | Sequence[str | Path | Module], {"as": Sequence[str]}],
     tokenizer: Annotated[PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None, PYTHON_ONLY] = None,
@@ -31,37 +33,40 @@ def evaluate(
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
     fewshot_as_multiturn: bool = False,
-    system_instruction: str | None = None,
-    dtype: str = "auto",
+    system_instruction: Annotated[str | None, {"metavar": "TEXT"}] = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str | None = None,
     device_map: str | None = None,
     out: Annotated[str | Path | None, {"default": "runs/evaluate"}] = None,
     command_line: str = "",
     progress: bool = False,
 ) -> EvaluationReport:
     """Score language models on multiple-choice tasks, beside the constant answers that a score must beat, with paired
-    tests over items. Tasks are those of lm-evaluation-harness, or files of your own.
+    tests over items. Tasks are those of lm-evaluation-harness, or files of your own. This needs mixln[evaluation].
 
     Example:
         mixln evaluate runs/pre/model runs/mix/model --tasks piqa.jsonl.gz arc_easy --out runs/scores
 
     Args:
         models: Hugging Face folders, or names on the hub; in Python one or several, models in memory too.
-        tokenizer: of a model in memory; of several, one for all or a list with one for each. Folders have their own.
-        tasks: names of tasks or groups of lm-evaluation-harness, files of JSON lines, or folders with test.jsonl and
+        tokenizer: The tokenizer of a model in memory. Of several models, one for all or a list with one for each;
+            folders have their own.
+        tasks: Names of tasks or groups of lm-evaluation-harness, files of JSON lines, or folders with test.jsonl and
             dev.jsonl.
-        names: of the models in the report, one for each; models of one name differ by their seed.
-        task_path: folder of YAML files of further tasks.
-        limit: items of each task; default: all.
-        batch_size: requests that go through the model together.
-        num_fewshot: solved items in each prompt; default: as the task says, for files none.
-        apply_chat_template: write prompts as a conversation, by the tokenizer's template.
-        fewshot_as_multiturn: solved items are turns of their own in it.
-        system_instruction: text before every prompt.
-        dtype: float32, bfloat16, float16, or auto: the checkpoint's.
-        device_map: share a large model out over devices (auto); needs accelerate.
-        out: folder for the report; default in Python: none, `save` of the result writes it.
-        command_line: how it was asked for, for the report.
-        progress: show on standard error how far it is.
+        names: Names of the models in the report, one for each. Models of one name differ by their seed.
+        task_path: A folder of YAML files of further tasks.
+        limit: Items of each task. Default: all.
+        batch_size: Requests that go through the model together.
+        num_fewshot: Solved items in each prompt. Default: as the task says; for files none.
+        apply_chat_template: Write prompts as a conversation, by the tokenizer's template.
+        fewshot_as_multiturn: Show solved items as turns of their own in the conversation.
+        system_instruction: A text before every prompt.
+        precision: The number format to compute in: float32, bfloat16, float16, or auto, which is the checkpoint's.
+        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device_map: With auto, share a large model out over devices. This needs accelerate.
+        out: The folder for the report. In Python the default is none, and `save` of the result writes it.
+        command_line: How it was asked for, for the report.
+        progress: Show on standard error how far it is.
 
     Returns:
         The report: scores with intervals, constants, verdicts and paired tests. Its table has a row for each model on
@@ -70,6 +75,7 @@ def evaluate(
     Raises:
         InputError: a model or a task cannot be opened, a task does not fit a model, or the folder cannot be written.
     """
+    del device  # `on_device` has chosen it
     from mixln.evaluation.harness import Prompting, load_task
     from mixln.progress import StageProgress
     from mixln.studies.evaluation import Answered, Request, answer, kept_answers, make_report
@@ -77,7 +83,7 @@ def evaluate(
 
     prompting = Prompting(num_fewshot, apply_chat_template, fewshot_as_multiturn, system_instruction)
     request = Request(limit, batch_size, prompting)
-    opened = measured_models(models, tokenizer, dtype=dtype, device_map=device_map)
+    opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
     names = list(opened) if names is None else names
     if len(names) != len(opened):
         raise InputError(f"`names` has {len(names)} entries, and there are {len(opened)} models: give one for each")

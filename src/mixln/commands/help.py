@@ -37,6 +37,11 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "On what": ["--text", "--sequence-length", "--max-tokens", "--performance-tokens", "--batch-size"],
         "Where": ["--precision", "--device", "--out"],
     },
+    "evaluate": {
+        "What is evaluated": ["models", "--names", "--tasks", "--task-path", "--limit"],
+        "How": ["--num-fewshot", "--apply-chat-template", "--batch-size"],
+        "Where": ["--precision", "--device", "--out"],
+    },
     "prune": {
         "What is removed": ["model", "out", "--layers", "--drop", "--by"],
         "What it is measured on": ["--text", "--max-tokens", "--sequence-length"],

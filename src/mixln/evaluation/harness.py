@@ -207,9 +207,9 @@ def run_task(
         finally:
             for name, number in fewshots.items():
                 task.parts[name].set_config(key="num_fewshot", value=number)
-    assert found is not None
-    samples = found["samples"]
-    return TaskRun(found["results"], samples, _cut_items(samples, tokenizer, wrapped.max_length))
+    given = cast("dict[str, Any]", found)  # None on other processes alone
+    samples = given["samples"]
+    return TaskRun(given["results"], samples, _cut_items(samples, tokenizer, wrapped.max_length))
 
 
 def _cut_items(

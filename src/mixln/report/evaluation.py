@@ -171,6 +171,7 @@ class EvaluationReport(Result):
     """
 
     SCHEMA_VERSION: ClassVar[int] = 1
+    OLDEST_VERSION: ClassVar[int] = 1
 
     tasks: list[EvaluatedTask]
     scores: list[ModelScore]
