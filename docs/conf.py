@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "notebook_cells",
     "reference_pages",
 ]
 exclude_patterns = ["_build", "_built", "results/registry", "results/norm-removal"]

@@ -117,8 +117,8 @@ def test_fields_are_changed_wherever_they_stand() -> None:
     assert recipe.model.num_hidden_layers == ModelConfig().num_hidden_layers
     assert settled_recipe(recipe, {}) == recipe
     assert settled_recipe(recipe, {"data": {"max_tokens": 99}}).data.max_tokens == 99
-    config = changed(mixln.DiagnosisConfig(window=64), {"measures": ["removal"]})
-    assert (config.window, config.measures) == (64, ("removal",))
+    config = changed(mixln.DiagnosisConfig(sequence_length=64), {"measures": ["removal"]})
+    assert (config.sequence_length, config.measures) == (64, ("removal",))
 
 
 @pytest.mark.parametrize(

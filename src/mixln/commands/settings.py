@@ -19,7 +19,7 @@ from mixln.data.config import DataConfig
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 from mixln.tasks.recipe import ModelConfig, Recipe
-from mixln.tasks.recipes import SHORT_NAMES, TOKENS, flat_fields, load_recipe
+from mixln.tasks.recipes import FIELDS_PAGE, SHORT_NAMES, TOKENS, flat_fields, load_recipe
 from mixln.training.config import ExecutionConfig, FaultConfig, OptimizerConfig, WantedPrecision
 
 Config = TypeVar("Config", bound=Checked)
@@ -77,7 +77,7 @@ def settled_recipe(recipe: Recipe | str | Path, changes: Mapping[str, Any]) -> R
     # parts first: a field that is named itself counts more
     for name, value in sorted(changes.items(), key=lambda change: not isinstance(change[1], Checked | Mapping)):
         if name not in known:
-            raise InputError(f"a recipe has no field {name!r}.{did_you_mean(name, known)} docs/training.md lists them")
+            raise InputError(f"a recipe has no field {name!r}.{did_you_mean(name, known)} {FIELDS_PAGE}")
         if isinstance(value, Checked):
             settings |= flat_fields(value, f"{name}.")
         elif isinstance(value, Mapping):

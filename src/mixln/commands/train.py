@@ -42,7 +42,7 @@ def train(
             `learning_rate`, `hidden_size`.
 
     Returns:
-        The run: its model and tokenizer, losses and folder; its table has a row for each step.
+        The run: its model, losses and folder; its table has a row for each step.
 
     Raises:
         InputError: the recipe cannot be used, or the folder holds another run.

@@ -20,6 +20,7 @@ from mixln.exchange.published import rename_published_gates
 from mixln.models.architectures.llama import MixLNLlamaConfig, MixLNLlamaForCausalLM
 from mixln.models.weight_files import read_tensors
 from mixln.placement import Placement, PlacementError
+from mixln.quiet import quiet_transformers
 from mixln.records import read_json
 from mixln.storage import disk_errors, require_new_folder, whole_folder
 
@@ -220,7 +221,7 @@ def save_converted(source: str | Path, out: str | Path, placement: str) -> MixLN
     require_new_folder(out)
     model = convert_published(source, placement)
     saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")
-    with saving, whole_folder(out) as temporary:
+    with saving, quiet_transformers(), whole_folder(out) as temporary:
         model.save_pretrained(temporary)
         copy_companions(source, temporary)
     return model

@@ -27,6 +27,7 @@ from mixln.models.load import load_bare_causal_lm, load_tokenizer
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.placement import Placement, StackPlan
 from mixln.placement.departures import departures
+from mixln.quiet import quiet_transformers
 from mixln.storage import disk_errors, require_new_folder, whole_folder
 
 TOLERANCE = 1e-5
@@ -43,6 +44,9 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
         model: of this library, in any float dtype.
         neutral_norms: for a model without norms: into its architecture's own class, whose norms are made the identity
             (see `mixln.exchange.neutral_norms`), up to a part of var(x) / 2^41.
+
+    Returns:
+        The new model, in the given one's mode and on its device.
 
     Raises:
         InputError: it is no model of this library, or has the head of a classifier; or no class of transformers
@@ -116,6 +120,9 @@ def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = Fal
         out: folder to write.
         neutral_norms: as in `stock_model`.
 
+    Returns:
+        The model as it was opened again, and by how much its logits differ.
+
     Raises:
         InputError: as `stock_model`; or there is no such checkpoint, or `out` holds something already or cannot be
             written, or the logits differ by more than `TOLERANCE` (not asked of dtypes with less precision than
@@ -131,7 +138,7 @@ def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = Fal
         )
     stock = stock_model(model, neutral_norms=neutral_norms)
     saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")
-    with saving, whole_folder(out) as temporary:
+    with saving, quiet_transformers(), whole_folder(out) as temporary:
         stock.save_pretrained(temporary)
         if Path(source).is_dir():
             copy_companions(Path(source), temporary)

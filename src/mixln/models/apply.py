@@ -104,6 +104,12 @@ def apply_placement(
 def preview_placements(model: PreTrainedModel) -> dict[str, PlacementChange]:
     """Return, for every scheme and for the model's own placement with every modifier, what `apply_placement` would do.
 
+    Args:
+        model: as `apply_placement` takes it; it stays as it is.
+
+    Returns:
+        By the text form of each placement: whether the function is kept, and what changes.
+
     Raises:
         PlacementError: the model is of no supported family.
     """

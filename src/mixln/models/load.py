@@ -27,13 +27,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from mixln.errors import InputError
 from mixln.hub import hub_access
 from mixln.models.causal import is_causal_language_model, predicts_next_token, without_heads
 from mixln.models.model_class import classes_for, in_mapping, model_class_of, require_fitting_classes
 from mixln.models.weight_files import require_plausible_size
+from mixln.quiet import quiet_transformers
 from mixln.sources import check_model
 from mixln.system_errors import exhaustion
 
@@ -166,7 +166,7 @@ def _open(
         if getattr(config, "auto_map", None) and config.architectures:
             model_class_of(config, name_or_path)  # refuses a class that only the folder's own code has
         _check_size(name_or_path, config, opener)
-        with _quiet(), hub_access(name_or_path):
+        with quiet_transformers(), hub_access(name_or_path):
             model, found = opener.from_pretrained(
                 name_or_path, trust_remote_code=False, output_loading_info=True, **options
             )
@@ -202,17 +202,6 @@ def _require_all_described(model: PreTrainedModel, unread: Iterable[str], name_o
                 f"{name_or_path}: the weights hold {name}, and config.json describes a {type(model).__name__} with "
                 f"{length} of these layers, which would be another model. Correct the number of layers there"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what transformers says about missing weights: an error says it."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _check_size(name_or_path: str, config: PreTrainedConfig, opener: Any) -> None:

@@ -191,6 +191,9 @@ def register_scheme(
         final_norm: norm before the head; None for a scheme without.
         head_bias: whether the head has a bias.
 
+    Returns:
+        The decorator, which returns the function as it is.
+
     Raises:
         PlacementError: the name is taken or malformed, or a parameter's annotation is not one that options can have.
     """
@@ -220,7 +223,12 @@ def register_modifier(
 
     Args:
         name: lower-case name, as used in a placement's text form.
-        title, formula, source: as in `register_scheme`.
+        title: what it is called; the name if there is none.
+        formula: what it computes; the first paragraph of the docstring if there is none.
+        source: the publication.
+
+    Returns:
+        The decorator, which returns the function as it is.
 
     Raises:
         PlacementError: as `register_scheme`.

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from mixln.errors import InputError
 from mixln.models.encoding import require_tokenizer
 from mixln.models.load import model_name
+from mixln.quiet import quiet_transformers
 from mixln.storage import disk_errors, whole_folder
 
 
@@ -57,7 +58,8 @@ def source_of(model: object, tokenizer: object, out: Path) -> Iterator[Source]:
     folder = out.absolute().with_name(f"{out.name}.source")
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, which was interrupted
     with disk_errors(f"{folder} could not be written", "Choose another place for `out`"), whole_folder(folder) as fresh:
-        model.save_pretrained(fresh)
+        with quiet_transformers():
+            model.save_pretrained(fresh)
         own.save_pretrained(fresh)
     try:
         yield Source(str(folder), model_name(model))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixln.records import encode
 from mixln.report.norm_removal import NormRemovalReport
 from mixln.studies.saved_model import SavedModel
 
@@ -34,4 +35,4 @@ class NormFreeModel(SavedModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The report, as in `norm_removal.json`."""
-        return asdict(self.report)
+        return encode(asdict(self.report), type(self).__name__)

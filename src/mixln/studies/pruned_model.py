@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mixln.records import encode
 from mixln.studies.prune_and_heal import HealingReport
 from mixln.studies.pruning_request import PruningRecord
 from mixln.studies.saved_model import SavedModel
@@ -31,6 +32,11 @@ class PrunedModel(SavedModel):
         """The layers that were removed, counted from 1 in the model as it was."""
         return self.record.removed_layers
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was removed, as in `pruning.json`, and how it was healed, as in `healing.json`."""
+        healing = None if self.healing is None else asdict(self.healing)
+        return encode({"folder": str(self.folder), **asdict(self.record), "healing": healing}, type(self).__name__)
+
     def parts(self) -> Iterator[str]:
         """What was removed, the losses, and where the model is."""
         removed, before = self.removed_layers, self.record.num_layers_before
@@ -48,6 +54,9 @@ class PrunedModel(SavedModel):
             yield f"metrics and the model before healing: {self.work}"
 
     def rows(self) -> Sequence[Mapping[str, Any]]:
-        """What was removed, and the losses."""
+        """What was removed, and what it cost: on the text that was measured on, and on that of healing."""
+        cost = self.record.cost
+        record = {name: value for name, value in asdict(self.record).items() if name != "cost"}
+        numbers = {name: getattr(cost, name).value if cost else None for name in ("before", "after", "difference")}
         losses = {name: getattr(self.healing, name, None) for name in ("loss_before", "loss_pruned", "loss_healed")}
-        return [{"folder": str(self.folder), **asdict(self.record), **losses}]
+        return [{"folder": str(self.folder), **record, **numbers, **losses}]

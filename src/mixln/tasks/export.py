@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from mixln.errors import InputError
 from mixln.placement import PlacementError
+from mixln.quiet import quiet_transformers
 from mixln.storage import require_new_folder
 from mixln.tasks.language_model import HUGGINGFACE_FOLDER
 from mixln.training.checkpoint import load_weights
@@ -80,7 +81,8 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> PreTrainedMode
     load_weights(checkpoint, model)
 
     def fill(folder: Path) -> None:
-        model.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     fill_folder(out, fill, "Make room, or choose another place")

@@ -15,6 +15,7 @@ from mixln.data import Batch, PreparedData, training_rows
 from mixln.errors import InputError
 from mixln.measure.forward import batch_logits
 from mixln.models.encoding import IGNORED_TARGET
+from mixln.quiet import quiet_transformers
 from mixln.tasks.layers import layer_activations, parameters_by_layer
 from mixln.tasks.objective import CausalLanguageModelObjective
 from mixln.tasks.recipe import TextTrainingConfig
@@ -103,14 +104,16 @@ class LanguageModelTask(Task):
 
     def save(self, model: PreTrainedModel, weights: dict[str, Any], folder: Path) -> None:
         """Write a Hugging Face folder with the tokenizer."""
-        model.save_pretrained(folder, state_dict=weights)
+        with quiet_transformers():
+            model.save_pretrained(folder, state_dict=weights)
         self.data.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path, device: torch.device) -> PreTrainedModel:
         """Open a Hugging Face folder."""
         try:
             # attention as transformers chooses it: an architecture may have no sdpa
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
         nn.Module.to(model, device)

@@ -29,6 +29,8 @@ SHORT_NAMES = {
 }
 """Names that stand for a field of a recipe, on the command line and in Python."""
 
+FIELDS_PAGE = "docs/reference/recipes.md lists the fields"
+
 TOKENS = "tokens"
 """The setting that gives the number of steps by the token slots to train on."""
 
@@ -138,8 +140,7 @@ def _settings(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in values:
         if name not in types and (where or name != TOKENS):
             meant = did_you_mean(name, types)
-            fields_page = "docs/reference/recipes.md lists the fields"
-            raise InputError(f"{where}a recipe has no field {name!r}.{meant} {fields_page}")
+            raise InputError(f"{where}a recipe has no field {name!r}.{meant} {FIELDS_PAGE}")
     return {
         name: value if name == TOKENS else _convert(types[name], value, f"{where}{name}")
         for name, value in values.items()
