@@ -37,7 +37,7 @@ def healing_data(folder: Path) -> HealingData:
     sweep_tokenizer().save_pretrained(folder / "tokenizer")
     config = DataConfig(
         corpus=str(folder / "train"),
-        validation_text=str(folder / "valid"),
+        validation_corpus=str(folder / "valid"),
         tokenizer=str(folder / "tokenizer"),
         max_validation_tokens=64,
         sequence_length=WINDOW,
