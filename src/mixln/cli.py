@@ -10,7 +10,6 @@ import gc
 import io
 import json
 import os
-import re
 import shlex
 import sys
 import warnings
@@ -20,7 +19,7 @@ from typing import Any, TextIO
 
 from mixln.announce import announcements_shown
 from mixln.commands import COMMANDS, is_group
-from mixln.commands.arguments import JSON, PLUGIN, Interface, Option, find_interface
+from mixln.commands.arguments import JSON, PLUGIN, Interface, Option, find_interface, with_options
 from mixln.commands.completion import completion
 from mixln.commands.help import group_page, help_page, overview_page
 from mixln.commands.parsing import HELP, HELP_ALL, parse, wants_help
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if expected is None:
             raise
         message, status = expected
-        print(f"mixln: {_with_options(message, options)}", file=sys.stderr)
+        print(f"mixln: {with_options(message, options)}", file=sys.stderr)
         return status
     return 0
 
@@ -164,18 +163,6 @@ def _explain(error: BaseException) -> tuple[str, int] | None:
 
         return (str(error), 1) if isinstance(error, TrainingDivergedError) else None
     return None
-
-
-def _with_options(message: str, options: Mapping[str, str]) -> str:
-    """Return a message with the parameters that it names, `max_tokens` or `by=removal`, written as options."""
-
-    def write(found: re.Match[str]) -> str:
-        name, value = found[1], found[2]
-        if name not in options:
-            return found[0]
-        return options[name] if value is None else f"{options[name]} {value}"
-
-    return re.sub(r"`(\w+)(?:=([^`]*))?`", write, message)
 
 
 def _quiet(logging: ModuleType) -> None:

@@ -72,13 +72,13 @@ def test_a_run_with_other_settings_is_not_taken_up(
         (["--schedule", "gpt3"], "unknown schedule 'gpt3'"),
         (["--steps", "3"], "first_step must be at least 2"),
         (["--schedule", "gpt2-small"], "is for 12 layers, and the model has 2"),
-        (["--batch-size", "0"], "batch_size must be more than 0"),
+        (["--batch-size", "0"], "--batch-size must be more than 0"),
         (["--text", "/nowhere"], "nowhere"),
-        (["--on-spike", "pray"], '"on_spike": Expected'),
-        (["--steps", "0"], "steps must be more than 0"),
-        (["--evaluate-every", "0"], "evaluate_every must be more than 0"),
+        (["--on-spike", "pray"], "--on-spike must be one of wait, roll_back, stop"),
+        (["--steps", "0"], "--steps must be more than 0"),
+        (["--evaluate-every", "0"], "--evaluate-every must be more than 0"),
         (["--sequence-length", "100000"], "takes no rows of 100000 tokens: sequence_length may be at most"),
-        (["--first-step", "1"], "first_step must be at least 2"),
+        (["--first-step", "1"], "--first-step must be at least 2"),
     ],
 )
 def test_bad_input_ends_with_one_message(

@@ -32,6 +32,7 @@ Of a union, the dataclass counts, else `Path`, else what stands beside None. `An
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -248,6 +249,18 @@ def interface(name: str, function: Callable[..., Any]) -> Interface:
     return Interface(name, function, description, examples, (*options, PLUGIN), recipe_default, kinds, defaults)
 
 
+def with_options(message: str, options: Mapping[str, str]) -> str:
+    """Return a message with the parameters that it names, `max_tokens` or `by=removal`, written as options."""
+
+    def write(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in options:
+            return found[0]
+        return options[name] if value is None else f"{options[name]} {value}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", write, message)
+
+
 def claim_output(out: Path) -> None:
     """Create the output folder, and make sure before hours of work that it can be written.
 
@@ -392,7 +405,7 @@ def _spellings(*names: str) -> tuple[str, ...]:
 
 
 def _heading(text: Any) -> str:
-    return (text.short_description or "").partition(";")[0].rstrip(".")
+    return re.split(r"[;:.]", text.short_description or "")[0]
 
 
 def _metavar(name: str, kind: Any, names: Collection[str] = ()) -> str:

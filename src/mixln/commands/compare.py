@@ -52,7 +52,7 @@ def compare(
         baseline: The scheme that differences are taken to. Default: pre, if it is compared.
         out: The folder for the runs and the report.
         recipe: What all runs share: a recipe, the name of a shipped one, or a YAML file.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         command_line: How it was asked for, for the report.
         progress: Show on standard error how far it is.

@@ -59,7 +59,7 @@ def diagnose(
         mixln diagnose runs/train/model --text books.jsonl.gz --out runs/diagnosis
 
     Args:
-        models: Hugging Face folders, or names on the hub; in Python one or several, models in memory too.
+        models: Hugging Face folders, or names on the hub. In Python one or several, models in memory too.
         tokenizer: The tokenizer of a model in memory. Of several models, one for all or a list with one for each;
             folders have their own.
         texts: The documents to measure on, one string each. Default: those of `text`.
@@ -67,8 +67,8 @@ def diagnose(
         text: The text to measure on, as in `mixln train`.
         text_field: The field or column of the text that holds a document.
         out: The folder for the report. In Python the default is none, and `save` of the result writes it.
-        precision: The number format to compute in: float32, bfloat16, float16, or auto, which is the checkpoint's.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        precision: Compute in float32, bfloat16, float16, or auto, which is the checkpoint's.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         device_map: With auto, share a large model out over devices. This needs accelerate.
         only: Measure these alone: {names}.
         without: Do not measure these.
@@ -100,6 +100,8 @@ def diagnose(
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.measured_models import measured_models
 
+    if both := sorted({*(only or ())} & {*(without or ())}):
+        raise InputError(f"{both[0]} is in `only` and in `without`: leave it out of one of them")
     config = changed(config or DiagnosisConfig(), changes)
     config = replace(
         config,

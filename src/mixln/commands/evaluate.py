@@ -48,7 +48,7 @@ def evaluate(
         mixln evaluate runs/pre/model runs/mix/model --tasks piqa.jsonl.gz arc_easy --out runs/scores
 
     Args:
-        models: Hugging Face folders, or names on the hub; in Python one or several, models in memory too.
+        models: Hugging Face folders, or names on the hub. In Python one or several, models in memory too.
         tokenizer: The tokenizer of a model in memory. Of several models, one for all or a list with one for each;
             folders have their own.
         tasks: Names of tasks or groups of lm-evaluation-harness, files of JSON lines, or folders with test.jsonl and
@@ -57,12 +57,12 @@ def evaluate(
         task_path: A folder of YAML files of further tasks.
         limit: Items of each task. Default: all.
         batch_size: Requests that go through the model together.
-        num_fewshot: Solved items in each prompt. Default: as the task says; for files none.
+        num_fewshot: Solved items in each prompt. Default: what the task says, and none for files.
         apply_chat_template: Write prompts as a conversation, by the tokenizer's template.
         fewshot_as_multiturn: Show solved items as turns of their own in the conversation.
         system_instruction: A text before every prompt.
-        precision: The number format to compute in: float32, bfloat16, float16, or auto, which is the checkpoint's.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        precision: Compute in float32, bfloat16, float16, or auto, which is the checkpoint's.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         device_map: With auto, share a large model out over devices. This needs accelerate.
         out: The folder for the report. In Python the default is none, and `save` of the result writes it.
         command_line: How it was asked for, for the report.

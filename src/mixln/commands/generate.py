@@ -34,7 +34,7 @@ def generate(
         temperature: The temperature of the sampling. At 0 the likeliest token is always taken.
         top_p: Sample from the likeliest tokens whose probabilities add up to this.
         seed: The seed of the sampling.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         progress: Print the text as it comes.
 
     Returns:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from mixln.commands.arguments import Interface, Option, choices
+from mixln.commands.arguments import Interface, Option, choices, with_options
 
 FIRST: dict[str, dict[str, list[str]]] = {
     "train": {
@@ -50,7 +50,7 @@ FIRST: dict[str, dict[str, list[str]]] = {
     },
     "remove-norm": {
         "What is trained": ["model", "out", "--text"],
-        "How": ["--schedule", "--steps", "--batch-size", "--sequence-length", "--learning-rate", "--on-spike"],
+        "How": ["--schedule", "--steps", "--batch-size", "--sequence-length", "--learning-rate"],
         "What is compared": ["--no-control", "--max-validation-tokens"],
         "Where": ["--device"],
     },
@@ -58,7 +58,7 @@ FIRST: dict[str, dict[str, list[str]]] = {
 """The options that people use first, by command and heading: what `--help` shows. Other commands show all of theirs."""
 
 _WIDEST = 100
-_COLUMN = 30
+_COLUMN = 32
 """Where the text on an option begins at most; if its name is longer, the text stands below it."""
 
 _SENTENCE = re.compile(r"(?<=[a-z0-9)`]\.) (?=[A-Z])")
@@ -88,11 +88,22 @@ def help_page(command: Interface, *, everything: bool, columns: int | None = Non
     column = min(_COLUMN, 4 + max(len(_label(option)) for _, options in groups for option in options))
     for heading, options in groups:
         lines.append(f"{heading}:")
-        lines += [line for option in options for line in _entry(option, column, columns, everything)]
-        lines.append("")
+        lines += [line for option in options for line in _entry(command, option, column, columns, everything)]
+        lines += [""] * everything
     if not everything:
+        lines.append("")
         lines.append(f"All options, in more words: mixln {command.name} --help-all")
-    return "\n".join([*lines, *(f"example: {line}" for line in command.examples)]) + "\n"
+    for example in command.examples:
+        lines += _example(example, columns)
+    return "\n".join(lines) + "\n"
+
+
+def _example(line: str, columns: int) -> list[str]:
+    """Return a command in lines that a shell reads as one."""
+    parts = textwrap.wrap(line, columns - len("example:  \\"), break_long_words=False, break_on_hyphens=False)
+    marks = [*[" \\"] * (len(parts) - 1), ""]
+    starts = ["example: ", *[" " * 11] * (len(parts) - 1)]
+    return [f"{start}{part}{mark}" for start, part, mark in zip(starts, parts, marks, strict=True)]
 
 
 def _groups(command: Interface, everything: bool) -> Iterator[tuple[str, list[Option]]]:
@@ -119,8 +130,9 @@ def _label(option: Option) -> str:
     return " ".join([*(f"{spelling}," for spelling in short), option.spellings[0], value]).rstrip()
 
 
-def _entry(option: Option, column: int, columns: int, everything: bool) -> list[str]:
-    label, text = _label(option), textwrap.wrap(describe(option, everything=everything), columns - column)
+def _entry(command: Interface, option: Option, column: int, columns: int, everything: bool) -> list[str]:
+    label, text = _label(option), with_options(describe(option, everything=everything), command.names())
+    text = textwrap.wrap(text, columns - column)
     if len(label) + 4 > column:
         return [f"  {label}", *(" " * column + line for line in text)]
     return [f"  {label:{column - 2}}{text[0]}", *(" " * column + line for line in text[1:])]

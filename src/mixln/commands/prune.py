@@ -69,7 +69,7 @@ def prune(
         sequence_length: Tokens of a piece of text.
         batch_size: Pieces of text that are measured at once.
         stack: The name of the list of layers, where the model has several.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         device_map: With auto, share a large model out over devices.
         heal: Train what is left, on this text or on that of --text. The loss is reported before, after pruning and
             after healing. Run the same command again to go on after an interruption.

@@ -48,7 +48,7 @@ def remove_norm(
         text: The text to train on, as in `mixln train`.
         no_control: Leave out the equally long fine-tuning with norms, which takes half the time.
         config: How norms are removed. Default: `NormRemovalConfig()`.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         progress: Show on standard error how far it is.
         **changes: Fields of `config` that differ, such as `steps=300`, `learning_rate`, `batch_size`.

@@ -35,7 +35,7 @@ def train(
     Args:
         out: The folder of the run.
         recipe: A recipe, the name of a shipped one, or a YAML file.
-        device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.
+        device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         progress: Show on standard error how far it is.
         **changes: Fields of the recipe that differ, such as `placement="mix(alpha=0.25)"`, `steps=1000`, `text`,

@@ -14,21 +14,23 @@ class DataConfig(Checked):
     """What to train on.
 
     Attributes:
-        corpus: `python` (this Python's standard library: no download), the path of a file or folder (.txt, .md,
-            .jsonl, .json, also .gz, and .parquet), `c4`, `hf:NAME[@REVISION][:CONFIG[:SPLIT]]` for a Hugging Face
-            dataset, or a folder written by `mixln data prepare --out`.
-        validation_corpus: As `corpus`; training documents equal to one of its documents are dropped. Null: documents
-            are split off the corpus by a hash of their content.
-        validation_fraction: Share of the documents split off, between 0 and 1.
-        text_field: Field or column that holds the text in JSON lines, Parquet and hub datasets.
-        tokenizer: Hub name or folder of a Hugging Face tokenizer. Null: a byte-level BPE tokenizer is trained on the
-            training documents.
-        vocab_size: Most tokens that a trained tokenizer may have, at least 257.
-        tokenizer_training_characters: A tokenizer is trained on the first so many characters.
-        max_tokens: Stop after this many training tokens, within a document if need be; required for hub datasets.
-        max_validation_tokens: Stop after this many validation tokens.
+        corpus: A file, folder or dataset of text, or `python`: its standard library. A file is .txt, .md, .jsonl or
+            .json, any of them with .gz, or .parquet. A dataset of the hub is `c4`, or
+            `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`. A folder that `mixln data prepare --out` has written is taken as it
+            is.
+        validation_corpus: The text to validate on. Training documents that are equal to one of its documents are
+            dropped. Default: documents that are split off the text by a hash of their content.
+        validation_fraction: The share of the documents that are split off, between 0 and 1.
+        text_field: The field or column that holds the text in JSON lines, Parquet and hub datasets.
+        tokenizer: The hub name or folder of a Hugging Face tokenizer. Default: a byte-level BPE tokenizer is trained on
+            the training documents.
+        vocab_size: The most tokens that a trained tokenizer may have, at least 257.
+        tokenizer_training_characters: A tokenizer is trained on as many characters, from the beginning of the text.
+        max_tokens: Preparation stops after so many training tokens, within a document if need be. Datasets of the hub
+            need this. Default: all tokens.
+        max_validation_tokens: Preparation stops after so many validation tokens.
         sequence_length: Tokens in a row.
-        cross_documents: Let attention and prediction cross the borders of the documents packed into a row.
+        cross_documents: Let attention and prediction cross the borders of the documents that are packed into a row.
     """
 
     checked_path: ClassVar[str] = "data."

@@ -37,14 +37,15 @@ class FurtherTrainingConfig(Checked):
     """What users set wherever a trained model is trained further on text.
 
     Attributes:
-        batch_size: rows of a step.
-        micro_batch_size: rows of a forward and backward; null: all of the step's.
-        sequence_length: tokens in a row; null: 512, or as many as the model takes.
-        validation_text: what the losses are measured on; null: documents split off the text.
-        max_validation_tokens: of it.
-        seed: of the order of the data, and of all other random numbers.
-        precision: as in a recipe.
-        compile: whether to compile the model's blocks; worth it from some millions of tokens on.
+        batch_size: Rows of a step.
+        micro_batch_size: Rows of a forward and backward pass. Default: all of the step's.
+        sequence_length: Tokens in a row. Default: 512, or as many as the model takes.
+        validation_text: The text that the losses are measured on. Default: documents that are split off the text.
+        max_validation_tokens: As many tokens of it are measured on.
+        seed: The seed of the order of the data, and of all other random numbers.
+        precision: The number format to compute in: float32, bfloat16, or auto, which is bfloat16 where that is clearly
+            faster on this machine.
+        compile: Whether to compile the model's blocks. This is worth it from some millions of tokens on.
     """
 
     batch_size: PositiveInt = 8
@@ -100,11 +101,11 @@ class HealingConfig(FurtherTrainingConfig):
     """How a pruned model is trained on: AdamW without decay, warmup over 10 % of the steps, cosine to 10 %.
 
     Attributes:
-        tokens: to train on; a text that has fewer is gone through again.
-        method: full trains all weights; lora trains low-rank updates (Hu et al. 2021), merged in the end, as Gromov et
-            al. 2024 did: less memory, and less can be forgotten.
-        learning_rate: the peak; null: 1e-4 for full, 1e-3 for lora.
-        rank: of the updates of lora.
+        tokens: Tokens to train on. A text that has fewer is gone through again.
+        method: With full all weights are trained, with lora low-rank updates. These are merged in the end, take less
+            memory, and forget less (Hu et al. 2021, Gromov et al. 2024).
+        learning_rate: The peak of the learning rate. Default: 1e-4 for full, 1e-3 for lora.
+        rank: The rank of the updates of lora.
     """
 
     checked_path: ClassVar[str] = "healing."

@@ -15,18 +15,18 @@ class ModelConfig(Checked):
     """The model of a recipe; the vocabulary comes from the tokenizer.
 
     Attributes:
-        architecture: llama, or another of the library's architectures.
-        placement: text form of the norm placement, for example mix(alpha=0.25).
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward's inner layer.
-        num_hidden_layers: number of blocks.
-        num_attention_heads: number of attention heads; must divide hidden_size.
-        num_key_value_heads: number of key-value heads (grouped-query attention); null: as many as heads.
-        rms_norm_eps: epsilon of the norms.
-        rope_theta: base of the rotary position embedding.
-        tie_word_embeddings: whether the head shares the embedding's weights.
-        initializer_range: standard deviation of the initial weights where the placement has no rule of its own.
-        embedding_std: standard deviation of the initial embedding; null: by the placement's rule for all matrices.
+        architecture: Such as llama, qwen3 or gpt2.
+        placement: Where the norms are, such as mix(alpha=0.25). `mixln schemes` lists what there is.
+        hidden_size: The width of the residual stream.
+        intermediate_size: The width of the feed-forward's inner layer.
+        num_hidden_layers: The number of blocks.
+        num_attention_heads: The number of attention heads. It must divide hidden_size.
+        num_key_value_heads: The number of key-value heads (grouped-query attention). Default: as many as heads.
+        rms_norm_eps: The epsilon of the norms.
+        rope_theta: The base of the rotary position embedding.
+        tie_word_embeddings: Whether the head shares the embedding's weights.
+        initializer_range: The standard deviation of the initial weights where the placement has no rule of its own.
+        embedding_std: The standard deviation of the initial embedding. Default: the placement's rule for all matrices.
     """
 
     checked_path: ClassVar[str] = "model."
@@ -50,7 +50,7 @@ class TextTrainingConfig(TrainingConfig):
     """What decides what a run on text computes; see `TrainingConfig`.
 
     Attributes:
-        data: corpus, tokenizer and packing.
+        data: The text, the tokenizer and packing.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -66,7 +66,7 @@ class Recipe(TextTrainingConfig):
     """Everything that decides what a pretraining run computes, and how. The defaults are the recipe `nano`.
 
     Attributes:
-        model: the model.
+        model: The model.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

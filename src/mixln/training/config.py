@@ -22,15 +22,15 @@ class OptimizerConfig(Checked):
     the peak at the last of `steps` steps.
 
     Attributes:
-        name: adam, or adamw (decoupled weight decay).
-        learning_rate: the peak.
-        warmup_steps: steps of linear warmup; null: 10 % of the steps (Mix-LN, table 9).
-        final_learning_rate_fraction: the learning rate at the end, as a fraction of the peak.
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
-        epsilon: added to the denominator.
-        weight_decay: applied to matrices only, not to norms and biases.
-        max_grad_norm: gradients are clipped to this L2 norm over all parameters; 0: not clipped.
+        name: The optimiser: adam, or adamw, whose weight decay is decoupled.
+        learning_rate: The peak of the learning rate.
+        warmup_steps: Steps of linear warmup. Default: 10 % of the steps (Mix-LN, table 9).
+        final_learning_rate_fraction: The learning rate at the end, as a fraction of the peak.
+        beta1: The decay of the first moment.
+        beta2: The decay of the second moment.
+        epsilon: The number that is added to the denominator.
+        weight_decay: The weight decay of matrices. Norms and biases have none.
+        max_grad_norm: Gradients are clipped to this L2 norm over all parameters. With 0 they are not clipped.
     """
 
     checked_path: ClassVar[str] = "optimizer."
@@ -55,13 +55,13 @@ class FaultConfig(Checked):
     """What to do when a step goes wrong: stop the run, skip the step, or roll back to the last checkpoint and skip it.
 
     Attributes:
-        on_non_finite: when the loss or the gradient norm is infinite or not a number. A validation loss that is so ends
-            the run, but with skip only the last one does.
-        on_gradient_spike: when the gradient norm is above `gradient_spike_factor` times its running median; ignore: not
-            looked for.
-        gradient_spike_factor: see above.
-        gradient_spike_window: the number of steps that the running median is over; no spike is seen before so many.
-        max_faults: stop the run after so many faults whatever the policy.
+        on_non_finite: What to do when the loss or the gradient norm is infinite or not a number. A validation loss that
+            is so ends the run, but with skip only the last one does.
+        on_gradient_spike: What to do when the gradient norm is above `gradient_spike_factor` times its running median.
+            With ignore no spike is looked for.
+        gradient_spike_factor: A gradient norm above so many times its running median is a spike.
+        gradient_spike_window: The running median is over so many steps, and no spike is seen before.
+        max_faults: The run stops after so many faults, whatever the policy is.
     """
 
     checked_path: ClassVar[str] = "faults."
@@ -78,19 +78,19 @@ class ExecutionConfig(Checked):
     """How a run is carried out. None of it changes what is computed, beyond rounding; so it may change on resuming.
 
     Attributes:
-        strategy: how the processes that torchrun starts share the work. ddp: each holds the whole model; fsdp: each
-            holds a part of every weight, its gradient and its optimiser state (FSDP2).
-        tensor_parallel_size: so many neighbouring processes split every matrix among them; must divide their number.
-        activation_checkpointing: compute each block's activations again in the backward pass instead of keeping them.
-        compile: whether to compile the model; auto: if the run is long enough to earn the time back. Decided once: a
-            resumed run goes on as it began.
-        checkpoint_every: steps between checkpoints from which an interrupted run goes on; null: 20 times a run.
-        keep_last: how many of the latest checkpoints to keep, at least 1; with 2, a damaged one does not end the run.
-        keep_every: keep also every checkpoint whose step is a multiple of this; null: none.
-        asynchronous_checkpoints: write checkpoints while training goes on.
-        layer_metrics_every: steps between measurements of every layer; null: 20 times a run, but not more often than
-            every 50 steps; 0: never.
-        trackers: where metrics go beside metrics.jsonl.
+        strategy: How the processes that torchrun starts share the work. With ddp each holds the whole model. With fsdp
+            each holds a part of every weight, its gradient and its optimiser state (FSDP2).
+        tensor_parallel_size: As many neighbouring processes split every matrix among them. It must divide their number.
+        activation_checkpointing: Compute each block's activations again in the backward pass instead of keeping them.
+        compile: Whether to compile the model. With auto it is compiled if the run is long enough to earn the time back.
+            A resumed run goes on as it began.
+        checkpoint_every: Steps between checkpoints, from which an interrupted run goes on. Default: 20 times a run.
+        keep_last: As many of the latest checkpoints are kept. With 2, a damaged one does not end the run.
+        keep_every: Keep every checkpoint whose step is a multiple of this too. Default: none.
+        asynchronous_checkpoints: Write checkpoints while training goes on.
+        layer_metrics_every: Steps between measurements of every layer. With 0 there are none. Default: 20 times a run,
+            but not more often than every 50 steps.
+        trackers: Where metrics go beside metrics.jsonl.
     """
 
     checked_path: ClassVar[str] = "execution."
@@ -118,18 +118,19 @@ class TrainingConfig(Checked):
     """What decides what any training run computes, whatever it trains, and how.
 
     Attributes:
-        optimizer: optimiser and schedule.
-        steps: length of the schedule, in optimiser steps.
-        stop_step: stop after so many steps of the schedule; null: at its end.
-        batch_size: rows (sequences, images) per optimiser step.
-        micro_batch_size: rows per forward and backward; the gradients of a batch are accumulated exactly.
-            null: the whole batch at once.
-        seed: of the initial weights and of the order of the data.
-        precision: float32, or bfloat16 (autocast, float32 weights); auto: bfloat16 where it is clearly faster here.
-        evaluate_every: steps between validations; the last step is always validated. null: 4 times a run.
-        evaluation_batch_size: rows per batch of validation; has no influence on the result.
-        faults: what to do when a step goes wrong.
-        execution: how the run is carried out. Faults and execution may change when an interrupted run is taken up.
+        optimizer: The optimiser and its schedule.
+        steps: Optimiser steps of the whole schedule.
+        stop_step: Stop after so many steps of the schedule. Default: at its end.
+        batch_size: Rows, which are sequences or images, of a step.
+        micro_batch_size: Rows of a forward and backward pass. The gradients of a batch are accumulated exactly.
+            Default: the whole batch.
+        seed: The seed of the initial weights and of the order of the data.
+        precision: Compute in float32, bfloat16, or auto. With bfloat16 the weights stay float32
+            (autocast). With auto it is bfloat16 where that is clearly faster on this machine.
+        evaluate_every: Steps between validations. The last step is always validated. Default: 4 times a run.
+        evaluation_batch_size: Rows of a batch of validation. It has no influence on the result.
+        faults: What to do when a step goes wrong.
+        execution: How the run is carried out. Faults and execution may change when an interrupted run is taken up.
     """
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -46,24 +46,27 @@ class NormRemovalConfig(FurtherTrainingConfig):
     """How norms are removed: AdamW, weight decay 0.01, clipping at 1, and a cosine to 0.
 
     Attributes:
-        schedule: gpt2-small, gpt2-medium, gpt2-large or gpt2-xl, as published; or derived, from the number of layers
-            and of steps: that of GPT-2 small, stretched so that the removals take about 60 % of the steps.
-        steps: of training; null: the schedule's, or 300.
-        first_step: the step before which the first norm goes; null, as all gaps: the schedule's.
-        feed_forward_gap: steps from the removal of one feed-forward norm to the next removal.
-        query_key_gap: the same for the attention norms as query and key see them.
-        value_gap: and as value sees them.
-        final_gap: from the final norm to the exception of the end-of-text token.
-        end_of_text_gap: from that to the exception of the first position.
-        first_layer: the layer, from 1, to begin with; those before it come after the final norm. null: the first.
-        learning_rate: the peak; null: the schedule's, or 3e-4.
-        warmup_steps: before the peak; null: the schedule's, or 10 % of the steps.
-        auxiliary_weight: of the loss that keeps the standard deviation before the final norm equal over tokens.
-        on_spike: when a removal makes the loss spike: wait until it is over; roll_back to before the removal and go on
-            at half the pace; or stop.
-        spike_threshold: a spike is a training loss so many nats above the median before the last removal.
-        text_field: field or column of the text that holds a document.
-        evaluate_every: steps between validations; null: 20 times a run, or less often if more tokens would be
+        schedule: When each norm is removed: gpt2-small, gpt2-medium, gpt2-large or gpt2-xl, as published, or derived. A
+            derived schedule is that of GPT-2 small, stretched to the number of layers so that the removals take about
+            60 % of the steps.
+        steps: Steps of training. Default: the schedule's, or 300.
+        first_step: The step before which the first norm goes. Default: the schedule's.
+        feed_forward_gap: Steps from the removal of one feed-forward norm to the next removal. Default: the schedule's.
+        query_key_gap: The same for the attention norms as query and key see them. Default: the schedule's.
+        value_gap: The same for the attention norms as value sees them. Default: the schedule's.
+        final_gap: Steps from the final norm to the exception of the end-of-text token. Default: the schedule's.
+        end_of_text_gap: Steps from that to the exception of the first position. Default: the schedule's.
+        first_layer: The layer to begin with, counted from 1. Those before it come after the final norm. Default: the
+            first.
+        learning_rate: The peak of the learning rate. Default: the schedule's, or 3e-4.
+        warmup_steps: Steps before the peak. Default: the schedule's, or 10 % of the steps.
+        auxiliary_weight: The weight of the loss that keeps the standard deviation before the final norm equal over
+            tokens.
+        on_spike: What to do when a removal makes the loss spike: wait until it is over, roll_back to before the removal
+            and go on at half the pace, or stop.
+        spike_threshold: A spike is a training loss that many nats above the median before the last removal.
+        text_field: The field or column of the text that holds a document.
+        evaluate_every: Steps between validations. Default: 20 times a run, or less often if more tokens would be
             validated than trained on.
     """
 
