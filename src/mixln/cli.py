@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 from mixln.announce import announcements_shown
 from mixln.commands import COMMANDS, is_group
-from mixln.commands.arguments import JSON, PLUGIN, Interface, Option, find_interface, with_options
+from mixln.commands.arguments import find_interface
 from mixln.commands.completion import completion
 from mixln.commands.help import group_page, help_page, overview_page
+from mixln.commands.options import JSON, PLUGIN, Interface, Option, with_options
 from mixln.commands.parsing import HELP, HELP_ALL, parse, wants_help
 from mixln.errors import FIXABLE_ERRORS, InputError
 from mixln.lazy import after_import

@@ -24,6 +24,11 @@ NOT_RAISED = {
         "tokenizer",
     ): "the others give that of a model: the first fix is theirs",
     ("mixln.device", "device"): "raised for the `device` that was given",
+    **dict.fromkeys(
+        [("mixln.evaluation.harness", name) for name in ("apply_chat_template", "fewshot_as_multiturn", "num_fewshot")],
+        "`diagnose` prompts as the task says",
+    ),
+    ("mixln.evaluation.local_tasks", "query"): "a field of a file of items",
     ("mixln.exchange.export", "placement"): EXCHANGE,
     ("mixln.exchange.published", "norm_type"): EXCHANGE,
     ("mixln.exchange.published", "placement"): EXCHANGE,

@@ -10,8 +10,9 @@ import pytest
 
 from mixln.cli import find, main
 from mixln.commands import COMMANDS, is_group
-from mixln.commands.arguments import Interface, Option, choices, find_interface, plain_kind
+from mixln.commands.arguments import find_interface
 from mixln.commands.help import FIRST, describe, help_page
+from mixln.commands.options import Interface, Option, choices, plain_kind
 from mixln.commands.parsing import OldNameWarning, parse
 from mixln.commands.spelling import CONTRADICTIONS, OLD_NAMES
 from mixln.errors import InputError

@@ -6,7 +6,8 @@ import argparse
 import importlib
 
 from mixln.commands import COMMANDS, is_group
-from mixln.commands.arguments import Option, choices, find_interface
+from mixln.commands.arguments import find_interface
+from mixln.commands.options import Option, choices
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 

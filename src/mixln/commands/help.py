@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from mixln.commands.arguments import Interface, Option, choices, with_options
+from mixln.commands.options import Interface, Option, choices, with_options
 
 FIRST: dict[str, dict[str, list[str]]] = {
     "train": {

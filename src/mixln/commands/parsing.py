@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mixln.commands.arguments import Interface, Option
+from mixln.commands.options import Interface, Option
 from mixln.commands.spelling import contradiction, new_name
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
