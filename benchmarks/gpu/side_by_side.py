@@ -123,8 +123,8 @@ class _Group:
     def wait_for_the_end(self, until: float) -> None:
         for label, process in list(self._processes.items()):
             message = process.receive(until)
-            if message["status"] == "ok":
-                self._record(label, -1, message)
+            if self._is_there(label, message):
+                raise AssertionError(f"{label} has made all its steps, and goes on")
 
     def _is_there(self, label: str, message: dict[str, Any]) -> bool:
         """Whether a process goes on; one that does not is ended, so that others have its memory."""
@@ -132,7 +132,8 @@ class _Group:
             return True
         self._processes.pop(label).end()
         self._record(label, -1, message)
-        self._recorder.leave_out(f"{label}: {message['status']}: {message['message']}")
+        if message["status"] != "ok":
+            self._recorder.leave_out(f"{label}: {message['status']}: {message['message']}")
         return False
 
     def _record(self, label: str, number: int, message: dict[str, Any]) -> None:
