@@ -18,8 +18,8 @@ from models_tools import (
     tiny_model,
     token_ids,
 )
+from processes import start_together
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -234,7 +234,7 @@ def test_deepnorm_scales_the_stream_by_the_fourth_root_of_2l(layers: int) -> Non
 @pytest.mark.slow
 def test_sharded_over_two_processes_the_weights_are_those_of_one(tmp_path: Path) -> None:
     texts = ["mix(alpha=0.5)", "lns", "deepnorm", "sandwich+scaled_init"]
-    spawn(initialise_shards, (str(tmp_path), texts), nprocs=WORLD)
+    start_together(initialise_shards, str(tmp_path), texts, processes=WORLD)
     for number, text in enumerate(texts):
         expected = tensors_of(MixLNLlamaForCausalLM(tiny_config(text)).initialize(7))
         for rank in range(WORLD):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from processes import start_together
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
@@ -234,7 +234,7 @@ def test_names_sort_by_depth_in_a_stack_of_a_hundred() -> None:
     assert names == sorted(names)
 
 
-# Two processes. What they run is at the top of a module, so that spawn finds it.
+# Two processes. What they run is at the top of a module, so that a new process finds it.
 
 
 def small_model() -> MixLNLlamaForCausalLM:
@@ -299,7 +299,7 @@ def shard_and_measure(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
-    spawn(shard_and_measure, args=(str(tmp_path),), nprocs=WORLD)
+    start_together(shard_and_measure, str(tmp_path), processes=WORLD)
     expected = two_steps(small_model())
     assert len(expected) == 7 + 7 + 5 + 5
     for rank in range(WORLD):
