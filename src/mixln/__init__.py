@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from mixln.placement import Placement, PlacementError, register_modifier, register_scheme
     from mixln.placement import list_modifiers as modifiers
     from mixln.placement import list_schemes as schemes
-    from mixln.studies.diagnosis_config import DiagnosisConfig
+    from mixln.plugins import Plugin, load_installed_plugins, load_plugin, loaded_plugins
+    from mixln.studies.diagnosis_config import DiagnosisConfig, register_measure
     from mixln.tasks.healing_config import HealingConfig
     from mixln.tasks.norm_removal.config import NormRemovalConfig
     from mixln.tasks.recipe import Recipe
@@ -54,6 +55,7 @@ __all__ = [
     "Placement",
     "PlacementChange",
     "PlacementError",
+    "Plugin",
     "Recipe",
     "__version__",
     "apply_placement",
@@ -64,10 +66,14 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "load_installed_plugins",
+    "load_plugin",
+    "loaded_plugins",
     "modifiers",
     "prepare_data",
     "preview_placements",
     "prune",
+    "register_measure",
     "register_modifier",
     "register_scheme",
     "remove_norm",

@@ -115,7 +115,8 @@ def load_installed_plugins() -> list[Plugin]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:300].rstrip('.')}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0][:300].rstrip('.')}"
 
 
 def _line_of(error: Exception, file: Path) -> str:

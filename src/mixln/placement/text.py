@@ -168,5 +168,9 @@ def _print_value(value: Option) -> str:
 
 def _check(name: str, options: Mapping[str, Option], registry: Mapping[str, Entry], what: str, text: str) -> Term:
     if name not in registry:
-        raise PlacementError(f"placement {text!r}: {unknown(what, name, registry)}")
+        known = unknown(what, name, registry)
+        raise PlacementError(
+            f"placement {text!r}: {known}. One of your own is known once the file that registers it is loaded: "
+            "mixln.load_plugin(FILE) in Python, --plugin FILE on the command line"
+        )
     return Term(name, registry[name].check_options(options))

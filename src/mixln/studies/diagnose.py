@@ -29,7 +29,7 @@ from mixln.modes import evaluation_mode
 from mixln.report.depth_report import DepthReport
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies import interpretability, measures
-from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.diagnosis_config import DiagnosisConfig, registered_measures
 from mixln.studies.diagnosis_scores import Score, Scores
 from mixln.studies.kept_measures import KeptMeasures, identity_of
 from mixln.studies.machine import describe_machine
@@ -52,9 +52,14 @@ Keep = Callable[[ModelDiagnosis], None]
 """Puts a diagnosis that is not finished where it is safe."""
 
 
-@cache
 def all_entries() -> tuple[Entry, ...]:
-    """The `ENTRY` of every module of `mixln.studies.measures` and `mixln.studies.interpretability`, by rank.
+    """All measures by rank: those of this library, and those of `register_measure`."""
+    return tuple(sorted((*_own_entries(), *registered_measures()), key=lambda entry: entry.rank))
+
+
+@cache
+def _own_entries() -> tuple[Entry, ...]:
+    """The `ENTRY` of every module of `mixln.studies.measures` and `mixln.studies.interpretability`.
 
     Raises:
         ValueError: an entry has another name than its file, by which it is chosen.
@@ -66,7 +71,7 @@ def all_entries() -> tuple[Entry, ...]:
             if entry.name != module.name.rpartition(".")[2]:
                 raise ValueError(f"the entry of {module.name} is named {entry.name!r}: give it its file's name")
             found.append(entry)
-    return tuple(sorted(found, key=lambda entry: entry.rank))
+    return tuple(found)
 
 
 def diagnose_model(

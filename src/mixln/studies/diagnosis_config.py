@@ -5,14 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 
+if TYPE_CHECKING:
+    from mixln.studies.measuring import Entry
+
 MEASURE_NAMES = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).with_name("measures"))])))
-"""What `DiagnosisConfig.measures` can name: the modules of `mixln.studies.measures`."""
+"""The measures of this library: the modules of `mixln.studies.measures`."""
+
+_REGISTERED: dict[str, Entry] = {}
+
+
+def register_measure(entry: Entry) -> None:
+    """Make a measure of your own known to `mixln.diagnose` and the command line.
+
+    Args:
+        entry: as the `ENTRY` of a module of `mixln.studies.measures`; see `mixln.studies.measuring`.
+
+    Raises:
+        InputError: there is a measure of that name.
+    """
+    if entry.name in measure_names():
+        raise InputError(f"there is a measure {entry.name!r} already: choose another name")
+    _REGISTERED[entry.name] = entry
+
+
+def measure_names() -> tuple[str, ...]:
+    """Return what `DiagnosisConfig.measures` can name: the measures of this library, and those registered."""
+    return (*MEASURE_NAMES, *_REGISTERED)
+
+
+def registered_measures() -> tuple[Entry, ...]:
+    """Return the measures that `register_measure` has been given."""
+    return tuple(_REGISTERED.values())
 
 
 @dataclass(frozen=True)
@@ -27,7 +56,7 @@ class DiagnosisConfig(Checked):
         gradient_tokens: As many of these tokens are used for gradient norms. With 0 there are none.
         max_documents: Documents of the text to read at most.
         run_lengths: Remove runs of so many layers too, beside single layers.
-        measures: The names of the measures to take, of `MEASURE_NAMES`. None: all.
+        measures: The names of the measures to take, as `measure_names` lists them. None: all.
         without: The names of measures that are not taken.
         fresh_gradients: Take gradient norms of a freshly initialised model too, which is a second one in memory.
         interpretability_tokens: As many of these tokens show what the norms of a language model do to attribution,
@@ -58,9 +87,9 @@ class DiagnosisConfig(Checked):
         if any(length < 2 for length in self.run_lengths):
             raise InputError("run_lengths must be 2 or more: single layers are removed anyway")
         for name in (*(self.measures or ()), *self.without):
-            if name not in MEASURE_NAMES:
-                meant = did_you_mean(name, MEASURE_NAMES)
-                raise InputError(f"there is no measure {name!r}.{meant} There are: {', '.join(MEASURE_NAMES)}")
+            if name not in measure_names():
+                meant = did_you_mean(name, measure_names())
+                raise InputError(f"there is no measure {name!r}.{meant} There are: {', '.join(measure_names())}")
         if self.measures and "gradient_norm_at_init" in self.measures and not self.fresh_gradients:
             raise InputError("gradient_norm_at_init needs a freshly initialised model: add `fresh_gradients=true`")
 

@@ -6,12 +6,15 @@ import platform
 
 import torch
 
+from mixln.plugins import loaded_plugins
+
 
 def describe_machine() -> str:
-    """Return processor, threads and the versions that decide speed and rounding."""
+    """Return processor, threads, the versions that decide speed and rounding, and the plugins that are loaded."""
     if torch.cuda.is_available():
         processor = torch.cuda.get_device_name()
     else:
         name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
         processor = f"{name}, {torch.get_num_threads()} threads"
-    return f"{processor}; PyTorch {torch.__version__}, Python {platform.python_version()}"
+    plugins = "".join(f", plugin {plugin}" for plugin in loaded_plugins())
+    return f"{processor}; PyTorch {torch.__version__}, Python {platform.python_version()}{plugins}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixln.errors import InputError
+from mixln.plugins import loaded_plugins
 from mixln.records import read_json
 from mixln.storage import disk_errors, held_lock, put_on_disk, whole_folder, write_file
 from mixln.training.callback import Callback
@@ -20,8 +21,8 @@ from mixln.training.task import Task
 RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
 
-_MAY_CHANGE = ("execution", "faults")
-"""Fields of a configuration that may change when a run is resumed."""
+_MAY_CHANGE = ("execution", "faults", "plugins")
+"""What may change when a run is resumed: fields of a configuration, and the plugins that are loaded."""
 
 
 @contextmanager
@@ -40,6 +41,8 @@ def claimed_folder(folder: Path, task: Task, callbacks: Sequence[Callback] = ())
     wanted: dict[str, Any] = {**task.config.to_dict(), **task.identity()}
     if identities := {callback.name: callback.identity() for callback in (*task.callbacks(), *callbacks)}:
         wanted["callbacks"] = identities
+    if plugins := loaded_plugins():
+        wanted["plugins"] = [vars(plugin) for plugin in plugins]
     wanted = json.loads(json.dumps(wanted))
     if not path.exists():
         if foreign := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE) if (folder / name).exists()]:
