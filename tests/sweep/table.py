@@ -39,7 +39,7 @@ small from its config (4 layers, random weights so large that each layer matters
   that of its documents one by one.
 
 `right`: all of it was. `refused`: mixln says in one line what cannot be done. None gave a wrong number or a traceback.
-Where mixln asks which list of blocks is meant (`--layers`, `--stack`), the sweep names one.
+Where mixln asks which list of blocks is meant (`--stack`), the sweep names one.
 
 ```bash
 {commands}

@@ -5,22 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Protocol
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 
-if TYPE_CHECKING:
-    from mixln.studies.measuring import Entry
-
 MEASURE_NAMES = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).with_name("measures"))])))
 """The measures of this library: the modules of `mixln.studies.measures`."""
 
-_REGISTERED: dict[str, Entry] = {}
+_REGISTERED: dict[str, Any] = {}
 
 
-def register_measure(entry: Entry) -> None:
+class NamedMeasure(Protocol):
+    """An entry of `mixln.studies.measuring`, whose module imports PyTorch."""
+
+    name: str
+
+
+def register_measure(entry: NamedMeasure) -> None:
     """Make a measure of your own known to `mixln.diagnose` and the command line.
 
     Args:
@@ -39,7 +42,7 @@ def measure_names() -> tuple[str, ...]:
     return (*MEASURE_NAMES, *_REGISTERED)
 
 
-def registered_measures() -> tuple[Entry, ...]:
+def registered_measures() -> tuple[Any, ...]:
     """Return the measures that `register_measure` has been given."""
     return tuple(_REGISTERED.values())
 
