@@ -33,6 +33,14 @@ def announce(*facts: tuple[str, object]) -> None:
             LOGGER.info("%-*s %s", _WIDTH, f"{name}:", value)
 
 
+def format_count(number: int, what: str) -> str:
+    """Return a number of things for people to read, such as `134.5M parameters`."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.1f}{unit} {what}"
+    return f"{number} {what}"
+
+
 @contextmanager
 def announcements_shown() -> Iterator[None]:
     """Inside the block, show what is announced on standard error, by the process that prints."""

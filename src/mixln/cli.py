@@ -25,6 +25,7 @@ from mixln.commands.help import group_page, help_page, overview_page
 from mixln.commands.options import JSON, PLUGIN, Interface, Option, with_options
 from mixln.commands.parsing import HELP, HELP_ALL, parse, wants_help
 from mixln.errors import FIXABLE_ERRORS, InputError
+from mixln.interruption import Interrupted
 from mixln.lazy import after_import
 from mixln.placement.words import did_you_mean
 from mixln.plugins import load_installed_plugins, load_plugin
@@ -141,10 +142,7 @@ def _page_of_all(option: str, rest: Sequence[str]) -> str:
 def _explain(error: BaseException) -> tuple[str, int] | None:
     """Return the message and the exit status for an error that the user can do something about; None for any other."""
     if isinstance(error, KeyboardInterrupt):
-        number = getattr(error, "signal_number", None)  # of a run, which has written a checkpoint
-        if number is not None:
-            return f"{error}. Run the same command again to go on", 128 + number
-        return "interrupted: what it had finished by then is kept", 130
+        return (str(error), 128 + error.signal_number) if isinstance(error, Interrupted) else ("interrupted", 130)
     if isinstance(error, UnicodeDecodeError):
         return f"a file that should be text is not UTF-8 ({error}). Give a text file", 2
     if isinstance(error, InputError):

@@ -45,6 +45,24 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def describe_device(device: torch.device | None = None, count: int = 1) -> str:
+    """Return in words what is computed on: the GPU's name, or the processor's with the number of threads.
+
+    Args:
+        device: where; None: the default device.
+        count: number of processes, each with such a device.
+    """
+    import torch
+
+    device = default_device() if device is None else device
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        name = f"{processor_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{device.type}, {name}" + (f", {count} processes" if count > 1 else "")
+
+
 def processor_name() -> str:
     """Return the processor's name as its maker writes it, or its architecture if the name is not known."""
     import torch

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixln.announce import format_count
 from mixln.errors import InputError
 from mixln.hub import require_access
 from mixln.records import parse_json, read_json
@@ -73,14 +74,6 @@ def _header(file: Path) -> list[dict[str, Any]]:
         size = int.from_bytes(opened.read(8), "little")
         header: Any = parse_json(opened.read(size), file.name) if size < _MOST_HEADER else {}
     return [tensor for name, tensor in header.items() if name != "__metadata__"]
-
-
-def format_count(number: int, what: str) -> str:
-    """Return a number of things for people to read, such as `134.5M parameters`."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.1f}{unit} {what}"
-    return f"{number} {what}"
 
 
 def dataset_name(source: str) -> str | None:

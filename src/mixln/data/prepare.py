@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from mixln.announce import announce
 from mixln.data.build import (
     FORMAT_VERSION,
     TOKENIZER_FOLDER,
@@ -30,6 +31,7 @@ from mixln.data.prepared_folder import find_prepared_folder, open_prepared_folde
 from mixln.data.store import TokenStore
 from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash
 from mixln.errors import InputError
+from mixln.interruption import keeping
 from mixln.models.encoding import DocumentEncoder
 from mixln.result import Result, copy_folder
 
@@ -126,8 +128,16 @@ def prepare_data(
     cache = Path(cache_dir or Path.home() / ".cache" / "mixln") / "data"
     final = Path(out).expanduser().absolute() if out else cache / sources.fingerprint
     accept = partial(_accept, final, sources.fingerprint) if out else (lambda _: None)
-    build = partial(build_stores, sources, workers, say)
-    manifest = finished_folder(final, build, say, accept=accept, chosen_by="out" if out else "cache")
+    is_new = False
+
+    def build(folder: Path, work: Path) -> dict[str, Any]:
+        nonlocal is_new
+        is_new = True
+        return build_stores(sources, workers, say, folder, work)
+
+    with keeping(lambda: f"what is tokenised is kept in {final.parent}. Run the same command again to go on"):
+        manifest = finished_folder(final, build, say, accept=accept, chosen_by="out" if out else "cache")
+    announce(("tokens", f"{final}" if is_new else f"prepared already, nothing to tokenise: {final}"))
     return _pack(config, final, manifest, sources.tokenizer, say)
 
 

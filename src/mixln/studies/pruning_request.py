@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
+from mixln.records import encode
 from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.version import __version__
@@ -132,4 +133,4 @@ def parse_layers(text: str) -> list[int]:
 
 def to_text(record: DataclassInstance) -> str:
     """Return JSON for people to read."""
-    return json.dumps(asdict(record), indent=1) + "\n"
+    return json.dumps(encode(record, type(record).__name__), indent=1, allow_nan=False) + "\n"

@@ -9,17 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from mixln.interruption import Interrupted
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """A run has been asked to stop, and has; its checkpoint is written.
 
-    Attributes:
-        signal_number: SIGINT or SIGTERM. Commands exit with 128 + this: 130 or 143.
+class TrainingInterrupted(Interrupted):
+    """A run has been asked to stop, by SIGINT or SIGTERM, and has.
+
+    Args:
+        signal_number: of the signal.
+        step: of the checkpoint that is written; None: the run was stopped in the middle of a step.
     """
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
+    def __init__(self, signal_number: int, step: int | None = None) -> None:
+        where = "the last checkpoint is" if step is None else f"the checkpoint of step {step} is"
+        name = signal.Signals(signal_number).name
+        super().__init__(f"interrupted by {name}: {where} kept. Run the same command again to go on", signal_number)
 
 
 @dataclass

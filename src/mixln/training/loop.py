@@ -13,7 +13,8 @@ from typing import Any
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from mixln.device import default_device
+from mixln.announce import announce, format_count
+from mixln.device import default_device, describe_device
 from mixln.errors import InputError
 from mixln.records import read_json
 from mixln.result import Result, copy_folder
@@ -147,6 +148,14 @@ def train(
                     run.begin()
                 else:
                     run.restore(checkpoints, newest)
+                parameters = sum(parameter.numel() for parameter in run.model.parameters())
+                announce(
+                    ("size", format_count(parameters, "parameters")),
+                    ("device", describe_device(processes.device, processes.count)),
+                    ("precision", decided),
+                    ("compiled", "yes" if settings.compiled else "no"),
+                    ("going on", None if newest is None else f"from step {run.step} of {config.last_step}"),
+                )
                 return _finish(run, checkpoints, _train(run, checkpoints))
 
 
@@ -191,7 +200,7 @@ def _train(run: TrainingRun, checkpoints: Checkpoints) -> list[dict[str, Any]]:
                 run.save(checkpoints)
             if signal_number:
                 checkpoints.wait()
-                raise TrainingInterrupted(signal_number)
+                raise TrainingInterrupted(signal_number, run.step)
             checkpoints.check()
         run.validation.of(run)  # for the first time if the last step is left out
         if verdict := run.validation.verdict(run.step):
@@ -293,6 +302,7 @@ def _finished_run(task: Task, folder: Path, processes: Processes, precision: Pre
     if type(weight) is not int:
         raise InputError(f"{folder} has a finished model, but its metrics are gone. Delete it to train this run anew")
     model = task.load(folder / MODEL_FOLDER, processes.device)
+    announce(("finished", f"already, at step {lines[-1]['step']}; nothing to do but to validate it: {folder}"))
     objective = task.objective(model, processes.device, compiled=False)
     validation = evaluate(task, objective, Processes(processes.device), precision.autocast_dtype)
     try:
