@@ -75,7 +75,7 @@ class _Bar:
             description, completed=done, total=total or None, status="", left="" if total else None
         )
         self._next_line = time.monotonic() + LINE_SECONDS
-        if not self._has_bar:
+        if description and not self._has_bar:
             self.report(description)
 
     def _show(self, done: int, total: int, status: str = "") -> None:

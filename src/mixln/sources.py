@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +86,38 @@ def dataset_name(source: str) -> str | None:
     return None
 
 
-def describe_corpus(source: str) -> str:
-    """Return what a corpus is, in words.
+def check_corpus(source: str, prepared: Path | None = None) -> None:
+    """Make sure that a dataset of the hub can be read; what else a corpus can be is found out where it is opened.
+
+    Args:
+        source: as `mixln.data.open_corpus` takes it.
+        prepared: folder of tokenised data, where it may be found done already; None: it is read anew.
 
     Raises:
         InputError: it is a dataset of the hub, which does not answer, and the cache does not have it.
     """
+    name = dataset_name(source)
+    if name is not None and not (prepared is not None and _is_prepared(name, prepared)):
+        require_access(name, "dataset", local=False)
+
+
+def describe_corpus(source: str) -> str:
+    """Return what a corpus is, in words."""
     if source == "python":
         return "python, the standard library's own text"
     if (name := dataset_name(source)) is not None:
-        require_access(name, "dataset", local=False)
         return f"{source}, the dataset {name} on the hub"
     path = Path(source)
     try:
         return f"{source}, {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else f"{source}, a folder"
     except OSError:
         return source
+
+
+def _is_prepared(name: str, folder: Path) -> bool:
+    """Whether any tokens of a hub's dataset are there, by these settings or others."""
+    for manifest in folder.glob("*/manifest.json"):
+        with suppress(OSError, InputError, LookupError, TypeError):
+            if dataset_name(read_json(manifest)["source"]["name"]) == name:
+                return True
+    return False

@@ -63,6 +63,12 @@ def test_compare_writes_table_page_figures_and_numbers(
     assert {run["config"]["steps"] for run in result["runs"]} == {4}
     assert len(list((tmp_path / "figures").glob("*.png"))) == 5
     assert "<svg" in (tmp_path / "figures" / "loss_curves.svg").read_text()
+    # called again, it says of every run that it is finished
+    assert main([*arguments, "--tokens", "1000", "--seeds", "0", "1", "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert error.count("already, at step 4; nothing to do") == 4
+    assert "finished:   mix(alpha=0.5), seed 1, learning rate" in error
+    assert "prepared already, nothing to tokenise" in error
 
 
 def published_checkpoint(trained: Path, folder: Path) -> Path:
@@ -284,6 +290,7 @@ def test_ctrl_c_during_compare_leaves_what_the_same_command_goes_on_from(
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Traceback" not in error
+    assert "interrupted by SIGINT: the checkpoint of step " in error
     assert "Run the same command again" in error
     finished = next(iter(tmp_path.glob("runs/pre*/result.json"))).stat().st_mtime_ns
     again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)

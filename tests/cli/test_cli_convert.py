@@ -73,7 +73,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bad_input_is_one_message(case: str, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(models.iterdir())
     assert main(case.format(tmp=models).split()) == 2
-    (message,) = capsys.readouterr().err.strip().splitlines()
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (message,) = (line for line in error.splitlines() if line.startswith("mixln: "))
     assert message.startswith("mixln: ")
     assert BAD[case] in message
     assert sorted(models.iterdir()) == before

@@ -111,14 +111,18 @@ def test_tasks_without_the_harness_are_one_message(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
+    monkeypatch.setattr("mixln.hub._reason_to_stay_offline", lambda: None)
     assert main(["diagnose", str(llama), "--tasks", "words", "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err.strip()
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("mixln: tasks need lm-evaluation-harness")
     assert "pip install 'mixln[evaluation]'" in message
 
 
 @pytest.mark.slow
-def test_an_unknown_task_is_one_message(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_task_is_one_message(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixln.hub._reason_to_stay_offline", lambda: None)
     pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
     assert main(["diagnose", str(llama), "--tasks", "acr_easy", "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
@@ -134,7 +138,7 @@ def test_an_interrupted_diagnosis_leaves_what_it_had_measured(
 
     monkeypatch.setattr("mixln.studies.measures.gradient_norm.gradient_norms", interrupt)
     assert main(["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), *FAST]) == 130
-    assert "what it had finished by then is kept" in capsys.readouterr().err
+    assert f"interrupted: every finished measure is kept in {tmp_path}. Run the same" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
     assert {"removal", "block_influence"} <= found["series"].keys()
     assert "gradient_norm" not in found["series"]
@@ -306,7 +310,7 @@ def test_an_interrupted_healing_goes_on_by_the_same_command(
     changed = [argument if argument != "1500" else "1600" for argument in prune_and_heal]
     others = {
         "tokens was 1500, is 1600": changed,
-        "consecutive was True": [*prune_and_heal, "--any"],
+        "consecutive was False, is True": [*prune_and_heal, "--consecutive"],
         "window was 32, is 16": [*prune_and_heal, "--sequence-length", "16"],
     }
     for words, other in others.items():
@@ -319,8 +323,27 @@ def test_an_interrupted_healing_goes_on_by_the_same_command(
     assert main(prune_and_heal) == 0
     lines = (tmp_path / "out.healing" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))
-    assert main(prune_and_heal) == 2
-    assert "exists already" in capsys.readouterr().err
+    # called again, it says so, and what it came to
+    capsys.readouterr()
+    assert main(prune_and_heal) == 0
+    shown = capsys.readouterr()
+    assert "finished:   already, at step 12; nothing to do" in shown.err
+    assert " after healing on " in shown.out
+    assert main(changed) == 2
+    assert "out exists already, and holds another healing (tokens was 1500, is 1600)" in capsys.readouterr().err
+
+
+def test_an_interrupted_pruning_has_written_nothing(
+    llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixln.studies.pruned_folder.write_shorter_weights", interrupt)
+    command = ["prune", str(llama), str(tmp_path / "out"), "--layers", "2", "--text", str(corpus)]
+    assert main([*command, "--sequence-length", "32", "--max-tokens", "200"]) == 130
+    assert capsys.readouterr().err.endswith("mixln: interrupted: nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_healed_is_told_at_once(

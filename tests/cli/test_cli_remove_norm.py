@@ -46,8 +46,14 @@ def test_losses_are_printed_and_a_folder_written(
     assert f"{report['loss_norm_free']:.4f} without norms" in shown
     assert (tmp_path / "out.removal" / "norm_removal.png").stat().st_size > 10_000
     assert (out / "modeling_mixln_llama.py").is_file()
-    # called anew with the folder written, it says so
-    assert main(arguments(llama, out, corpus, "--steps", "20")) == 2
+    # called again with the folder written, it says so, and what it came to
+    assert main(arguments(llama, out, corpus, "--steps", "20")) == 0
+    again = capsys.readouterr()
+    assert again.out == shown
+    assert f"already, after {report['train_tokens']:,} tokens of training; nothing to do" in again.err
+    assert main(arguments(llama, out, corpus, "--steps", "21", "--no-control")) == 2
+    error = capsys.readouterr().err
+    assert "out exists already, and holds another removal of norms (control was True, is False; steps was 20" in error
     assert main(arguments(out, tmp_path / "again", corpus, "--steps", "20")) == 2
     assert "placement none has no norms: there is nothing to remove" in capsys.readouterr().err
 

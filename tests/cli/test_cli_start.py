@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,41 @@ sys.exit(main())
     assert len(messages) == 1
     assert messages[0].startswith("mixln: interrupted")
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train --out {tmp}/out --steps 7", "llama, 12 layers, hidden size 128, pre|7 of 8 x 256|python, the standard"),
+        ("compare --schemes pre mix --seeds 0 1 --out {tmp}/out", "pre, mix|in each of 4 runs|{tmp}/out"),
+        ("data prepare --corpus {tmp} --out {tmp}/out", "{tmp}, a folder|{tmp}/out"),
+        ("estimate --device h100 --count 2", "llama, 12 layers|2 x h100"),
+        ("diagnose {tmp} --out {tmp}/out", "{tmp}, LlamaForCausalLM, 3 layers|python, the standard|{tmp}/out"),
+        ("prune {tmp} {tmp}/out --drop 1 --heal {tmp}/text", "LlamaForCausalLM, 3 layers|{tmp}/text|{tmp}/out"),
+        ("remove-norm {tmp} {tmp}/out", "LlamaForCausalLM, 3 layers|python, the standard|{tmp}/out"),
+        ("generate {tmp} text", "LlamaForCausalLM, 3 layers"),
+        ("export {tmp} {tmp}/out --step 3", "{tmp}, step 3|{tmp}/out"),
+        ("convert {tmp} {tmp}/out --to hf", "{tmp}|{tmp}/out"),
+    ],
+)
+def test_every_command_says_what_it_will_do_before_it_imports_pytorch(command: str, said: str, tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = f"""
+import sys
+class Stop:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from mixln.cli import main
+sys.exit(main({command.format(tmp=tmp_path).split()!r}))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 130, finished.stderr
+    assert finished.stdout == ""
+    for words in said.format(tmp=tmp_path).split("|"):
+        assert words in finished.stderr
 
 
 def test_garbage_is_collected_when_a_command_runs() -> None:

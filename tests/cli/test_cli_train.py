@@ -102,7 +102,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert process.returncode == 128 + number
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     assert output == ""
-    assert_one_message(error, f"interrupted by {number.name}. Run the same command again to go on")
+    assert_one_message(error, f"interrupted by {number.name}: the checkpoint of step .* is kept. Run the same command")
     stopped_after = losses(tmp_path)[-1][0]
     newest = newest_whole(tmp_path, read_progress)
     assert newest is not None
@@ -128,7 +128,9 @@ def test_ctrl_c_while_python_leaves_changes_nothing(command: list[str], tmp_path
     process = start([*command, *LONG], tmp_path, lines=1)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    message = process.stderr.readline()
+    message = ""
+    while not message.startswith("mixln: "):
+        message = process.stderr.readline()
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.005)

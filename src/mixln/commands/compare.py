@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import RunFields, settled_recipe
+from mixln.commands.start import announce_recipe
 from mixln.errors import InputError
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
@@ -66,23 +68,30 @@ def compare(
         InputError: the recipe cannot be used, or the folder holds something else.
     """
     del device  # `on_device` has chosen it
+    recipe, out = settled_recipe(recipe, changes), Path(out)
+    seeds = [recipe.seed] if seeds is None else seeds
+    rates = learning_rates or [recipe.optimizer.learning_rate]
+    announce_recipe(recipe, out, cache, schemes, len(schemes) * len(seeds) * len(rates))
     from mixln.data.prepare import prepare_data
     from mixln.device import is_main_process
     from mixln.placement import Placement
     from mixln.progress import TrainingProgress
+    from mixln.studies.compare import RESULT_FILE, plan_jobs
     from mixln.studies.compare import compare as compare_schemes
-    from mixln.studies.compare import plan_jobs
 
-    recipe, out = settled_recipe(recipe, changes), Path(out)
-    seeds = [recipe.seed] if seeds is None else seeds
     # everything that can be wrong with the request is found before any work is done
     jobs = plan_jobs(recipe, schemes, "", out, seeds, learning_rates)
     chosen = str(Placement.parse(baseline or "pre"))
     if baseline is not None and chosen not in {job.recipe.model.placement for job in jobs}:
         raise InputError(f"`baseline={baseline}` is not among the `schemes`: add it, or choose one of them")
     claim_output(out)
-    with TrainingProgress(recipe.last_step, len(jobs), shown=progress) as shown:
-        data = prepare_data(recipe.data, cache, shown.report)
+
+    def kept() -> str:
+        finished = len(list(out.glob(f"runs/*/{RESULT_FILE}")))
+        return f"{finished} finished runs are kept in {out}. Run the same command again to go on"
+
+    with keeping(kept), TrainingProgress(recipe.last_step, len(jobs), shown=progress) as shown:
+        data = prepare_data(recipe.data, cache, shown.report, report_stage=shown.stage)
 
         def report_run(number: int, count: int, job: Job) -> Callable[[int, float, float], None]:
             shown.start_run(number, f"[{number + 1}/{count}] {job.label}")
@@ -99,6 +108,7 @@ def compare(
             baseline=chosen,
             command=command_line,
             report_run=report_run,
+            report_stage=shown.stage,
         )
     if is_main_process():
         result.save(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mixln.announce import announce
 from mixln.errors import InputError
 from mixln.exchange.published import PUBLISHED_NORM_TYPES
 from mixln.signatures import checked_arguments
@@ -51,9 +52,10 @@ def convert(
         InputError: the checkpoint is damaged or of another placement, no class of transformers computes the model's
             function, or `out` holds something.
     """
+    source, out = Path(source), Path(out)
+    announce(("model", source), ("folder", out))
     from mixln.studies.saved_model import ConvertedModel
 
-    source, out = Path(source), Path(out)
     if to is None:
         from mixln.exchange.convert import save_converted
 

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.announce import announce
 from mixln.commands.settings import RecipeFields, settled_recipe
+from mixln.commands.start import announce_data
 from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
@@ -48,8 +50,11 @@ def prepare(
     Raises:
         InputError: the corpus or the tokenizer cannot be used, or the data do not fill one row.
     """
+    recipe = settled_recipe(recipe, changes)
+    announce_data(recipe, cache)
+    announce(("workers", workers), ("folder", out))
     from mixln.data.prepare import prepare_data
-    from mixln.progress import line_printer
+    from mixln.progress import StageProgress
 
-    data = settled_recipe(recipe, changes).data
-    return prepare_data(data, cache, line_printer(shown=progress), workers=workers, out=out)
+    with StageProgress(shown=progress) as shown:
+        return prepare_data(recipe.data, cache, shown.report, workers=workers, out=out, report_stage=shown.step)

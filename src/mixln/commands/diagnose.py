@@ -8,10 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
 from mixln.commands.settings import DiagnosisFields, changed
+from mixln.commands.start import announce_models, announce_opened, announce_text
 from mixln.errors import InputError
+from mixln.hub import require_access
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 
@@ -92,14 +96,6 @@ def diagnose(
             or the folder cannot be written.
     """
     del device  # `on_device` has chosen it
-    from mixln.evaluation.task_scores import task_score
-    from mixln.progress import StageProgress
-    from mixln.report.depth_report import REPORT_FILE
-    from mixln.report.serialize import to_json
-    from mixln.storage import write_file
-    from mixln.studies.diagnose import diagnose_model, make_report
-    from mixln.studies.measured_models import measured_models
-
     if both := sorted({*(only or ())} & {*(without or ())}):
         raise InputError(f"{both[0]} is in `only` and in `without`: leave it out of one of them")
     config = changed(config or DiagnosisConfig(), changes)
@@ -108,11 +104,30 @@ def diagnose(
         measures=config.measures if only is None else tuple(only),
         without=config.without if without is None else tuple(without),
     )
+    announce_models(models)
+    if texts is None:
+        announce_text(text)
+    _check_tasks(tasks, task_path, task_limit, task_metric)
+    announce(("tasks", ", ".join(tasks or ()) or None), ("folder", out))
+    from mixln.evaluation.task_scores import task_score
+    from mixln.progress import StageProgress
+    from mixln.report.depth_report import REPORT_FILE
+    from mixln.report.serialize import to_json
+    from mixln.storage import write_file
+    from mixln.studies.diagnose import diagnose_model, make_report
+    from mixln.studies.measured_models import measured_models
+
     opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
-    loaded = load_tasks(tasks, task_path, task_limit, task_metric)
+    loaded = load_tasks(tasks, task_path, task_metric)
     folder = None if out is None else Path(out)
     diagnoses: list[ModelDiagnosis] = []
-    with StageProgress(shown=progress) as shown:
+
+    def kept() -> str:
+        if folder is None:
+            return "nothing is kept, as no folder was given"
+        return f"every finished measure is kept in {folder}. Run the same command again to go on"
+
+    with keeping(kept), StageProgress(shown=progress) as shown:
         if texts is None:
             documents, notes = _documents(text, text_field, config.max_documents)
             source = str(text)
@@ -127,6 +142,7 @@ def diagnose(
         report = make_report(diagnoses, text=source, command=command_line)
         for name, open_model in opened.items():
             model, own_tokenizer = open_model()
+            announce_opened(model)
             own_scores = {
                 task.name: task_score(own_tokenizer, task, limit=task_limit, batch_size=config.batch_size)
                 for task in loaded
@@ -170,23 +186,34 @@ def _documents(text: str | Path, text_field: str, most: int) -> tuple[list[str],
     return documents, [f"Left out of {corpus.name}: {skipped}."] if skipped else []
 
 
-def load_tasks(
+def _check_tasks(
     names: Sequence[str] | None, task_path: str | Path | None, task_limit: int | None, task_metric: str | None
-) -> list[LoadedTask]:
-    """Return the tasks that were asked for.
+) -> None:
+    """Make sure of what can be known of tasks before anything is imported.
 
     Raises:
-        InputError: one cannot be had, or there is something said of tasks and none named.
+        InputError: one is named twice, there is something said of tasks and none named, or their data are not to be
+            had.
     """
-    from mixln.evaluation.task_scores import load_task
-
     if names is None:
         if any(value is not None for value in (task_path, task_limit, task_metric)):
             raise InputError("`task_path`, `task_limit` and `task_metric` are of tasks: name some with `tasks`")
-        return []
+        return
     if len(set(names)) < len(names):
         raise InputError("a task is named twice: name each once")
     if task_limit is not None and task_limit < 1:
         raise InputError(f"`task_limit` must be at least 1, not {task_limit}")
+    if task_path is None and not all(Path(name).is_file() for name in names):
+        require_access(", ".join(names), "task", local=False)
+
+
+def load_tasks(names: Sequence[str] | None, task_path: str | Path | None, task_metric: str | None) -> list[LoadedTask]:
+    """Return the tasks that were asked for.
+
+    Raises:
+        InputError: one cannot be had.
+    """
+    from mixln.evaluation.task_scores import load_task
+
     folder = None if task_path is None else str(task_path)
-    return [load_task(name, include_path=folder, metric=task_metric) for name in names]
+    return [load_task(name, include_path=folder, metric=task_metric) for name in names or ()]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.announce import announce
 from mixln.commands.settings import RunFields, settled_recipe
 from mixln.estimation.devices import device_names
 from mixln.signatures import checked_arguments
@@ -49,9 +50,14 @@ def estimate(
         InputError: there is no such device, a number is out of range, or the recipe cannot be shared among the devices.
         PlacementError: the recipe's model cannot be built.
     """
+    recipe, model = (settled := settled_recipe(recipe, changes)), settled.model
+    announce(
+        ("model", f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}"),
+        ("device", f"{count} x {device}" + (", this machine, whose speed is measured now" if device == "cpu" else "")),
+    )
     from mixln.estimation.run import estimate as estimate_run
 
     del cache  # no data are needed; taken so that all arguments of `mixln train` can be given here
-    result = estimate_run(settled_recipe(recipe, changes), device, count, utilization=utilization, price=price)
+    result = estimate_run(recipe, device, count, utilization=utilization, price=price)
     # assumptions name parameters as messages do
     return replace(result, assumptions=tuple(re.sub(r"`(\w+)`", r"--\1", line) for line in result.assumptions))

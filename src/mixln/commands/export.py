@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mixln.announce import announce
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 
 if TYPE_CHECKING:
@@ -30,10 +32,12 @@ def export(source: str | Path, out: str | Path, *, step: int | None = None) -> C
     Raises:
         InputError: there is no such checkpoint, it is damaged, or `out` holds something.
     """
+    source, out = Path(source), Path(out)
+    announce(("checkpoint", f"{source}, the newest" if step is None else f"{source}, step {step}"), ("folder", out))
     from mixln.studies.saved_model import ConvertedModel
     from mixln.tasks.export import export_checkpoint, find_checkpoint
 
-    source, out = Path(source), Path(out)
-    checkpoint = find_checkpoint(source, step)
-    model = export_checkpoint(checkpoint, out)
+    with keeping(lambda: "nothing was written"):
+        checkpoint = find_checkpoint(source, step)
+        model = export_checkpoint(checkpoint, out)
     return ConvertedModel(out, f"{checkpoint.name}, {model.config.placement}, {model.num_parameters():,} parameters")

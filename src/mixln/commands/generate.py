@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mixln.chosen_device import on_device
+from mixln.commands.start import announce_models
 from mixln.signatures import checked_arguments
 
 
@@ -44,10 +45,7 @@ def generate(
         InputError: the model cannot be opened, or a number is out of its range.
     """
     del device  # `on_device` has chosen it
-    from mixln.announce import announce
-    from mixln.sources import describe_model
-
-    announce(("model", describe_model(str(model))))
+    announce_models(model)
     from mixln.models.generate import generate_text
 
     def say(piece: str) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
+from mixln.commands.start import announce_models, announce_opened, announce_text
 from mixln.errors import InputError
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.studies.diagnosis_config import DiagnosisConfig
-from mixln.studies.pruning_request import CRITERIA, PruningRequest, parse_layers
+from mixln.studies.pruning_request import CRITERIA, HEALING_FILE, PruningRequest, parse_layers
 from mixln.tasks.healing_config import HealingConfig
 
 if TYPE_CHECKING:
@@ -105,9 +108,17 @@ def prune(
     if heal is None and healing != HealingConfig():
         raise InputError("`healing` options go with `heal`")
     from mixln.storage import claim_folder, require_new_folder
+
+    is_finished = heal is not None and (out / HEALING_FILE).is_file()
+    if not is_finished:
+        require_new_folder(out)
+    announce_models(model)
+    announce_text(text)
+    if heal:
+        announce_text(str(heal), "data")
+    announce(("folder", out))
     from mixln.studies.model_folder import source_of
 
-    require_new_folder(out)
     claim_folder(out.absolute().parent)
     with source_of(model, tokenizer, out) as source:
         request = PruningRequest(
@@ -123,7 +134,10 @@ def prune(
             stack=stack,
         )
         if heal is None:
-            return _prune(request, out, device_map, shown=progress)
+            with keeping(lambda: "nothing was written"):
+                return _prune(request, out, device_map, shown=progress)
+        if is_finished:
+            return _healed_before(request, healing, str(heal or text), out)
         return _prune_and_heal(request, healing, str(heal or text), out, cache, device_map, shown=progress)
 
 
@@ -135,6 +149,7 @@ def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown:
     from mixln.studies.pruned_model import PrunedModel
 
     whole = open_for_pruning(request.source, device=default_device(), device_map=device_map)
+    announce_opened(whole)
     stack = find_prunable_stack(whole, request.stack)
     with StageProgress(shown=shown) as progress:
         progress.start(request.name)
@@ -159,12 +174,26 @@ def _prune_and_heal(
     from mixln.studies.prune_and_heal import PruneAndHeal, healing_folder
     from mixln.studies.pruned_model import PrunedModel
 
-    with PruneAndHeal(request, config, corpus, out) as work:
+    work = PruneAndHeal(request, config, corpus, out)
+    with keeping(work.describe_kept), work:
         with StageProgress(shown=shown) as progress:
             progress.start(request.name)
-            work.prepare(cache, progress.report)
+            work.prepare(cache, progress.report, progress.step)
             work.prune(progress.report, progress.step, device_map=device_map)
         with TrainingProgress(work.recipe.steps, shown=shown) as training:
             training.start_run(0, "healing")
             report = work.heal(training.step)
     return PrunedModel(out, work.record, report, healing_folder(out))
+
+
+def _healed_before(request: PruningRequest, config: HealingConfig, corpus: str, out: Path) -> PrunedModel:
+    """Return what an earlier call of the same request has finished."""
+    from mixln.studies.prune_and_heal import finished_healing, healing_folder
+    from mixln.studies.pruned_model import PrunedModel
+    from mixln.training import read_metrics
+
+    record, report = finished_healing(request, config, corpus, out)
+    work = healing_folder(out)
+    steps = [line["step"] for line in read_metrics(work)]
+    announce(("finished", f"already{f', at step {steps[-1]}' if steps else ''}; nothing to do"))
+    return PrunedModel(out, record, report, work)

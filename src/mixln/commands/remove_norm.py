@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
 from mixln.commands.settings import NormRemovalFields, changed
+from mixln.commands.start import announce_models, announce_text
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
-from mixln.tasks.norm_removal.config import NormRemovalConfig
+from mixln.tasks.norm_removal.config import REPORT_FILE, NormRemovalConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,22 +65,32 @@ def remove_norm(
         TrainingDivergedError: the loss is no number any more.
     """
     del device  # `on_device` has chosen it
-    from mixln.progress import StageProgress, TrainingProgress
     from mixln.storage import claim_folder, require_new_folder
-    from mixln.studies.model_folder import source_of
-    from mixln.studies.norm_free_model import NormFreeModel
-    from mixln.studies.remove_norm import RemoveNorm
 
     config, out = changed(config or NormRemovalConfig(), changes), Path(out)
-    require_new_folder(out)
+    if not (is_finished := (out / REPORT_FILE).is_file()):
+        require_new_folder(out)
+    announce_models(model)
+    announce_text(text, "data")
+    announce(("folder", out))
+    from mixln.progress import StageProgress, TrainingProgress
+    from mixln.studies.model_folder import source_of
+    from mixln.studies.norm_free_model import NormFreeModel
+    from mixln.studies.remove_norm import FIGURE_FILE, RemoveNorm, finished_removal, removal_folder
+
     claim_folder(out.absolute().parent)
-    with (
-        source_of(model, tokenizer, out) as source,
-        RemoveNorm(source.path, config, str(text), out, source.name) as work,
-    ):
+    with ExitStack() as held:
+        source = held.enter_context(source_of(model, tokenizer, out))
+        if is_finished:
+            report = finished_removal(source.path, config, str(text), out, source.name, with_control=not no_control)
+            announce(("finished", f"already, after {report.train_tokens:,} tokens of training; nothing to do"))
+            return NormFreeModel(out, report, removal_folder(out) / FIGURE_FILE)
+        work = RemoveNorm(source.path, config, str(text), out, source.name)
+        held.enter_context(keeping(work.describe_kept))
+        held.enter_context(work)
         with StageProgress(shown=progress) as stages:
             stages.start(source.name)
-            work.prepare(cache, stages.report)
+            work.prepare(cache, stages.report, stages.step)
             work.check_runs(with_control=not no_control)
             original = work.measure_original()
             stages.report(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Unpack
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import RunFields, settled_recipe
+from mixln.commands.start import announce_recipe
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe
 
@@ -49,15 +51,17 @@ def train(
         TrainingDivergedError: the loss is no number any more, and the recipe says to stop then.
     """
     del device  # `on_device` has chosen it
+    recipe, out = settled_recipe(recipe, changes), Path(out)
+    announce_recipe(recipe, out, cache)
     from mixln.data.prepare import prepare_data
     from mixln.progress import TrainingProgress
     from mixln.tasks.build import check_model
     from mixln.tasks.pretraining import pretrain
+    from mixln.training.saved_checkpoint import describe_kept
 
-    recipe, out = settled_recipe(recipe, changes), Path(out)
     check_model(recipe)
     claim_output(out)
-    with TrainingProgress(recipe.last_step, shown=progress) as shown:
-        data = prepare_data(recipe.data, cache, shown.report)
+    with keeping(lambda: describe_kept(out)), TrainingProgress(recipe.last_step, shown=progress) as shown:
+        data = prepare_data(recipe.data, cache, shown.report, report_stage=shown.stage)
         shown.start_run(0, recipe.model.placement)
         return pretrain(recipe, data, out, shown.step)

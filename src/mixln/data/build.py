@@ -26,6 +26,7 @@ from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash, train_
 from mixln.errors import InputError
 from mixln.models.encoding import DocumentEncoder
 from mixln.models.fragments import cut
+from mixln.progress import ReportStage
 from mixln.records import decode
 from mixln.storage import whole_folder, write_file
 from mixln.version import __version__
@@ -88,7 +89,9 @@ class Sources:
     fingerprint: str
 
 
-def build_stores(sources: Sources, workers: int, say: Report, folder: Path, work: Path) -> dict[str, Any]:
+def build_stores(
+    sources: Sources, workers: int, say: Report, folder: Path, work: Path, report_stage: ReportStage | None = None
+) -> dict[str, Any]:
     """Write the tokenizer and the token stores of both splits, going on from what an interrupted call has written.
 
     Args:
@@ -97,11 +100,12 @@ def build_stores(sources: Sources, workers: int, say: Report, folder: Path, work
         say: Called with lines of progress.
         folder: Where to write; in `work`.
         work: Holds all that the next call needs to go on.
+        report_stage: Progress; None: `say` is told of it.
 
     Returns:
         The manifest's entries.
     """
-    build = _Build(sources, say, folder, work)
+    build = _Build(sources, say, folder, work, report_stage)
     with build.train.store, build.validation.store:
         for name in sources.corpora:
             build.tokenize(name, workers)
@@ -139,15 +143,18 @@ class _Build:
     """A preparation under way.
 
     Args:
-        sources, say, folder, work: See `build_stores`.
+        sources, say, folder, work, report_stage: See `build_stores`.
 
     Attributes:
         train: The training split.
         validation: The validation split.
     """
 
-    def __init__(self, sources: Sources, say: Report, folder: Path, work: Path) -> None:
+    def __init__(
+        self, sources: Sources, say: Report, folder: Path, work: Path, report_stage: ReportStage | None
+    ) -> None:
         config, corpora = sources.config, sources.corpora
+        self._report_stage = report_stage
         self._sources = sources
         self._say = say
         self._checkpoint = work / _CHECKPOINT_FILE
@@ -276,7 +283,10 @@ class _Build:
         return self.train.full and self.validation.store.written.tokens >= self._wanted
 
     def _report(self, corpus: Corpus) -> None:
-        if time.monotonic() > self._next_report:
+        if self._report_stage is not None:
+            limit = self._sources.config.max_tokens or 0
+            self._report_stage(f"tokenising {corpus.name}", self.train.store.written.tokens, limit)
+        elif time.monotonic() > self._next_report:
             self._next_report = time.monotonic() + _REPORT_SECONDS
             limit = self._sources.config.max_tokens
             of_all = "" if limit is None else f" of {limit:,}"

@@ -33,6 +33,7 @@ from mixln.data.tokenizer import load_training_tokenizer, tokenizer_hash
 from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.models.encoding import DocumentEncoder
+from mixln.progress import ReportStage
 from mixln.result import Result, copy_folder
 
 
@@ -93,6 +94,7 @@ def prepare_data(
     *,
     workers: int = 1,
     out: str | Path | None = None,
+    report_stage: ReportStage | None = None,
 ) -> PreparedData:
     """Split, tokenise and pack a corpus, or find it done already.
 
@@ -110,6 +112,7 @@ def prepare_data(
         workers: Processes that tokenise; the result does not depend on it. With 1, this process does it, on the
             threads of the tokenizers library. A script that asks for more needs the guard
             `if __name__ == "__main__":` (see `multiprocessing`).
+        report_stage: Told how many training tokens are done, piece by piece, in place of lines to `report`.
         out: Write to this folder, which must be empty, new, or hold the same data already, rather than to the cache.
 
     Raises:
@@ -133,7 +136,7 @@ def prepare_data(
     def build(folder: Path, work: Path) -> dict[str, Any]:
         nonlocal is_new
         is_new = True
-        return build_stores(sources, workers, say, folder, work)
+        return build_stores(sources, workers, say, folder, work, report_stage)
 
     with keeping(lambda: f"what is tokenised is kept in {final.parent}. Run the same command again to go on"):
         manifest = finished_folder(final, build, say, accept=accept, chosen_by="out" if out else "cache")

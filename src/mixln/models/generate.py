@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from mixln.announce import announce
-from mixln.device import default_device
+from mixln.device import default_device, describe_device
 from mixln.errors import InputError
 from mixln.models.encoding import PromptEncoder, padding_token, require_embedded
 from mixln.models.finite import require_finite_parameters
@@ -67,6 +67,7 @@ def generate_text(
     require_embedded(ids, model, tokenizer)
     room = _room(model, ids)
     input_ids = torch.tensor([ids], device=default_device())
+    announce(("device", describe_device(input_ids.device)), ("precision", str(model.dtype).removeprefix("torch.")))
     set_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}

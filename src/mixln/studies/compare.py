@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixln.announce import announce
 from mixln.data import PreparedData, training_batch
 from mixln.device import default_device
 from mixln.errors import InputError
@@ -28,6 +29,7 @@ from mixln.studies.constants import TrainingFrequencies
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures import gradient_norm_at_init, growth, removal, similarity
 from mixln.studies.measuring import Found, Given, observe_all
+from mixln.studies.stages import ReportStage
 from mixln.tasks import Pretraining, Recipe
 from mixln.tasks.build import build_model, check_model
 from mixln.training import Precision, TrainedModel, TrainingDivergedError, read_metrics, train
@@ -71,6 +73,7 @@ def compare(
     baseline: str = "pre",
     command: str = "",
     report_run: ReportRun | None = None,
+    report_stage: ReportStage | None = None,
 ) -> Comparison:
     """Train every scheme with every seed and learning rate, and return all results.
 
@@ -90,6 +93,7 @@ def compare(
         baseline: the placement that differences are taken to, if it is among the schemes.
         command: the command line, for the report.
         report_run: progress; see `ReportRun`.
+        report_stage: progress of what is measured of a run.
 
     Raises:
         PlacementError: a scheme is not one.
@@ -106,8 +110,10 @@ def compare(
         result = _read_result(job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
-            result = _run_job(job, data, frequencies, report_step, precision)
+            result = _run_job(job, data, frequencies, report_step, precision, report_stage)
             write_file(job.folder / RESULT_FILE, to_json(result))
+        else:
+            announce(("finished", f"{job.label}: already, at step {recipe.last_step}; nothing to do"))
         runs.append(result)
     placements = list(dict.fromkeys(run.placement for run in runs))
     # summaries come in the order of the schemes, whatever the order of the runs
@@ -207,6 +213,7 @@ def _run_job(
     frequencies: TrainingFrequencies,
     report_step: Callable[[int, float, float], None] | None,
     precision: Precision,
+    report_stage: ReportStage | None,
 ) -> RunResult:
     """Train one model and measure it, before training and after."""
     recipe = job.recipe
@@ -223,7 +230,7 @@ def _run_job(
         trained = None
     measured = over = None
     if trained is not None:
-        measured = _measure(trained, data, recipe, precision, device)
+        measured = _measure(trained, data, recipe, precision, report_stage)
         over = frequencies.loss_over(trained.model, recipe.evaluation_batch_size, precision.autocast_dtype)
     lines = read_metrics(job.folder)
     tokens, seconds = int(lines[-1]["tokens"]) if lines else 0, sum(line["seconds"] for line in lines)
@@ -264,13 +271,14 @@ def _fresh_model(task: Pretraining, device: torch.device) -> tuple[PlacedPreTrai
 
 
 def _measure(
-    trained: TrainedModel, data: PreparedData, recipe: Recipe, precision: Precision, device: torch.device
+    trained: TrainedModel, data: PreparedData, recipe: Recipe, precision: Precision, report: ReportStage | None
 ) -> Found:
-    given = Given(find_block_stack(trained.model), LanguageModelLoss(), autocast_dtype=precision.autocast_dtype)
-    rows = np.arange(_num_measured_rows(data))
-    size = recipe.evaluation_batch_size
+    device, dtype = default_device(), precision.autocast_dtype
+    given = Given(find_block_stack(trained.model), LanguageModelLoss(), autocast_dtype=dtype, report=report)
+    rows, size = np.arange(_num_measured_rows(data)), recipe.evaluation_batch_size
     batches = (data.validation.batch(rows[i : i + size]).to(device) for i in range(0, len(rows), size))
-    return observe_all([similarity.ENTRY, growth.ENTRY, removal.ENTRY], given, list(model_batches(batches)))
+    entries = [similarity.ENTRY, growth.ENTRY, removal.ENTRY]
+    return observe_all(entries, given, list(model_batches(batches)), "measuring its layers")
 
 
 def depth_figures() -> list[FigureSpec]:

@@ -22,15 +22,15 @@ from mixln.records import decode, read_json
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
-from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, to_text
+from mixln.studies.pruning_request import HEALING_FILE, PRUNING_FILE, PruningRecord, PruningRequest, to_text
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks.fine_tuning import FineTuning, model_fingerprint
 from mixln.tasks.healing_config import HealingConfig
 from mixln.tasks.validation import validation_loss
 from mixln.training import MODEL_FOLDER, ReportStep, differences, train
+from mixln.training.saved_checkpoint import describe_kept
 
-HEALING_FILE = "healing.json"
 _LEAST_LOST = 0.01
 PRUNED_FOLDER = "pruned"
 
@@ -148,7 +148,7 @@ class PruneAndHeal(TrainingWork):
             # first, so that there is a report wherever there is a pruned model
             write_file(self._folder / HEALING_FILE, to_text(self._losses(model, stack, indices)))
             prune_model(self._request, stack, indices, self._pruned, cost)
-        self.record, self._report = _read(self._folder)
+        self.record, self._report = _read(self._folder, self._pruned)
         if changes := self._changes():
             raise InputError(
                 f"{self._folder} holds another healing ({'; '.join(changes)}). Delete it, or choose another place than "
@@ -180,6 +180,12 @@ class PruneAndHeal(TrainingWork):
         shutil.rmtree(model)
         return report
 
+    def describe_kept(self) -> str:
+        """What is kept if the work ends now, in words."""
+        if not self._pruned.exists():
+            return "nothing was written"
+        return f"the pruned model is kept in {self._pruned}, and {describe_kept(self._folder)}"
+
     def _loss(self, model: PreTrainedModel) -> EvaluationLoss:
         batch_size = self.recipe.evaluation_batch_size
         return validation_loss(model, self._data, batch_size, self.precision.autocast_dtype)
@@ -203,29 +209,57 @@ class PruneAndHeal(TrainingWork):
 
     def _changes(self) -> list[str]:
         """How this request differs from the one that the folder was begun with."""
-        record, request = self.record, self._request
-        if request.layers is None and request.drop != len(record.removed_layers):
-            return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
-        indices = request.indices or [number - 1 for number in record.removed_layers]
-        asked = request.record(indices, record.num_layers_before)
-        asked = replace(asked, version=record.version, left_out=record.left_out, cost=record.cost)
-        begun = {**asdict(record), "source's content": self._report.source_sha256, **asdict(self._report.config)}
-        source = _source_fingerprint(request.source)
-        changes = list(differences(begun, {**asdict(asked), "source's content": source, **asdict(self._config)}))
+        changes = _changes(self.record, self._report, self._request, self._config)
         # other numbers of tokens are other texts, but not what a user changed
         if not changes and self._report.data_fingerprint != self._data.fingerprint:
             return ["the text to heal on has changed"]
         return changes
 
 
-def _read(folder: Path) -> tuple[PruningRecord, HealingReport]:
-    """What the pruned model in the folder is, and its losses.
+def finished_healing(
+    request: PruningRequest, config: HealingConfig, corpus: str, out: Path
+) -> tuple[PruningRecord, HealingReport]:
+    """Return what was removed and the losses, of a healing of the same request that is finished.
+
+    Args:
+        request: what to remove.
+        config: how to train.
+        corpus: to train on.
+        out: the folder that it has written.
+
+    Raises:
+        InputError: it was another request, or the folder is damaged.
+    """
+    record, report = _read(out, out)
+    changes = [*differences({"corpus": report.text}, {"corpus": corpus}), *_changes(record, report, request, config)]
+    if changes:
+        raise InputError(
+            f"{out} exists already, and holds another healing ({'; '.join(changes)}). Delete it, or choose another "
+            "place"
+        )
+    return record, report
+
+
+def _changes(record: PruningRecord, report: HealingReport, request: PruningRequest, config: HealingConfig) -> list[str]:
+    """How a request differs from one that was made."""
+    if request.layers is None and request.drop != len(record.removed_layers):
+        return [f"{len(record.removed_layers)} layers were removed, are to be {request.drop}"]
+    indices = request.indices or [number - 1 for number in record.removed_layers]
+    asked = request.record(indices, record.num_layers_before)
+    asked = replace(asked, version=record.version, left_out=record.left_out, cost=record.cost)
+    begun = {**asdict(record), "source's content": report.source_sha256, **asdict(report.config)}
+    source = _source_fingerprint(request.source)
+    return list(differences(begun, {**asdict(asked), "source's content": source, **asdict(config)}))
+
+
+def _read(folder: Path, pruned: Path) -> tuple[PruningRecord, HealingReport]:
+    """What a pruned model is, and its losses, from the folder of the run or of its result.
 
     Raises:
         InputError: the files that say so are damaged.
     """
     try:
-        record = read_json(folder / PRUNED_FOLDER / PRUNING_FILE)
+        record = read_json(pruned / PRUNING_FILE)
         report = read_json(folder / HEALING_FILE)
         return (
             decode(PruningRecord, record, PRUNING_FILE, null_is_nan=True),

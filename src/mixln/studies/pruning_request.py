@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PRUNING_FILE = "pruning.json"
+HEALING_FILE = "healing.json"
 
 Criterion = Literal["angular", "removal", "influence"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)

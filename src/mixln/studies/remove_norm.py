@@ -16,21 +16,21 @@ from mixln.measure import EvaluationLoss
 from mixln.models.companions import model_folder
 from mixln.models.load import load_causal_lm, load_plausible_config
 from mixln.models.placed import PlacedPreTrainedModel
-from mixln.records import read_json
+from mixln.records import decode, read_json
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
 from mixln.storage import disk_errors, require_new_folder, whole_folder, write_file
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks import FineTuning, validation_loss
 from mixln.tasks.fine_tuning import model_fingerprint
-from mixln.tasks.norm_removal.config import NormRemovalConfig
+from mixln.tasks.norm_removal.config import REPORT_FILE, NormRemovalConfig
 from mixln.tasks.norm_removal.install import check_norms_removable
 from mixln.tasks.norm_removal.task import NormRemoval, removable_plan
-from mixln.training import MODEL_FOLDER, ReportStep, TrainedModel, read_metrics, train
+from mixln.training import MODEL_FOLDER, ReportStep, TrainedModel, differences, read_metrics, train
 from mixln.training.loop import RESULT_FILE
 from mixln.training.run_folder import claimed_folder
+from mixln.training.saved_checkpoint import describe_kept
 from mixln.version import __version__
 
-REPORT_FILE = "norm_removal.json"
 FIGURE_FILE = "norm_removal.png"
 _ORIGINAL_FILE = "original.json"
 _ORIGINAL_KEYS = {"data", "sha256", "precision", "total_loss", "num_tokens"}
@@ -44,6 +44,39 @@ def removal_folder(out: str | Path) -> Path:
     """The folder of the runs that make `out`, beside it."""
     out = Path(out)
     return out.with_name(f"{out.name}.removal")
+
+
+def finished_removal(
+    source: str, config: NormRemovalConfig, corpus: str, out: Path, name: str = "", *, with_control: bool = True
+) -> NormRemovalReport:
+    """Return the report of a removal of the same request that is finished.
+
+    Args:
+        source: see `RemoveNorm`.
+        config: see there.
+        corpus: see there.
+        out: the folder that it has written.
+        name: see there.
+        with_control: whether the control is asked for.
+
+    Raises:
+        InputError: it was another request, or the folder is damaged.
+    """
+    try:
+        report = decode(NormRemovalReport, read_json(out / REPORT_FILE), REPORT_FILE, null_is_nan=True)
+    except (OSError, InputError) as error:
+        raise InputError(f"{out} is damaged ({error}). Delete it to begin anew") from error
+    made = {"source": report.source, "text": report.text, "source's content": report.source_sha256, **report.config}
+    sha256 = model_fingerprint(model_folder(source))
+    asked = {"source": name or source, "text": corpus, "source's content": sha256, **asdict(config)}
+    control = {"control": report.loss_control is not None}, {"control": with_control}
+    made, asked = json.loads(json.dumps([{**made, **control[0]}, {**asked, **control[1]}]))
+    if changes := list(differences(made, asked)):
+        raise InputError(
+            f"{out} exists already, and holds another removal of norms ({'; '.join(changes)}). Delete it, or choose "
+            "another place"
+        )
+    return report
 
 
 class RemoveNorm(TrainingWork):
@@ -188,6 +221,11 @@ class RemoveNorm(TrainingWork):
         path = self._folder / FIGURE_FILE
         removal_figure(curves, report.removals, report.loss_original).figure.savefig(path, dpi=150)
         return path
+
+    def describe_kept(self) -> str:
+        """What is kept if the work ends now, in words."""
+        runs = [self._folder / name for name in (_REMOVAL, _CONTROL) if (self._folder / name).exists()]
+        return describe_kept(runs[-1]) if runs else "nothing was written"
 
     def _removal(self) -> NormRemoval:
         config = self._config

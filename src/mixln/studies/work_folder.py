@@ -17,6 +17,7 @@ from mixln.measure.row_limit import longest_row
 from mixln.measure.texts import longest_window
 from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.models.load import load_model, load_plausible_config, load_tokenizer
+from mixln.progress import ReportStage
 from mixln.storage import claim_folder, held_lock
 from mixln.tasks.healing_config import LONGEST_ROW
 from mixln.tasks.language_model import feed_forward_widths
@@ -101,9 +102,9 @@ class TrainingWork:
     def __exit__(self, *details: Any) -> None:
         self._lock.__exit__(*details)
 
-    def prepare(self, cache: str | Path | None, say: Report) -> None:
+    def prepare(self, cache: str | Path | None, say: Report, report_stage: ReportStage | None = None) -> None:
         """Tokenise the text, or find it done already (see `prepare_data`), and settle the precision of all training."""
-        self._data = prepare_data(self.recipe.data, cache, say)
+        self._data = prepare_data(self.recipe.data, cache, say, report_stage=report_stage)
         recipe, alone = self.recipe, Processes(default_device())
         sizes = *feed_forward_widths(self._model_config), recipe.rows_of_a_forward(1) * recipe.data.sequence_length
         self.precision = agree_on_precision(recipe.precision, sizes, self._folder, alone)

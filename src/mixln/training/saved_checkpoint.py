@@ -89,6 +89,15 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     return sorted((path for path in found if path.name.removeprefix("step_").isdecimal()), key=checkpoint_step)
 
 
+def describe_kept(run_folder: Path) -> str:
+    """Return in words what is kept of a run that has ended before its time."""
+    if (run_folder / "model").exists():
+        return f"the trained model is kept in {run_folder}"
+    if not (found := list_checkpoints(run_folder)):
+        return "nothing is kept of the run, which had no checkpoint yet"
+    return f"the checkpoint of step {checkpoint_step(found[-1])} is kept. Run the same command again to go on"
+
+
 def checkpoint_step(path: Path) -> int:
     """Return the step of a checkpoint, from its name."""
     return int(path.name.removeprefix("step_"))

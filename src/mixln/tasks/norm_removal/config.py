@@ -12,6 +12,9 @@ from mixln.tasks.norm_removal.schedule import PUBLISHED, RemovalSchedule, derive
 from mixln.tasks.recipe import TextTrainingConfig
 from mixln.training.config import FaultConfig, OptimizerConfig
 
+REPORT_FILE = "norm_removal.json"
+"""In the folder of a model without norms."""
+
 DERIVED = "derived"
 _STEPS = 300
 _LEARNING_RATE = 3e-4

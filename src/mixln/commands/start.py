@@ -1,0 +1,88 @@
+"""What commands say at their start, before they import what takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mixln.announce import announce, format_count
+from mixln.hub import require_access
+from mixln.sources import check_corpus, describe_corpus, describe_model
+from mixln.tasks.recipe import Recipe
+
+
+def announce_models(models: object) -> None:
+    """Say of each model what it is: of a folder or a name on the hub, or of one in memory.
+
+    Raises:
+        InputError: a folder or name cannot be there.
+    """
+    several = models if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    for model in several:
+        is_name = isinstance(model, str | Path)
+        announce(("model", describe_model(str(model)) if is_name else f"a {type(model).__name__} in memory"))
+
+
+def announce_recipe(
+    recipe: Recipe, out: Path | None, cache: str | Path | None, placements: Iterable[str] = (), runs: int = 1
+) -> None:
+    """Say what a recipe is going to train, on what, and where it will be.
+
+    Args:
+        recipe: of one run, or what several share.
+        out: folder of the run.
+        cache: folder for tokenised data.
+        placements: of several runs; none: the recipe's.
+        runs: how many there are.
+
+    Raises:
+        InputError: data or tokenizer are on the hub, which does not answer, and are not in the cache.
+    """
+    model, data = recipe.model, recipe.data
+    placed = ", ".join(placements) or model.placement
+    slots = recipe.last_step * recipe.tokens_per_step
+    steps = f"{recipe.last_step:,} of {recipe.batch_size} x {data.sequence_length} tokens ({slots:,})"
+    announce(
+        ("model", f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}, {placed}"),
+        ("steps", steps if runs == 1 else f"{steps}, in each of {runs} runs"),
+    )
+    announce_data(recipe, cache)
+    announce(("folder", out))
+
+
+def announce_data(recipe: Recipe, cache: str | Path | None) -> None:
+    """Say on what a recipe trains.
+
+    Raises:
+        InputError: as `announce_recipe`.
+    """
+    data = recipe.data
+    if data.tokenizer:
+        require_access(data.tokenizer, "tokenizer")
+    for corpus in filter(None, (data.corpus, data.validation_corpus)):
+        announce(("data", describe_corpus(corpus)))
+        if data.max_tokens is not None:  # without, what can be read of the hub has no end, which is told where it is
+            check_corpus(corpus, Path(cache or Path.home() / ".cache" / "mixln") / "data")
+
+
+def announce_text(text: str | Path, name: str = "text") -> None:
+    """Say which text is read.
+
+    Raises:
+        InputError: it is a dataset of the hub, which does not answer, and the cache does not have it.
+    """
+    announce((name, describe_corpus(str(text))))
+    check_corpus(str(text))
+
+
+def announce_opened(model: Any) -> None:
+    """Say how large a model is, and where and in which precision it runs."""
+    from mixln.device import describe_device
+
+    parameter = next(model.parameters())
+    announce(
+        ("size", format_count(sum(one.numel() for one in model.parameters()), "parameters")),
+        ("device", describe_device(parameter.device)),
+        ("precision", f"{str(parameter.dtype).removeprefix('torch.')}, not compiled"),
+    )
