@@ -56,7 +56,7 @@ LISTS = [(name, one) for name, function in FUNCTIONS.items() for one in lists_of
 def test_a_text_where_a_list_is_wanted_is_refused(command: str, parameter: str) -> None:
     function = FUNCTIONS[command]
     required = {
-        name: "nowhere"
+        name: ["nowhere"] if name in lists_of(function) else "nowhere"
         for name, one in inspect.signature(function).parameters.items()
         if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
     }

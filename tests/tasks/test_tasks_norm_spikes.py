@@ -26,8 +26,8 @@ class Recorder(FrozenNorms):
     def begin_step(self) -> None:
         """Nothing has been seen."""
 
-    def freeze(self, path: Any, layer: int | None) -> None:
-        self.asked.append((path, layer))
+    def freeze(self, path: Any, index: int | None) -> None:
+        self.asked.append((path, index))
 
     def merge(self, position_class: Any) -> None:
         self.asked.append((position_class, None))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mixln.errors import InputError
 from mixln.models.load import load_tokenizer
+from mixln.signatures import checked_arguments
 
 END_OF_TEXT = "<|endoftext|>"
 MINIMUM_VOCAB_SIZE = 257
@@ -19,6 +20,7 @@ MINIMUM_VOCAB_SIZE = 257
 _FIX = "Give a name on the Hugging Face hub or a folder with tokenizer.json, or leave `tokenizer` unset to train one"
 
 
+@checked_arguments
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; any text survives encoding and decoding unchanged.
 

@@ -154,7 +154,7 @@ def run_blocks(
         stack: the model's blocks.
         hidden_states: to begin with.
         record: of a forward pass.
-        indices: of the blocks.
+        indices: of the blocks, from 0.
         working: the dictionaries and lists that the blocks share; None: as they were before the first of these blocks.
     """
     if working is None:

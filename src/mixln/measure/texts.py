@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch
 from mixln.models.causal import without_heads
-from mixln.models.encoding import IGNORED_TARGET, DocumentEncoder
+from mixln.models.encoding import IGNORED_TARGET, DocumentEncoder, require_tokenizer
 from mixln.models.foreign import ModelCallError, naming_failures
+from mixln.signatures import checked_arguments
 
 _CHARACTERS_PER_TOKEN = 32
 """More than the tokens of any tokenizer have on average: text beyond so many characters is not tokenised."""
@@ -38,6 +39,7 @@ class TextWindow:
     document: int
 
 
+@checked_arguments
 def text_windows(
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
@@ -138,7 +140,7 @@ def longest_window(tokenizer: PreTrainedTokenizerBase, config: object, wanted: i
     """The wanted window, or the longest that tokenizer and config name if that is less (see also `longest_row`)."""
     limits = [
         limit
-        for limit in (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+        for limit in (require_tokenizer(tokenizer).model_max_length, getattr(config, "max_position_embeddings", None))
         if isinstance(limit, int) and 0 < limit < _WITHOUT_LIMIT
     ]
     return min([wanted, *limits])

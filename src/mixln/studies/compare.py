@@ -24,6 +24,7 @@ from mixln.report import Constants, CurvePoint, RunResult, from_json, summarize,
 from mixln.report.comparison import Comparison
 from mixln.report.series import FigureSpec
 from mixln.report.statistics import has_diverged
+from mixln.signatures import checked_arguments
 from mixln.storage import write_file
 from mixln.studies.constants import TrainingFrequencies
 from mixln.studies.machine import describe_machine
@@ -61,6 +62,7 @@ ReportRun = Callable[[int, int, Job], Callable[[int, float, float], None] | None
 """Called before every run with (number from 0, number of runs, job); what it returns is called after every step."""
 
 
+@checked_arguments
 def compare(
     recipe: Recipe,
     schemes: Sequence[str],
@@ -143,6 +145,7 @@ def _is_at_best_rate(job: Job, runs: Sequence[RunResult]) -> bool:
     return job.recipe.optimizer.learning_rate == summary.learning_rate
 
 
+@checked_arguments
 def plan_jobs(
     recipe: Recipe,
     schemes: Sequence[str],

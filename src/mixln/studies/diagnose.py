@@ -28,6 +28,7 @@ from mixln.models.finite import require_finite_parameters
 from mixln.modes import evaluation_mode
 from mixln.report.depth_report import DepthReport
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.signatures import checked_arguments
 from mixln.studies import interpretability, measures
 from mixln.studies.diagnosis_config import DiagnosisConfig, registered_measures
 from mixln.studies.diagnosis_scores import Score, Scores
@@ -74,6 +75,7 @@ def _own_entries() -> tuple[Entry, ...]:
     return tuple(found)
 
 
+@checked_arguments
 def diagnose_model(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -85,7 +87,7 @@ def diagnose_model(
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
     keep: Keep | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> ModelDiagnosis:
     """Find out which layers of a language model or text encoder earn their place.
 
@@ -144,7 +146,7 @@ def diagnose_batches(
     scores: Mapping[str, Score] | None = None,
     report_stage: ReportStage | None = None,
     keep: Keep | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> ModelDiagnosis:
     """As `diagnose`, on batches of any kind (images, say).
 
@@ -197,7 +199,7 @@ def diagnose_batches(
         notes=[*filter(None, [padding_note]), *notes],
     )
     scored = Scores(scores or {})
-    kept = KeptMeasures(folder, partial(identity_of, model, batches, given))
+    kept = KeptMeasures(None if folder is None else Path(folder), partial(identity_of, model, batches, given))
 
     def with_found(found: Found) -> ModelDiagnosis:
         with_it = found.added_to(diagnosis)

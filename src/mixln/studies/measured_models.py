@@ -38,7 +38,7 @@ def measured_models(
     Raises:
         InputError: there is no model, one is named twice, a tokenizer is missing or is none, or something is no model.
     """
-    given = [models] if isinstance(models, str | Path | nn.Module) else list(models)
+    given = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     if not given:
         raise InputError("`models` is empty: give at least one")
     paths = [str(model) for model in given if isinstance(model, str | Path)]

@@ -76,7 +76,12 @@ def _costs(diagnosis: ModelDiagnosis, length: int, criterion: Criterion) -> list
 
 
 def describe_layers(indices: Sequence[int], stack: BlockStack) -> str:
-    """What will be removed, in words that leave no doubt about where counting begins."""
+    """What will be removed, in words that leave no doubt about where counting begins.
+
+    Args:
+        indices: of the layers, from 0.
+        stack: the layers.
+    """
     numbers = ", ".join(str(index + 1) for index in indices)
     zero_based = ", ".join(f"{stack.name}[{index}]" for index in indices)
     return (

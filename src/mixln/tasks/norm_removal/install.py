@@ -36,9 +36,14 @@ class FrozenNorms:
     classes: TokenClasses
     norms: dict[tuple[NormPath, int | None], FrozenScaleNorm]
 
-    def freeze(self, path: NormPath, layer: int | None) -> None:
-        """Freeze the scale of one norm as one of its readers sees it."""
-        self.norms[path, layer].freeze(path)
+    def freeze(self, path: NormPath, index: int | None) -> None:
+        """Freeze the scale of one norm as one of its readers sees it.
+
+        Args:
+            path: the reader.
+            index: of the norm's layer, from 0; None: the final norm.
+        """
+        self.norms[path, index].freeze(path)
 
     def merge(self, position_class: PositionClass) -> None:
         """Give the tokens of a class the ordinary scale in every norm."""
