@@ -7,9 +7,13 @@ CONSTRAINTS ?= constraints/newest.txt
 # which extra is installed: `test`, or `dev`, which adds the tools for lint and types
 EXTRA ?= dev
 
+# Where PyTorch comes from on Linux without an NVIDIA GPU: builds without CUDA libraries, which are 4 GB less. With an empty name,
+# or where it cannot be reached, PyTorch comes from where all other packages do.
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname)),$(if $(wildcard /dev/nvidia[0-9]* /dev/dxg),,https://download.pytorch.org/whl/cpu))
+
 .PHONY: compare test lint types fast slow docs test-lowest test-newest constraints
 
-compare: $(VENV)/ready  ## train and compare placements; options in ARGS
+compare: $(VENV)/installed  ## train and compare placements, with nothing but the package installed; options in ARGS
 	$(BIN)/mixln compare $(ARGS)
 
 test: lint types fast  ## under ten minutes on two cores, with the newest tested versions; `make slow` runs the other tests
@@ -41,13 +45,26 @@ test-newest:  ## the fast tests on the newest releases of today
 	rm -rf .venv-newest
 	$(MAKE) VENV=.venv-newest CONSTRAINTS= $(TESTS)
 
-# Build backends are installed in the environment, since an isolated build would download the newest ones: ours, and
-# setuptools for packages that come as source (lm-eval's rouge-score).
-$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PINNED = $(CONSTRAINTS:%=--constraint %)
+
+# The package and what it needs to run. Build backends are installed in the environment, since an isolated build would
+# download the newest ones: ours, and setuptools for packages that come as source (lm-eval's rouge-score).
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mixln needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade $(CONSTRAINTS:%=--constraint %) pip setuptools hatchling editables
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=--constraint %) --no-build-isolation --editable '.[$(EXTRA)]'
+	$(PIP) install --upgrade $(PINNED) pip setuptools hatchling editables
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+	  echo "No NVIDIA GPU was found: PyTorch is installed without CUDA libraries (with them: make TORCH_INDEX= ...)"; \
+	  $(PIP) --timeout 15 --retries 1 install $(PINNED) --no-deps --index-url "$(TORCH_INDEX)" torch \
+	    || echo "$(TORCH_INDEX) cannot be reached: PyTorch is installed as published, with CUDA libraries"; \
+	fi
+	$(PIP) install $(PINNED) --no-build-isolation --editable .
+	touch $@
+
+# the tools for tests, lint and types, in the same environment
+$(VENV)/ready: $(VENV)/installed
+	$(PIP) install $(PINNED) --no-build-isolation --editable '.[$(EXTRA)]'
 	touch $@
 
 # Names and versions that hold on any machine: no build label (`+cpu`), no package that torch pins for one platform.

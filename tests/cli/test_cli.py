@@ -61,7 +61,9 @@ def test_compare_writes_table_page_figures_and_numbers(
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["command"].startswith("mixln compare --schemes pre 'mix(alpha=0.5)'")
     assert {run["config"]["steps"] for run in result["runs"]} == {4}
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 5
+    # four steps teach nothing: the layers of such models are not shown
+    assert "No scheme has learned word order" in shown.out
+    assert [path.name for path in (tmp_path / "figures").glob("*.png")] == ["loss_curves.png"]
     assert "<svg" in (tmp_path / "figures" / "loss_curves.svg").read_text()
     # called again, it says of every run that it is finished
     assert main([*arguments, "--tokens", "1000", "--seeds", "0", "1", "--out", str(tmp_path)]) == 0
@@ -124,9 +126,10 @@ BAD_INPUT = {
     "negative learning rate": ("compare --learning-rates -0.001", "learning_rate must be more than 0"),
     "negative seed": ("compare --seeds -1", "seed must not be negative"),
     "no tokens": ("compare --tokens 0", "--tokens must be at least 1"),
+    "fewer tokens than a step": ("compare --tokens 10", "less than one step"),
     "unknown precision": ("train --precision float8", "precision"),
     "unknown architecture": ("train --model.architecture mamba", "architecture"),
-    "unknown recipe": ("train --recipe nanoo", "Shipped: nano, 71m"),
+    "unknown recipe": ("train --recipe nanoo", "Shipped: pico, nano, 71m"),
     "recipe that is no YAML mapping": ("train --recipe {tmp}/words.txt", "words"),
     "recipe with an unknown field": ("train --recipe {tmp}/typo.yaml", "stepss"),
     "baseline that is not compared": ("compare --schemes pre post --baseline lns", "not among the --schemes"),

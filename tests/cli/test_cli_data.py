@@ -68,7 +68,7 @@ def test_a_folder_written_with_out_is_a_corpus_elsewhere(
         ("data prepare --text {corpus} --out {tmp}/occupied", "holds something else"),
         ("data prepare --text {corpus} --out {tmp}/occupied/notes.txt", "cannot store prepared data"),
         ("data prepare --out=", "is empty"),
-        ("data prepare --recipe nanoo", "Shipped: nano, 71m"),
+        ("data prepare --recipe nanoo", "Shipped: pico, nano, 71m"),
     ],
 )
 def test_bad_input_gets_one_message_and_status_2(

@@ -67,7 +67,7 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
         ),
         ("--device h100 --model.placement pots", "Did you mean 'post'"),
         ("--device h100 --model.num-attention-heads 5", "not a multiple of the number of attention heads"),
-        ("--recipe 72m", "Shipped: nano, 71m"),
+        ("--recipe 72m", "Shipped: pico, nano, 71m"),
     ],
 )
 def test_bad_input_gets_one_message_and_status_2(

@@ -26,10 +26,11 @@ def run(command: str, model: str, text: Path, *more: str) -> int:
     out, cache = str(text.parent / "out"), ["--cache", str(text.parent / "cache")]
     measured = f"--text {text} --sequence-length 32 --max-tokens 200"
     split = "--data.vocab-size 300 --data.validation-fraction 0.2"
+    healing = "--healing.tokens 256 --healing.sequence-length 32"
     lines = {
         "diagnose": f"diagnose {model} --out {out} --only similarity {measured}",
         "prune --drop": f"prune {model} {out} --drop 1 {measured}",
-        "prune --heal": f"prune {model} {out} --layers 2 --heal {text} --healing.tokens 100",
+        "prune --heal": f"prune {model} {out} --layers 2 --heal {text} {healing}",
         "remove-norm": f"remove-norm {model} {out} --text {text} --steps 13 --no-control",
         "train": f"train --text {text} --out {out} --steps 1 {split}",
         "data prepare": f"data prepare --text {text} --workers 1 {split}",

@@ -91,14 +91,14 @@ def test_no_predictor_without_context_is_below_the_tokens_own_frequencies() -> N
 @pytest.mark.parametrize("parts", [2, 3, 10])
 def test_pairs_of_a_document_are_predicted_by_other_documents(parts: int) -> None:
     pairs, documents = drawn(5, 90, 9), [number // 15 * 7 for number in range(90)]  # six documents
-    found = cross_fitted_pair_losses(predictions(pairs, documents), parts)
+    vocabulary = 11
+    found = cross_fitted_pair_losses(predictions(pairs, documents), vocabulary, parts)
     assert found is not None
-    vocabulary = 1 + max(max(pair) for pair in pairs)
     for place, pair in enumerate(pairs):
         part = place // 15 % min(parts, 6)
         others = [other for index, other in enumerate(pairs) if index // 15 % min(parts, 6) != part]
         assert found[place] == pytest.approx(literal_losses(others, [pair], vocabulary)[1][0])
-    assert cross_fitted_pair_losses(predictions(pairs), parts) is None
+    assert cross_fitted_pair_losses(predictions(pairs), vocabulary, parts) is None
 
 
 def test_predictions_of_packed_rows_are_those_of_the_loss(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,13 +41,13 @@ import mixln
 from mixln.data import PreparedData
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch, first_tokens
-from mixln.measure.performance import EmbeddingTurn
+from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss
 from mixln.measure.pruning import without_blocks
 from mixln.measure.recording import recording
 from mixln.measure.texts import text_batches, text_windows
 from mixln.models.anatomy import find_block_stack
 from mixln.report.depth_report import DepthReport, layer_rows, layer_tables, shown_columns
-from mixln.report.diagnosis import ModelDiagnosis
+from mixln.report.diagnosis import OVER_TOKEN_FREQUENCIES, ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
 from mixln.report.series import ColumnSpec, Estimate, Series
 from mixln.studies import measures
@@ -83,6 +85,7 @@ def test_a_diagnosis_has_every_measure(report: DepthReport) -> None:
         *("attention_removal", "feed_forward_removal", "swap", "repeat", "jacobian_distance", "removal_of_2"),
         *("gradient_norm", "perplexity", "perplexity_without", "score:quiz", "removal:quiz"),
         *("performance", "angular_distance", "sigma_in_branch", "log10_gradient_factor"),
+        *("model_loss", "token_frequencies", "token_pairs", "over_token_frequencies"),
     }
     for series in found.series.values():
         assert len(series.values) == len(series.estimates) == lengths[series.axis]
@@ -122,7 +125,7 @@ def test_perplexities_are_those_of_the_pruned_models(model: nn.Module, data: Pre
         with without_blocks(find_block_stack(model), [layer]):
             assert series["perplexity_without"].values[layer] == pytest.approx(perplexity(), rel=1e-5)
     assert "perplexity without" in [column.head for column in shown_columns(report.models[0])]
-    assert any(f"(perplexity {series['perplexity'].values[0]:.2f})" in one for one in report.models[0].findings)
+    assert any(f"(perplexity {series['perplexity'].values[0]:.2f})" in one for one in as_if_it_had_learned(report))
 
 
 def test_the_report_survives_json(report: DepthReport) -> None:
@@ -144,8 +147,11 @@ def test_numbers_do_not_depend_on_batch_size(model: nn.Module, data: PreparedDat
 def test_measures_can_be_chosen(model: nn.Module, data: PreparedData) -> None:
     config = DiagnosisConfig(sequence_length=32, max_tokens=100, gradient_tokens=0, measures=("similarity",))
     found = diagnose_model(model, data.tokenizer, TEXTS, config)
-    assert set(found.series) == {"block_influence", "angular_distance"}
+    verdict = {"model_loss", "token_frequencies", "token_pairs", "over_token_frequencies"}
+    assert set(found.series) == {"block_influence", "angular_distance"} | verdict
     assert found.performance_of_whole is None
+    without = diagnose_model(model, data.tokenizer, TEXTS, replace(config, without=("token_frequencies",)))
+    assert set(without.series) == {"block_influence", "angular_distance"}
     fewer = replace(config, measures=("similarity", "growth"), without=("similarity", "gradient_norm"))
     assert set(diagnose_model(model, data.tokenizer, TEXTS, fewer).series) == {"variance", "rms", "norm"}
     with pytest.raises(InputError, match=r"no measure 'angle'.*similarity"):
@@ -176,7 +182,68 @@ def test_progress_of_every_stage_ends_at_all(model: nn.Module, data: PreparedDat
 
 
 def test_runs_of_layers_are_reported(report: DepthReport) -> None:
-    assert any("2 consecutive layers that are cheapest to remove together" in one for one in report.models[0].findings)
+    said = as_if_it_had_learned(report)
+    assert any("2 consecutive layers that are cheapest to remove together" in one for one in said)
+
+
+def as_if_it_had_learned(report: DepthReport) -> list[str]:
+    """What would be said of the layers of a model that is below token frequencies by a nat."""
+    (found,) = report.models
+    over = replace(found.series[OVER_TOKEN_FREQUENCIES], estimates=[Estimate(-1.0, (-1.1, -0.9))])
+    return presented(replace(found, series={**found.series, over.name: over}), all_entries()).findings
+
+
+def test_a_model_without_word_order_gets_no_verdict(data: PreparedData, report: DepthReport) -> None:
+    (found,) = report.models
+    assert not found.has_learned_order
+    assert found.dead_layers == []
+    assert report.headline.endswith("has not learned word order, so its 4 layers get no verdict")
+    assert "The model has not learned word order on this text: its loss, " in found.findings[0]
+    said = " ".join(found.findings)
+    assert not any(words in said for words in ("dead weight", "cheapest", "costliest", "turn"))
+    assert found.series["removal"].values  # measured all the same
+    learned = as_if_it_had_learned(report)
+    assert learned[0].startswith("The model has learned word order")
+    assert any("dead weight" in one for one in learned)
+
+    windows = text_windows(data.tokenizer, TEXTS, SMALL.window, SMALL.max_tokens, 100, special_tokens=False)
+    rows = first_tokens(text_batches(windows, 1, 0, predicts_next=True), SMALL.performance_tokens)
+    targets = [token for row in rows if row.targets is not None for token in row.targets.flatten().tolist()]
+    shares = [count / (len(targets) - targets.count(-100)) for token, count in Counter(targets).items() if token >= 0]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert found.series["token_frequencies"].values == [pytest.approx(entropy)]
+    assert found.series["model_loss"].values == [pytest.approx(found.series["performance"].values[0], rel=1e-5)]
+    assert found.series[OVER_TOKEN_FREQUENCIES].values == [
+        pytest.approx(found.series["model_loss"].values[0] - entropy)
+    ]
+
+
+class FrequenciesAlone(nn.Module):
+    """Gives the log of how frequent each token is, wherever it stands; the blocks stay."""
+
+    def __init__(self, model: nn.Module, frequencies: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self.frequencies = model, frequencies
+
+    def forward(self, input_ids: torch.Tensor, **arguments: object) -> SimpleNamespace:
+        self.model(input_ids=input_ids, **arguments)
+        return SimpleNamespace(logits=self.frequencies.log().expand(*input_ids.shape, -1))
+
+
+@pytest.mark.parametrize("sharpened", [1.0, 0.5])
+def test_the_best_model_of_frequencies_has_not_learned_word_order(
+    model: nn.Module, data: PreparedData, sharpened: float
+) -> None:
+    """It knows the frequencies of the very tokens that it is measured on."""
+    windows = text_windows(data.tokenizer, TEXTS, 32, 400, 100, special_tokens=False)
+    batches = text_batches(windows, 4, 0, predicts_next=True)
+    targets = torch.cat([batch.targets.flatten() for batch in batches if batch.targets is not None])
+    counts = torch.bincount(targets[targets >= 0], minlength=len(data.tokenizer)).double() + 1e-9
+    config = DiagnosisConfig(gradient_tokens=0, measures=("similarity", "removal"))
+    alone = FrequenciesAlone(model, counts**sharpened / (counts**sharpened).sum())
+    found = diagnose_batches(alone, batches, LanguageModelLoss(), config)
+    assert found.series["model_loss"].values[0] >= found.series["token_frequencies"].values[0] - 1e-6
+    assert not found.has_learned_order
 
 
 def test_scores_of_ones_own_are_taken_without_each_layer(model: nn.Module, data: PreparedData) -> None:

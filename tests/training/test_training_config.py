@@ -46,7 +46,7 @@ def test_published_recipes_are_those_of_table_9(name: str) -> None:
 
 
 def test_every_recipe_is_listed_and_valid() -> None:
-    assert list_recipes() == ["nano", *TABLE_9, "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
+    assert list_recipes() == ["pico", "nano", *TABLE_9, "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
     for name in list_recipes():
         read(name)
 

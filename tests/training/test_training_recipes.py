@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mixln.errors import InputError
 from mixln.tasks import Recipe
+from mixln.tasks.healing_config import HealingConfig
 from mixln.tasks.recipes import SHORT_NAMES, field_types, flat_fields, load_recipe
 from mixln.written import written_float, written_int
 
@@ -98,3 +100,22 @@ def test_a_file_that_is_wrong_is_named_with_the_field(text: str, message: str, t
 def test_no_tokens_are_refused() -> None:
     with pytest.raises(InputError, match="`tokens` must be at least 1"):
         load_recipe("nano", {"tokens": 0})
+
+
+def test_fewer_tokens_than_one_step_takes_are_refused_and_others_said() -> None:
+    """A request for 10 tokens trained on 2,048."""
+    with pytest.raises(
+        InputError, match=r"`tokens=10` is less than one step, which takes 2,048 tokens \(8 rows of 256\)"
+    ):
+        load_recipe("nano", {"tokens": 10})
+    with pytest.raises(InputError, match=r"`healing.tokens=4095` is less than one step, which takes 4,096"):
+        HealingConfig(tokens=4095).recipe("python", "org/model")
+    assert load_recipe("nano", {"tokens": 2048}).steps == 1
+    assert load_recipe("nano", {"tokens": 2049}).steps == 2
+    assert HealingConfig(tokens=4096).recipe("python", "org/model").steps == 1
+
+
+def test_a_named_recipe_takes_nothing_of_the_default() -> None:
+    pico = load_recipe("pico")
+    assert load_recipe("nano", default=pico) == load_recipe("nano") != pico
+    assert load_recipe(None, {"steps": 3}, default=pico) == replace(pico, steps=3)

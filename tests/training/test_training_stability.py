@@ -106,6 +106,14 @@ def test_learning_rates_above_the_published(name: str, placement: str, rate: flo
     assert reason is None or any(part in found[0] for part in reason.split("|"))
 
 
+def test_the_default_comparison_warns_of_nothing() -> None:
+    """Its Post-LN was measured to train at its rate; a wider one was not."""
+    small = with_placement("pico", "post")
+    assert stability_warnings(small) == []
+    wide = replace(small, model=replace(small.model, hidden_size=128))
+    assert len(stability_warnings(wide)) == 1
+
+
 def test_everything_wrong_is_said_at_once() -> None:
     recipe = with_placement("7b", "post")
     recipe = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=1e-3, warmup_steps=10))

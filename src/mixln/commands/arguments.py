@@ -43,7 +43,7 @@ from mixln.commands.options import JSON, PLUGIN, Interface, Option, choices, pla
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
 from mixln.tasks.recipe import Recipe
-from mixln.tasks.recipes import SHORT_NAMES, TOKENS, field_types, flat_fields, list_recipes
+from mixln.tasks.recipes import SHORT_NAMES, TOKENS, field_types, flat_fields, list_recipes, load_recipe
 
 PYTHON_ONLY: Mapping[str, Any] = {"python_only": True}
 """Marks a parameter that has no option: `Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY]`."""
@@ -98,8 +98,8 @@ def interface(name: str, function: Callable[..., Any]) -> Interface:
         if is_dataclass(kind):
             kinds[parameter.name] = kind
             if parameter.name == "recipe":
-                recipe_default = parameter.default if isinstance(parameter.default, Recipe) else None
-                options += _recipe_options(recipe_default or Recipe(), extras.get("skip", ()))
+                recipe_default = load_recipe(parameter.default)
+                options += _recipe_options(recipe_default, extras.get("skip", ()))
             else:
                 options += _field_options(parameter.name, kind, extras.get("skip", ()))
         elif parameter.name not in ("command_line", "progress"):

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from mixln.report.comparison import Comparison
     from mixln.studies.compare import Job
 
-_QUICK = Recipe(steps=64)
-"""So that without arguments it ends within minutes on two cores."""
-
 
 @checked_arguments
 @on_device
@@ -33,7 +30,7 @@ def compare(
     tune_on_first_seed: bool = False,
     baseline: str | None = None,
     out: str | Path = "runs/compare",
-    recipe: Annotated[Recipe | str | Path, {"skip": ["model.placement"]}] = _QUICK,
+    recipe: Annotated[Recipe | str | Path, {"skip": ["model.placement"]}] = "pico",
     device: str | None = None,
     cache: str | Path | None = None,
     command_line: str = "",
@@ -48,12 +45,12 @@ def compare(
 
     Args:
         schemes: The placements to compare.
-        seeds: One run of every scheme is made for each seed. Default: the recipe's seed.
+        seeds: One run of every scheme is made for each seed. Default: the recipe's seed and the next one.
         learning_rates: Peak learning rates to try. Each scheme is judged at its own best one. Default: the recipe's.
         tune_on_first_seed: Try the learning rates with the first seed alone, and run the other seeds at the best rate.
         baseline: The scheme that differences are taken to. Default: pre, if it is compared.
         out: The folder for the runs and the report.
-        recipe: What all runs share: a recipe, the name of a shipped one, or a YAML file.
+        recipe: What all runs share: a recipe, the name of a shipped one, or a YAML file. Default: pico.
         device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         command_line: How it was asked for, for the report.
@@ -69,7 +66,7 @@ def compare(
     """
     del device  # `on_device` has chosen it
     recipe, out = settled_recipe(recipe, changes), Path(out)
-    seeds = [recipe.seed] if seeds is None else seeds
+    seeds = [recipe.seed, recipe.seed + 1] if seeds is None else seeds
     rates = learning_rates or [recipe.optimizer.learning_rate]
     announce_recipe(recipe, out, cache, schemes, len(schemes) * len(seeds) * len(rates))
     from mixln.data.prepare import prepare_data

@@ -103,7 +103,7 @@ class Interface:
         description: what it does.
         examples: commands, one a line.
         options: all there are.
-        recipe_default: has what a recipe's file leaves out; None: `Recipe()` has.
+        recipe_default: taken where no recipe is named; None: there is no recipe among the parameters.
         parts: the dataclasses, the recipe among them, by the parameters that they are.
         defaults: values of parameters, where Python has other defaults.
     """

@@ -78,6 +78,17 @@ class DocumentSums:
             self._sums[document] = self._sums.get(document, 0) + sums[row]
             self._counts[document] = self._counts.get(document, 0.0) + count
 
+    def update_tokens(self, values: torch.Tensor, documents: torch.Tensor) -> None:
+        """Count single tokens.
+
+        Args:
+            values: (tokens,).
+            documents: (tokens,), the number of the document that each is of.
+        """
+        numbers, places = documents.unique(return_inverse=True)
+        sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, places, values.double())
+        self.update(sums, places.bincount(minlength=len(numbers)), numbers)
+
     @property
     def num_tokens(self) -> float:
         """Tokens so far."""

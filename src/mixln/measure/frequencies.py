@@ -145,13 +145,12 @@ def own_frequency_losses(predictions: Predictions) -> Floats:
     return -np.log(counts[places] / len(predictions))
 
 
-def cross_fitted_pair_losses(predictions: Predictions, parts: int = 10) -> Floats | None:
+def cross_fitted_pair_losses(predictions: Predictions, vocabulary: int, parts: int = 10) -> Floats | None:
     """The losses of pairs of tokens, each document's from the counts of other documents: (predictions,).
 
     Documents are dealt out to `parts` parts in the order of their numbers; the losses of a part come from the counts of
     all others. None with one document alone.
     """
-    vocabulary = 1 + int(max(predictions.contexts.max(), predictions.targets.max()))
     _, numbers = np.unique(predictions.documents, return_inverse=True)
     parts = min(parts, int(numbers.max()) + 1)
     if parts < 2:

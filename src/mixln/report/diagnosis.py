@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mixln.report.series import Presentation, Series
+from mixln.report.series import Presentation, Series, is_below_frequencies
 
 DEAD_SHARE = 0.01
 """A layer is called dead weight if its removal costs less than this share of the loss (of a pooled embedding: turns it
 by less than this), at the upper end of the interval if there is one."""
+
+
+OVER_TOKEN_FREQUENCIES = "over_token_frequencies"
+"""The series of the loss minus the entropy of the measured tokens' own frequencies."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,16 @@ class ModelDiagnosis:
         return None if (found := self.series.get("performance")) is None else found.values[0]
 
     @property
+    def has_learned_order(self) -> bool:
+        """False: the loss is not clearly below that of token frequencies, so no layer gets a verdict.
+
+        The rule is that of `mixln.report.series.is_below_frequencies`. Of a model that is no language model, or of a
+        report of an older version, it is not known, and not said.
+        """
+        over = self.series.get(OVER_TOKEN_FREQUENCIES)
+        return is_below_frequencies(None if over is None else over.estimates[0])
+
+    @property
     def dead_limit(self) -> float:
         """What the removal of a layer may cost at most for the layer to be called dead weight."""
         # the whole model is at 0 by a pooled embedding's turn
@@ -62,10 +76,13 @@ class ModelDiagnosis:
 
     @property
     def dead_layers(self) -> list[int]:
-        """The layers (from 1) whose removal costs next to nothing; empty if removals were not measured."""
-        if "removal" not in self.series:
+        """The layers (from 1) whose removal costs next to nothing.
+
+        Empty if removals were not measured, or the model has not learned word order.
+        """
+        if "removal" not in self.series or not self.has_learned_order:
             return []
-        ends = [one.value if one.interval is None else one.interval[1] for one in self.series["removal"].estimates]
+        ends = [one.high for one in self.series["removal"].estimates]
         return [layer for layer, end in enumerate(ends, start=1) if end < self.dead_limit]
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
+from mixln.report.series import LEAST_BELOW_FREQUENCIES
 from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary, is_told
 
 
@@ -53,8 +54,8 @@ def _rule(result: ComparisonResult) -> str:
     constants = result.constants
     loss = "" if constants is None else f" ({cells.number(constants.token_frequencies)} nats per token)"
     return (
-        f"a run has learned word order if its loss is below that of token frequencies alone{loss} at the upper end of "
-        "the 95 % interval over validation documents"
+        f"a run has learned word order if its loss is more than {LEAST_BELOW_FREQUENCIES} below that of token "
+        f"frequencies alone{loss} at the upper end of the 95 % interval over validation documents"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mixln.report.series import Estimate, FigureSpec, Interval, Series
+from mixln.report.series import Estimate, FigureSpec, Interval, Series, is_below_frequencies
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class RunResult:
     def has_learned_order(self) -> bool:
         """False: the loss is not clearly below that of token frequencies, so the model has not learned word order.
 
-        Clearly: at the upper end of the interval over validation documents. A run that diverged, or whose difference
-        is not known, is not said to be so.
+        The rule is that of `mixln.report.series.is_below_frequencies`. A run that diverged, or whose difference is not
+        known, is not said to be so.
         """
-        return self.over_token_frequencies is None or self.over_token_frequencies.high < 0
+        return is_below_frequencies(self.over_token_frequencies)
 
 
 @dataclass(frozen=True)

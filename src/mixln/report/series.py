@@ -35,6 +35,20 @@ class Estimate:
         return value if self.interval is None else f"{value} [{self.interval[0]:{form}}, {self.interval[1]:{form}}]"
 
 
+LEAST_BELOW_FREQUENCIES = 0.01
+"""Nats per token that a loss must be below that of token frequencies, at the upper end of the interval."""
+
+
+def is_below_frequencies(over: Estimate | None) -> bool:
+    """Whether a language model has learned word order, as far as is known.
+
+    Args:
+        over: its loss minus that of token frequencies on the same tokens, with the interval over documents; None: it is
+            not known, and then not denied.
+    """
+    return over is None or over.high < -LEAST_BELOW_FREQUENCIES
+
+
 Axis = Literal[
     "layer", "state", "first_of_pair", "first_of_run", "run", "model", "norm", "prompt", "component", "neuron"
 ]

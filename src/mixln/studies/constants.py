@@ -12,7 +12,7 @@ from mixln.data import Batch, PackedDataset, PreparedData
 from mixln.measure.batches import model_batches
 from mixln.measure.estimates import DocumentSums
 from mixln.measure.forward import autocast, model_device
-from mixln.measure.frequencies import Floats, Integers, Predictions, TokenCounts
+from mixln.measure.frequencies import Predictions, TokenCounts
 from mixln.measure.performance import token_cross_entropies
 from mixln.models.encoding import IGNORED_TARGET
 from mixln.modes import evaluation_mode
@@ -77,7 +77,8 @@ class TrainingFrequencies:
                 (on_device,) = model_batches([batch.to(device)])
                 losses = token_cross_entropies(on_device.run(model).logits, batch.targets)
                 own = losses[batch.targets != IGNORED_TARGET].numpy()
-                _add(sums, own - self._counts.token_losses(predictions), predictions.documents)
+                over = own - self._counts.token_losses(predictions)
+                sums.update_tokens(torch.from_numpy(over), torch.from_numpy(predictions.documents))
         (difference,) = estimates_of(sums.estimate())
         return difference
 
@@ -94,9 +95,3 @@ def _predictions(
         batch = rows.batch(some)
         documents = torch.from_numpy(rows.target_documents(some))
         yield Predictions.of(batch.input_ids, batch.targets, documents), batch
-
-
-def _add(sums: DocumentSums, values: Floats, documents: Integers) -> None:
-    numbers, places = np.unique(documents, return_inverse=True)
-    parts = np.bincount(places, values), np.bincount(places), numbers
-    sums.update(*map(torch.from_numpy, parts))

@@ -176,7 +176,7 @@ def diagnose_batches(
     batches, padding_note = faithful_batches(part, batches, autocast_dtype)
     sublayers, first = _first_look(stack, batches[0], autocast_dtype)
     given = Given(stack, performance, ProvenExecution(sublayers), config, autocast_dtype, report_stage)
-    entries, notes = _possible(_observed(config, len(stack.layers)), given, first)
+    entries, notes = _possible(_observed(config, len(stack.layers), performance), given, first)
     if isinstance(performance, LanguageModelLoss) and sees_what_follows(part, batches[0], autocast_dtype):
         notes.insert(
             0,
@@ -244,13 +244,16 @@ def _observe(
             yield kept.take(name, partial(observe_built, part, given, batches, steps))
 
 
-def _observed(config: DiagnosisConfig, num_layers: int) -> list[Observed]:
-    """The measures of a pass that are asked for, those of runs of layers among them.
+def _observed(config: DiagnosisConfig, num_layers: int, performance: Performance | None) -> list[Observed]:
+    """The measures of a pass that are asked for, those of runs of layers among them, and those that decide verdicts.
 
     Raises:
         InputError: a run is as long as the model of `num_layers`.
     """
-    entries = [entry for entry in all_entries() if isinstance(entry, Observed) and config.asks_for(entry.name)]
+    about = [entry for entry in all_entries() if isinstance(entry, Observed) and entry.is_about(performance)]
+    entries = [entry for entry in about if config.asks_for(entry.name)]
+    if any(entry.judges_layers for entry in entries):
+        entries += [one for one in about if one.decides_verdicts and config.may_take(one.name) and one not in entries]
     if config.asks_for("removal"):
         if too_long := [length for length in config.run_lengths if length >= num_layers]:
             raise InputError(f"run_lengths has {too_long[0]}, and the model {num_layers} layers: leave one at least")

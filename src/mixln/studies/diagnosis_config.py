@@ -98,4 +98,8 @@ class DiagnosisConfig(Checked):
 
     def asks_for(self, measure: str) -> bool:
         """Whether a measure is among those to take."""
-        return (self.measures is None or measure in self.measures) and measure not in self.without
+        return (self.measures is None or measure in self.measures) and self.may_take(measure)
+
+    def may_take(self, measure: str) -> bool:
+        """Whether a measure is not among those to leave out."""
+        return measure not in self.without

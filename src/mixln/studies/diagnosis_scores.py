@@ -74,6 +74,8 @@ class Scores(Entry):
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
         """Which layer each score needs most, and which least."""
         for name in self._scores:
+            if _whole(name) not in model.series:
+                continue  # the diagnosis is not finished
             whole, removal = model.series[_whole(name)], model.series[_removal(name)]
             cheapest, costliest = removal.extreme(min), removal.extreme(max)
             if cheapest is None or costliest is None:

@@ -66,6 +66,8 @@ class Entry:
         figures: that its series are drawn in; entries may share one.
         columns: of the table of layers.
         tables: of what is not a layer.
+        judges_layers: whether its sentences say which layers are needed: they are left out of a model that has not
+            learned word order.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Entry:
     figures: tuple[FigureSpec, ...] = ()
     columns: tuple[ColumnSpec, ...] = ()
     tables: tuple[TableSpec, ...] = ()
+    judges_layers: bool = False
 
     def shown(self, model: ModelDiagnosis) -> Presentation:
         """Figures, columns and tables; overridden where they depend on what series a model has."""
@@ -93,12 +96,19 @@ class Observed(Entry):
         needs_performance: whether it measures what something costs.
         takes_many_passes: whether it runs over `performance_tokens`, or over all.
         needs_sublayers: whether it needs every block's attention and feed-forward to be told apart.
+        decides_verdicts: whether what measures say that judge layers depends on it: it is taken with any of them.
     """
 
     measure: type[Measure]
+    decides_verdicts: bool = False
     needs_performance: bool = False
     takes_many_passes: bool = False
     needs_sublayers: bool = False
+
+    def is_about(self, performance: Performance | None) -> bool:
+        """Whether it is a measure of models whose performance is measured so."""
+        del performance
+        return True
 
     def build(self, given: Given) -> Measure:
         """A measure that has seen nothing."""
@@ -203,12 +213,13 @@ def presented(diagnosis: ModelDiagnosis, entries: Iterable[Entry]) -> ModelDiagn
     """The diagnosis with figures, columns, tables and sentences of entries, in the order of their ranks."""
     entries = sorted(entries, key=lambda entry: entry.rank)
     parts = [entry.shown(diagnosis) for entry in entries]
+    speaking = [entry for entry in entries if diagnosis.has_learned_order or not entry.judges_layers]
     shown = Presentation(
         merged_figures(part.figures for part in parts),
         # scores last: there can be any number of them
         sorted((column for part in parts for column in part.columns), key=lambda column: column.table == "scores"),
         [table for part in parts for table in part.tables],
-        [sentence for entry in entries for sentence in entry.sentences(diagnosis)],
+        [sentence for entry in speaking for sentence in entry.sentences(diagnosis)],
     )
     return replace(diagnosis, shown=shown)
 

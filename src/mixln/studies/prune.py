@@ -131,6 +131,8 @@ def select_layers(
     )
     texts = _texts(request, say)
     diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
+    if not diagnosis.has_learned_order:
+        say(f"warning: {' '.join(diagnosis.shown.sentences)} The choice of layers to remove says nothing either.")
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 

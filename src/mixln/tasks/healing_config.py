@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.data.config import DataConfig
-from mixln.tasks.recipe import TextTrainingConfig
+from mixln.tasks.recipe import TextTrainingConfig, steps_of_tokens
 from mixln.training.config import ExecutionConfig, OptimizerConfig, WantedPrecision
 
 LONGEST_ROW = 512
@@ -127,9 +126,12 @@ class HealingConfig(FurtherTrainingConfig):
             corpus: to train on, as in `mixln train`.
             tokenizer: folder or hub name of the model's.
             longest: tokens of a row that the model takes.
+
+        Raises:
+            InputError: `tokens` are fewer than those of one step.
         """
         length = self.sequence_length or longest
-        steps = math.ceil(self.tokens / (self.batch_size * length))
+        steps = steps_of_tokens(self.tokens, self.batch_size, length, "healing.tokens")
         rate = {"full": 1e-4, "lora": 1e-3}[self.method] if self.learning_rate is None else self.learning_rate
         optimizer = OptimizerConfig(name="adamw", learning_rate=rate, beta2=0.95)
         return self._training(corpus, tokenizer, length, steps, optimizer=optimizer)

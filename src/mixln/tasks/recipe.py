@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mixln.checked import Checked, PositiveFloat, PositiveInt
 from mixln.data.config import DataConfig
+from mixln.errors import InputError
 from mixln.training.config import TrainingConfig
+
+
+def steps_of_tokens(tokens: int, batch_size: int, sequence_length: int, name: str) -> int:
+    """Return the smallest number of steps that makes so many token slots.
+
+    Args:
+        tokens: wanted.
+        batch_size: rows of a step.
+        sequence_length: tokens of a row.
+        name: what the number is called in messages.
+
+    Raises:
+        InputError: they are fewer than the token slots of one step: more would be trained on than was asked for.
+    """
+    if tokens < 1:
+        raise InputError(f"`{name}` must be at least 1, not {tokens}")
+    step = max(1, batch_size * sequence_length)
+    if tokens < step:
+        raise InputError(
+            f"`{name}={tokens}` is less than one step, which takes {step:,} tokens ({batch_size} rows of "
+            f"{sequence_length:,}). Give {step} or more, or a smaller batch_size or sequence_length"
+        )
+    return math.ceil(tokens / step)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ NAMED_VOCABULARIES = {
 
 SMALLEST_PUBLISHED = 60_000_000
 """Published sizes as lower bounds of their class: "71M" has 70.6M parameters, "250M" 247M, "1B" 1.34B, "7B" 6.74B."""
+_TRIED_AT_3E3 = 1_000_000
+"""In 0.7M parameters (width 64) Post-LN trained at 3e-3 with two seeds: the recipe pico."""
 SIZE_250M = 240_000_000
 SIZE_1B = 1_000_000_000
 SIZE_7B = 6_000_000_000
@@ -103,6 +105,8 @@ def _high_learning_rate(recipe: Recipe, plan: StackPlan, size: int) -> str | Non
         reason = (
             f"the peak for {where} parameters is {published:g} in {_MIX_LN}, table 9; this model has {_count(size)}"
         )
+    elif size < _TRIED_AT_3E3 and rate <= 3e-3:
+        return None
     elif all(_is_plain_post(block) for block in plan.blocks):
         reason = "at 2e-3 Post-LN did not train in 3.4M parameters either (docs/results/gutenberg.md: loss 6.67)"
     else:

@@ -28,6 +28,8 @@ _FIGURE = FigureSpec(
 
 
 class _Removal(Drops):
+    judges_layers = True
+
     def read(self, measure: PerformanceDrop) -> Found:
         """Perplexities, too, of the whole model and without each layer, if what is measured is a loss."""
         found = super().read(measure)

@@ -20,6 +20,7 @@ class _Similarity(Observed):
     name = "similarity"
     rank = 50
     measure = Similarity
+    judges_layers = True
     figures = (
         FigureSpec(
             "angular_distance",

@@ -1,8 +1,7 @@
-"""The shipped recipes: `nano`, the five sizes of Mix-LN, table 9, and the other architectures of the papers."""
+"""The shipped recipes: `pico`, `nano`, the five sizes of Mix-LN, table 9, and the other architectures of the papers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any, get_type_hints
 from mixln.checked import Conversion
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
-from mixln.tasks.recipe import Recipe
+from mixln.tasks.recipe import Recipe, steps_of_tokens
 
 _FOLDER = Path(__file__).parent
 
@@ -37,7 +36,7 @@ TOKENS = "tokens"
 
 def list_recipes() -> list[str]:
     """Return the names of the shipped recipes, smallest model of each family first."""
-    order = ["nano", "71m", "130m", "250m", "1b", "7b", "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
+    order = ["pico", "nano", "71m", "130m", "250m", "1b", "7b", "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
     found = {path.stem for path in _FOLDER.glob("*.yaml")}
     return [name for name in order if name in found] + sorted(found - set(order))
 
@@ -73,12 +72,12 @@ def load_recipe(
         settings: values by the names of fields (`steps`, `optimizer.learning_rate`), by short names (`SHORT_NAMES`), or
             `tokens`: the number of steps is then the smallest that makes so many token slots. Values may be text as
             people write them: `20k`, `1e-3`, `null`.
-        default: has the fields that the file leaves out. None: `Recipe()`.
+        default: taken if no recipe is named. None: `Recipe()`, which also has the fields that a file leaves out.
 
     Raises:
         InputError: there is no such recipe, it cannot be read, or it has an unknown field or a value that is wrong.
     """
-    base = default or Recipe()
+    base = (default or Recipe()) if recipe is None else Recipe()
     if isinstance(recipe, Recipe):
         base, recipe = recipe, None
     values = dict(flat_fields(base))
@@ -89,9 +88,7 @@ def load_recipe(
     values |= given
     if (tokens := values.pop(TOKENS, None)) is not None:
         count = _convert(int, tokens, f"`{TOKENS}`")
-        if count < 1:
-            raise InputError(f"`{TOKENS}` must be at least 1, not {count}")
-        values["steps"] = math.ceil(count / max(1, values["batch_size"] * values["data.sequence_length"]))
+        values["steps"] = steps_of_tokens(count, values["batch_size"], values["data.sequence_length"], TOKENS)
     return _build(Recipe, values)
 
 
