@@ -47,7 +47,7 @@ def removal_folder(out: str | Path) -> Path:
 
 
 def finished_removal(
-    source: str, config: NormRemovalConfig, corpus: str, out: Path, name: str = "", *, with_control: bool = True
+    source: str, config: NormRemovalConfig, corpus: str, out: str | Path, name: str = "", *, with_control: bool = True
 ) -> NormRemovalReport:
     """Return the report of a removal of the same request that is finished.
 
@@ -62,6 +62,7 @@ def finished_removal(
     Raises:
         InputError: it was another request, or the folder is damaged.
     """
+    out = Path(out)
     try:
         report = decode(NormRemovalReport, read_json(out / REPORT_FILE), REPORT_FILE, null_is_nan=True)
     except (OSError, InputError) as error:
