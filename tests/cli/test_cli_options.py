@@ -138,6 +138,8 @@ def test_every_field_of_a_recipe_is_an_option(name: str) -> None:
         ("train --execution.asynchronous-checkpoints false", "execution.asynchronous_checkpoints", False),
         ("diagnose --fresh-gradients m", "fresh_gradients", True),
         ("train --placement none", "model.placement", "none"),
+        ("train --tokenizer null --data.vocab-size 300", "data.vocab_size", 300),
+        ("prune m out --layers 2 --any false", "layers", "2"),
         ("prune m out --heal --drop 1", "heal", ""),
         ("prune m out --drop 1 --heal books.txt", "heal", "books.txt"),
     ],

@@ -59,6 +59,7 @@ def test_links_and_images_within_the_repository_exist(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.filterwarnings("error::mixln.commands.parsing.OldNameWarning")
 def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
     from mixln.cli import find
     from mixln.commands.parsing import parse
@@ -67,6 +68,7 @@ def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
     assert len(shown) >= 5
     for document, command in shown:
         found = find(command[1:])
+        assert not [word for word in command if re.match("--[^=]*_", word)], f"{document.name}: write dashes"
         assert isinstance(found, str) or parse(*found) is not None, f"{document.name}: {shlex.join(command)}"
 
 

@@ -15,7 +15,7 @@ from mixln.commands.options import Interface, Option
 from mixln.commands.spelling import contradiction, new_name
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
-from mixln.written import written_bool
+from mixln.written import is_null, written_bool
 
 HELP = ("--help", "-h")
 HELP_ALL = "--help-all"
@@ -56,9 +56,15 @@ def parse(command: Interface, words: Sequence[str]) -> dict[Option, Any]:
             "what there is"
         )
     given = {command.options[int(index)]: written for index, written in vars(found).items()}
-    if (problem := contradiction(command.name, [option.spellings[0] for option in given])) is not None:
+    said = [option.spellings[0] for option, written in given.items() if not _says_nothing(option, written)]
+    if (problem := contradiction(command.name, said)) is not None:
         raise InputError(problem)
     return given
+
+
+def _says_nothing(option: Option, written: Any) -> bool:
+    """Whether an option is given without effect: `--tokenizer null`, `--any false`."""
+    return isinstance(written, str) and (is_null(written) or (option.is_flag and written_bool(written) is False))
 
 
 def build_parser(command: Interface) -> Parser:
