@@ -14,9 +14,13 @@ Everything else is here, once.
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import sys
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +122,53 @@ class Result(JupyterMixin, ABC):
         return next((part for part in self.parts() if isinstance(part, str)), "no text")
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence or an item of a list, `- item`, which is wrapped between words.
+
+    A line of plain text is for what may be copied, such as a path: it is never wrapped.
+    """
+
+    text: str
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        indent = "  " if self.text.startswith("- ") else ""
+        lines = textwrap.wrap(
+            self.text, options.max_width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        yield Text("\n".join(lines), overflow="ignore", no_wrap=True)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class FittingTables:
+    """Tables that are made for the width that there is.
+
+    Attributes:
+        made: gives the tables for so many characters.
+    """
+
+    made: Callable[[int], Iterable[RenderableType]]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield from self.made(options.max_width)
+
+
 def terminal() -> Console:
-    """Return the console of standard output, 120 characters wide where it is no terminal."""
+    """Return the console of standard output.
+
+    Where that is no terminal, it is as wide as COLUMNS or the terminal of standard error says, else 120 characters.
+    """
     console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    if console.is_terminal:
+        return console
+    try:
+        behind = os.get_terminal_size(sys.__stderr__.fileno() if sys.__stderr__ is not None else 2).columns
+    except (OSError, ValueError):
+        behind = _WIDTH
+    return Console(width=int(os.environ.get("COLUMNS") or behind))
 
 
 def copy_folder(source: Path, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mixln.estimation.result import Estimate
+from mixln.result import Sentence
 
 _GIB = 2**30
 
@@ -16,7 +17,7 @@ _GIB = 2**30
 def estimate_parts(estimate: Estimate) -> Iterator[RenderableType]:
     """Yield everything that an estimate holds: tables, then lines."""
     yield from (_model_table(estimate), _memory_table(estimate), _time_table(estimate))
-    yield from (*_verdict(estimate), "Assumptions:", *(f"- {one}" for one in estimate.assumptions))
+    yield from map(Sentence, (*_verdict(estimate), "Assumptions:", *(f"- {one}" for one in estimate.assumptions)))
 
 
 def _model_table(estimate: Estimate) -> Table:
@@ -81,8 +82,12 @@ def _time_table(estimate: Estimate) -> Table:
         "model-FLOPs utilisation": f"{time.model_flops_utilization:.0%}",
         "wall-clock": _duration(time.hours),
         "device-hours": f"{time.device_hours:,.1f}",
-        "cost": "give a price, per device and hour" if time.cost is None else f"{time.cost:,.2f}",
     }
+    if time.cost is None:
+        rows["cost"] = "give a price of one device for one hour"
+    else:
+        price = time.cost / time.device_hours
+        rows["cost, in the currency of the price"] = f"{time.cost:,.2f}, at {price:g} per device-hour"
     return _table(f"Time on {estimate.count} x {device.description}", rows)
 
 

@@ -20,11 +20,10 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
 from mixln.report.series import ColumnSpec, FigureSpec, TableSpec, merged_figures
 from mixln.report.tables import plain_table
-from mixln.result import Result
+from mixln.result import FittingTables, Result, Sentence
 from mixln.storage import write_file
 
 REPORT_FILE = "report.json"
-_TERMINAL_WIDTH = 80
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,8 +65,8 @@ class DepthReport(Result):
     def parts(self) -> Iterator[RenderableType]:
         """The layers of each model with what the numbers come to, and where the report is."""
         for model in self.models:
-            yield from layer_tables(model)
-            yield from (f"- {sentence}" for sentence in model.findings)
+            yield FittingTables(partial(layer_tables, model))
+            yield from (Sentence(f"- {sentence}") for sentence in model.findings)
         if self.saved is not None:
             yield f"Report: {self.saved}"
 
@@ -178,10 +177,10 @@ def _cell(value: float, form: str) -> str:
     return cells.perplexity(value) if form == "perplexity" else f"{value:{form}}"
 
 
-def layer_tables(model: ModelDiagnosis) -> list[Table]:
+def layer_tables(model: ModelDiagnosis, width: int = 80) -> list[Table]:
     """The layers of a model for the terminal, then the scores; dead weight is dim and marked.
 
-    Words and numbers stay whole: columns that do not fit into 80 characters go on in another table.
+    Words and numbers stay whole: columns that do not fit into `width` characters go on in another table.
     """
     titles = {"layers": f"{model.model}: {model.kind}, {model.num_layers} layers", "scores": "harm to scores"}
     tables: list[Table] = []
@@ -194,7 +193,7 @@ def layer_tables(model: ModelDiagnosis) -> list[Table]:
             needed = _width(model, column) + 2  # for the gap before it
             if needed > room:
                 parts.append([])
-                room = _TERMINAL_WIDTH - 2 - len("layer")
+                room = width - 2 - len("layer")
             parts[-1].append(column)
             room -= needed
         tables += [_table(model, title, columns) for columns in parts]
