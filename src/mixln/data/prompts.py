@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -75,6 +77,40 @@ INSTRUCTION = PromptTemplate(
     "{{ output }}",
 )
 """That of Stanford Alpaca and LLM-Adapters (Hu et al. 2023, the commonsense rows), without the latter's indentation."""
+
+
+COMPLETION = PromptTemplate("completion", "{{ prompt }}", "{{ completion }}")
+"""A prompt and what follows it, as they are."""
+
+TEMPLATES = {template.name: template for template in (INSTRUCTION, COMPLETION)}
+"""The templates that ship, by their names."""
+
+
+def load_template(name_or_path: str) -> PromptTemplate:
+    """Return a template that ships, or one from a YAML file with a `prompt` and an `answer`.
+
+    Raises:
+        InputError: there is none of that name, or the file is none.
+    """
+    if name_or_path in TEMPLATES:
+        return TEMPLATES[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no prompt template {name_or_path!r}. There are {', '.join(TEMPLATES)}; or give a YAML file with "
+            "a prompt and an answer, each a jinja2 template"
+        )
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if (
+        not isinstance(found, dict)
+        or set(found) != {"prompt", "answer"}
+        or not all(isinstance(one, str) for one in found.values())
+    ):
+        raise InputError(f"{path} must have a prompt and an answer, each a text, and nothing else")
+    return PromptTemplate(path.name, found["prompt"], found["answer"])
 
 
 def answer_options(instruction: str) -> list[str] | None:

@@ -1,0 +1,219 @@
+"""From files of examples to packed rows: read, put into tokens, split, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from mixln.data.conversations import Example, ExampleEncoder, Tokens, example_reader
+from mixln.data.corpus_hub import HubCorpus
+from mixln.data.example_rows import ExampleRows
+from mixln.data.file_formats import is_json_file, read_rows
+from mixln.data.prompts import PromptTemplate
+from mixln.data.splitting import digest
+from mixln.errors import InputError
+from mixln.models.encoding import DocumentEncoder
+
+TooLong = Literal["refuse", "drop", "cut"]
+"""What is done with an example that does not fit into a row: end with a message; leave it out; or cut the beginning of
+its prompt off, but never anything of an answer. Whatever is left out is counted."""
+
+_HUB = "hf:"
+_HASH_SPACE = 2**64
+
+
+@dataclass(frozen=True)
+class ExampleCounts:
+    """What became of the examples of a source.
+
+    Attributes:
+        read: rows.
+        dropped: examples that do not fit into a row and were left out.
+        cut: examples whose prompt has lost its beginning.
+        apart: examples of which prompt and answer were put into tokens apart.
+        validation: examples that are held out.
+    """
+
+    read: int = 0
+    dropped: int = 0
+    cut: int = 0
+    apart: int = 0
+    validation: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleData:
+    """Examples ready for training.
+
+    Attributes:
+        tokenizer: of the model.
+        train: packed rows to train on.
+        validation: packed rows of examples that are held out.
+        counts: what became of the examples, by their source.
+        fingerprint: equal for two runs that see the same tokens, with the same ones learned.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    train: ExampleRows
+    validation: ExampleRows
+    counts: Mapping[str, ExampleCounts]
+    fingerprint: str
+
+    @property
+    def largest_token(self) -> int:
+        """The largest id in either part."""
+        return max(self.train.largest_token, self.validation.largest_token)
+
+
+@dataclass(frozen=True)
+class ExampleRequest:
+    """Which examples, and how they become rows.
+
+    Attributes:
+        sources: files of JSON lines, folders of them, or `hf:NAME[@REVISION][:CONFIG[:SPLIT]]`.
+        validation_sources: of examples that are held out; empty: a part of `sources`.
+        validation_fraction: that part, by a hash of the prompt: examples with the same prompt are on the same side.
+        weights: of each source: how often an epoch goes through it; parts of it are chosen by a hash.
+        template: of rows with fields of their own; None: by their fields.
+        sequence_length: tokens of a row.
+        too_long: what is done with examples that do not fit.
+    """
+
+    sources: Sequence[str]
+    validation_sources: Sequence[str] = ()
+    validation_fraction: float = 0.05
+    weights: Sequence[float] | None = None
+    template: PromptTemplate | None = None
+    sequence_length: int = 512
+    too_long: TooLong = "refuse"
+
+
+@dataclass
+class _Part:
+    """The examples of one side so far."""
+
+    tokens: list[Tokens] = field(default_factory=list)
+
+
+def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast) -> ExampleData:
+    """Read examples and pack them into rows. They are held in memory.
+
+    Args:
+        request: which, and how.
+        tokenizer: of the model.
+
+    Raises:
+        InputError: a row is no example, an example does not fit into a row and that is to be refused, weights do not fit,
+            or one side has no example.
+    """
+    weights = [1.0] * len(request.sources) if request.weights is None else request.weights
+    if len(weights) != len(request.sources) or any(not weight > 0 for weight in weights):
+        raise InputError(f"`weights` must have a positive number for each of the {len(request.sources)} sources")
+    if not 0 <= request.validation_fraction < 1:
+        raise InputError(f"`validation_fraction` must be at least 0 and below 1, not {request.validation_fraction}")
+    if not request.validation_sources and request.validation_fraction == 0:
+        raise InputError("nothing is held out: give a `validation_fraction` above 0, or data to validate on")
+    train, validation = _Part(), _Part()
+    counts: dict[str, ExampleCounts] = {}
+    for source, weight in zip(request.sources, weights, strict=True):
+        fraction = 0.0 if request.validation_sources else request.validation_fraction
+        counts[source] = _add(source, weight, fraction, request, tokenizer, train, validation)
+    for source in request.validation_sources:
+        counts[source] = _add(source, 1.0, 1.0, request, tokenizer, train, validation)
+    for part, name in ((train, "to train on"), (validation, "to validate on")):
+        if not part.tokens:
+            raise InputError(f"there is no example {name}: give more examples, or another `validation_fraction`")
+    padding = tokenizer.eos_token_id
+    assert isinstance(padding, int)  # `ExampleEncoder` refuses others
+    rows = [ExampleRows(part.tokens, request.sequence_length, padding) for part in (train, validation)]
+    key = "\0".join([str(request.sequence_length), *(one.fingerprint() for one in rows)])
+    return ExampleData(tokenizer, *rows, counts, hashlib.sha256(key.encode()).hexdigest()[:32])
+
+
+def _add(
+    source: str,
+    weight: float,
+    validation_fraction: float,
+    request: ExampleRequest,
+    tokenizer: PreTrainedTokenizerFast,
+    train: _Part,
+    validation: _Part,
+) -> ExampleCounts:
+    """Put the examples of a source on their sides, and count them."""
+    encoder = ExampleEncoder(tokenizer)
+    examples = list(_examples(source, request.template, tokenizer))
+    fitted, dropped, cut = _fit(examples, encoder.encode(examples), request, DocumentEncoder(tokenizer).begin)
+    held_out = 0
+    for example, tokens in fitted:
+        if digest(example.prompt) < validation_fraction * _HASH_SPACE:
+            validation.tokens.append(tokens)
+            held_out += 1
+        else:
+            # the place is hashed too: of equal prompts some are taken, not all or none
+            part = digest(f"{example.place}\0{example.prompt}") < (weight % 1) * _HASH_SPACE
+            train.tokens += [tokens] * (int(weight) + part)
+    return ExampleCounts(len(examples), dropped, cut, encoder.apart, held_out)
+
+
+def _examples(source: str, template: PromptTemplate | None, tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
+    read = None
+    for place, row in _rows(source):
+        read = read or example_reader(row, place, tokenizer, template)
+        yield read(row, place)
+    if read is None:
+        raise InputError(f"{source} holds no examples. Give a file with one example a line")
+
+
+def _rows(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if source.startswith(_HUB):
+        yield from HubCorpus(source.removeprefix(_HUB), "").rows()
+        return
+    path = Path(source).expanduser()
+    files = sorted(one for one in path.rglob("*") if is_json_file(one)) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} holds no file of JSON lines (.jsonl, .jsonl.gz, ...). Give one")
+    for file in files:
+        yield from read_rows(file)
+
+
+def _fit(
+    examples: Sequence[Example], encoded: Sequence[Tokens], request: ExampleRequest, begin: Sequence[int]
+) -> tuple[list[tuple[Example, Tokens]], int, int]:
+    """Return the examples that fit into a row, how many do not, and how many were cut."""
+    room = request.sequence_length + 1
+    too_long = [index for index, tokens in enumerate(encoded) if len(tokens) > room]
+    if too_long and request.too_long == "refuse":
+        longest = max(too_long, key=lambda index: len(encoded[index]))
+        raise InputError(
+            f"{len(too_long)} of {len(examples)} examples do not fit into a row of {request.sequence_length} tokens, the "
+            f"longest ({examples[longest].place}) has {len(encoded[longest])}. Raise the `sequence_length`, or say what "
+            "to do: `too_long=drop` leaves them out, `too_long=cut` cuts off the beginning of their prompts"
+        )
+    fitted: list[tuple[Example, Tokens]] = []
+    dropped = cut = 0
+    for example, tokens in zip(examples, encoded, strict=True):
+        if len(tokens) <= room:
+            fitted.append((example, tokens))
+        elif request.too_long == "cut" and (shorter := _cut(tokens, room, begin)) is not None:
+            fitted.append((example, shorter))
+            cut += 1
+        else:
+            dropped += 1
+    return fitted, dropped, cut
+
+
+def _cut(tokens: Tokens, room: int, begin: Sequence[int]) -> Tokens | None:
+    """Leave out tokens at the beginning of the prompt, behind what a text begins with; None: there are too few."""
+    excess = len(tokens) - room
+    start = len(begin) if tokens.ids[: len(begin)].tolist() == list(begin) else 0
+    prompt = int(np.argmax(tokens.is_answer))
+    if prompt - start <= excess:  # a token of the prompt stays, from which the answer is predicted
+        return None
+    kept = np.r_[0:start, start + excess : len(tokens)]
+    return Tokens(tokens.ids[kept], tokens.is_answer[kept])
