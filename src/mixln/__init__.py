@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixln.commands.estimate import estimate
     from mixln.commands.evaluate import evaluate
     from mixln.commands.export import export
+    from mixln.commands.finetune import finetune
     from mixln.commands.generate import generate
     from mixln.commands.prune import prune
     from mixln.commands.remove_norm import remove_norm
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mixln.placement import list_schemes as schemes
     from mixln.plugins import Plugin, load_installed_plugins, load_plugin, loaded_plugins
     from mixln.studies.diagnosis_config import DiagnosisConfig, register_measure
+    from mixln.tasks.fine_tuning_config import FineTuningConfig
     from mixln.tasks.healing_config import HealingConfig
     from mixln.tasks.norm_removal.config import NormRemovalConfig
     from mixln.tasks.recipe import Recipe
@@ -47,6 +49,7 @@ else:
 
 __all__ = [
     "DiagnosisConfig",
+    "FineTuningConfig",
     "HealingConfig",
     "MixLNLlamaConfig",
     "MixLNLlamaForCausalLM",
@@ -65,6 +68,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "export",
+    "finetune",
     "generate",
     "load_installed_plugins",
     "load_plugin",

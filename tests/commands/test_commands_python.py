@@ -15,7 +15,15 @@ import pytest
 import mixln
 from mixln.checked import Checked, Range
 from mixln.commands import COMMANDS, find_command, is_group
-from mixln.commands.settings import DiagnosisFields, NormRemovalFields, RecipeFields, RunFields, changed, settled_recipe
+from mixln.commands.settings import (
+    DiagnosisFields,
+    FineTuningFields,
+    NormRemovalFields,
+    RecipeFields,
+    RunFields,
+    changed,
+    settled_recipe,
+)
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
 from mixln.tasks.recipe import ModelConfig, Recipe
@@ -94,7 +102,12 @@ def test_the_keyword_arguments_are_the_fields_of_the_configurations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "config"), [(DiagnosisFields, mixln.DiagnosisConfig), (NormRemovalFields, mixln.NormRemovalConfig)]
+    ("shown", "config"),
+    [
+        (DiagnosisFields, mixln.DiagnosisConfig),
+        (NormRemovalFields, mixln.NormRemovalConfig),
+        (FineTuningFields, mixln.FineTuningConfig),
+    ],
 )
 def test_the_keyword_arguments_of_a_config_are_its_fields(shown: Any, config: Any) -> None:
     own = {"without"} if config is mixln.DiagnosisConfig else set[str]()  # a parameter of the function

@@ -37,6 +37,11 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "On what": ["--text", "--sequence-length", "--max-tokens", "--performance-tokens", "--batch-size"],
         "Where": ["--precision", "--device", "--out"],
     },
+    "finetune": {
+        "What is trained": ["model", "data", "--validation-data", "--template", "--too-long"],
+        "How": ["--epochs", "--batch-size", "--sequence-length", "--learning-rate", "--method"],
+        "Where": ["--device", "--out"],
+    },
     "evaluate": {
         "What is evaluated": ["models", "--names", "--tasks", "--task-path", "--limit"],
         "How": ["--num-fewshot", "--apply-chat-template", "--batch-size"],

@@ -208,3 +208,22 @@ class NormRemovalFields(TypedDict, total=False):
     seed: int
     precision: WantedPrecision
     compile: Literal["always", "never"]
+
+
+class FineTuningFields(TypedDict, total=False):
+    """The fields of a `FineTuningConfig`, as keyword arguments; see there."""
+
+    epochs: float
+    batch_size: int
+    micro_batch_size: int | None
+    sequence_length: int | None
+    method: Literal["full", "lora"]
+    learning_rate: float | None
+    weight_decay: float
+    rank: int
+    too_long: Literal["refuse", "drop", "cut"]
+    validation_fraction: float
+    seed: int
+    precision: WantedPrecision
+    compile: Literal["always", "never"]
+    checkpoint_every: int | None

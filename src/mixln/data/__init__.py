@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mixln.data.corpus import Corpus as Corpus
     from mixln.data.packing import Batch as Batch
     from mixln.data.packing import PackedDataset as PackedDataset
+    from mixln.data.packing import Rows as Rows
+    from mixln.data.packing import TrainingData as TrainingData
     from mixln.data.packing import evaluation_batches as evaluation_batches
     from mixln.data.packing import training_batch as training_batch
     from mixln.data.packing import training_rows as training_rows

@@ -19,7 +19,7 @@ Message = Mapping[str, Any]
 
 PLAIN_CHAT = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 """The chat template of a tokenizer that has none: `User: ...`, `Assistant: ...`, with the end-of-text token."""
@@ -197,13 +197,22 @@ class ExampleEncoder:
             parts = self._ids(texts, example)
         if not example.is_rendered and whole:
             parts[0] = [*self._encoder.begin, *parts[0]]
-        kinds = [is_answer for _, is_answer in example.segments]
         if not example.is_rendered or self._eos not in parts[-1]:
             parts[-1] = [*parts[-1], self._eos]
+        learned = [
+            self._learned(part) if is_answer else [False] * len(part)
+            for part, (_, is_answer) in zip(parts, example.segments, strict=True)
+        ]
         return Tokens(
             np.fromiter(chain.from_iterable(parts), dtype=np.int64),
-            np.repeat(kinds, [len(part) for part in parts]),
+            np.fromiter(chain.from_iterable(learned), dtype=bool),
         )
+
+    def _learned(self, answer: Sequence[int]) -> list[bool]:
+        """An answer up to its end: what a chat template writes behind that is no part of it."""
+        ends = [place for place, token in enumerate(answer) if token == self._eos]
+        last = ends[-1] if ends else len(answer) - 1
+        return [place <= last for place in range(len(answer))]
 
     def _ids(self, texts: Sequence[str], example: Example) -> list[list[int]]:
         if not example.is_rendered:

@@ -87,6 +87,17 @@ class HubCorpus(Corpus):
                 place = f"row {self._rows}" if num_shards == 1 else f"data file {index}, row {self._rows}"
                 yield from self._text(row.get(self.text_field), self.text_field, place)
 
+    def rows(self) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield whole rows, each with its place.
+
+        Raises:
+            InputError: hub and dataset cannot be reached, or the dataset has no such configuration or split.
+        """
+        with self._hub_errors():
+            for row in self._load():
+                self._rows += 1
+                yield f"{self.name}, row {self._rows}", row
+
     def _load(self) -> Iterable[dict[str, object]]:
         revision, split = self.revision, self.split
         with hub_access(self.dataset, "dataset", local=False):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from mixln.data.conversations import Example, ExampleEncoder, Tokens, example_reader
+from mixln.announce import announce
+from mixln.data.conversations import PLAIN_CHAT, Example, ExampleEncoder, Tokens, example_reader
 from mixln.data.corpus_hub import HubCorpus
 from mixln.data.example_rows import ExampleRows
 from mixln.data.file_formats import is_json_file, read_rows
@@ -109,8 +110,8 @@ def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast
         tokenizer: of the model.
 
     Raises:
-        InputError: a row is no example, an example does not fit into a row and that is to be refused, weights do not fit,
-            or one side has no example.
+        InputError: a row is no example; an example does not fit into a row, and that is to be refused; weights do not
+            fit the sources; or one side has no example.
     """
     weights = [1.0] * len(request.sources) if request.weights is None else request.weights
     if len(weights) != len(request.sources) or any(not weight > 0 for weight in weights):
@@ -150,13 +151,13 @@ def _add(
     examples = list(_examples(source, request.template, tokenizer))
     fitted, dropped, cut = _fit(examples, encoder.encode(examples), request, DocumentEncoder(tokenizer).begin)
     held_out = 0
-    for example, tokens in fitted:
+    for index, (example, tokens) in enumerate(fitted):
         if digest(example.prompt) < validation_fraction * _HASH_SPACE:
             validation.tokens.append(tokens)
             held_out += 1
         else:
-            # the place is hashed too: of equal prompts some are taken, not all or none
-            part = digest(f"{example.place}\0{example.prompt}") < (weight % 1) * _HASH_SPACE
+            # the number is hashed too: of equal prompts some are taken, not all or none
+            part = digest(f"{index}\0{example.prompt}") < (weight % 1) * _HASH_SPACE
             train.tokens += [tokens] * (int(weight) + part)
     return ExampleCounts(len(examples), dropped, cut, encoder.apart, held_out)
 
@@ -164,7 +165,11 @@ def _add(
 def _examples(source: str, template: PromptTemplate | None, tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
     read = None
     for place, row in _rows(source):
-        read = read or example_reader(row, place, tokenizer, template)
+        if read is None:
+            if "messages" in row and template is None and not tokenizer.chat_template:
+                tokenizer.chat_template = PLAIN_CHAT  # saved with the model, which will be asked in the same form
+                announce(("template", "the tokenizer has no chat template: it gets 'User: ...', 'Assistant: ...'"))
+            read = example_reader(row, place, tokenizer, template)
         yield read(row, place)
     if read is None:
         raise InputError(f"{source} holds no examples. Give a file with one example a line")
@@ -191,9 +196,9 @@ def _fit(
     if too_long and request.too_long == "refuse":
         longest = max(too_long, key=lambda index: len(encoded[index]))
         raise InputError(
-            f"{len(too_long)} of {len(examples)} examples do not fit into a row of {request.sequence_length} tokens, the "
-            f"longest ({examples[longest].place}) has {len(encoded[longest])}. Raise the `sequence_length`, or say what "
-            "to do: `too_long=drop` leaves them out, `too_long=cut` cuts off the beginning of their prompts"
+            f"{len(too_long)} of {len(examples)} examples do not fit into a row of {request.sequence_length} tokens; "
+            f"the longest ({examples[longest].place}) has {len(encoded[longest])}. Raise the `sequence_length`, or say "
+            "what to do: `too_long=drop` leaves them out, `too_long=cut` cuts off the beginning of their prompts"
         )
     fitted: list[tuple[Example, Tokens]] = []
     dropped = cut = 0

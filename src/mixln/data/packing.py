@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mixln.data.order import permute
 from mixln.data.store import TokenStore
@@ -42,6 +44,60 @@ class Batch:
         moved = Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
         moved.__dict__["num_predicted_tokens"] = self.num_predicted_tokens
         return moved
+
+
+class Rows(Protocol):
+    """Rows of fixed length, of whatever they are made.
+
+    Attributes:
+        sequence_length: tokens of a row.
+        cross_documents: whether a row is one text; else its documents are kept apart.
+    """
+
+    sequence_length: int
+    cross_documents: bool
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    @property
+    def num_predicted_tokens(self) -> int:
+        """Targets other than -100 over all rows."""
+        ...
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The given rows, in the given order."""
+        ...
+
+
+class TrainingData(Protocol):
+    """What a language model is trained on and validated on."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """In whose tokens it is."""
+        ...
+
+    @property
+    def train(self) -> Rows:
+        """To train on."""
+        ...
+
+    @property
+    def validation(self) -> Rows:
+        """To validate on."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of the content."""
+        ...
+
+    @property
+    def largest_token(self) -> int:
+        """The largest id in either part."""
+        ...
 
 
 class PackedDataset:
@@ -167,12 +223,12 @@ def training_rows(num_rows: int, step: int, batch_size: int, seed: int) -> np.nd
     return rows
 
 
-def training_batch(dataset: PackedDataset, step: int, batch_size: int, seed: int) -> Batch:
+def training_batch(dataset: Rows, step: int, batch_size: int, seed: int) -> Batch:
     """The batch of one training step; see `training_rows` for the order."""
     return dataset.batch(training_rows(len(dataset), step, batch_size, seed))
 
 
-def evaluation_batches(dataset: PackedDataset, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(dataset: Rows, batch_size: int) -> Iterator[Batch]:
     """Every row once, in order; the last batch holds what is left."""
     for start in range(0, len(dataset), batch_size):
         yield dataset.batch(range(start, min(start + batch_size, len(dataset))))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mixln.data import PackedDataset
+from mixln.data import Rows
 from mixln.errors import InputError
 from mixln.measure.forward import call_model
 from mixln.measure.row_limit import longest_row, probe_tokens
@@ -40,7 +40,7 @@ _ROWS = (((1, 4), 1), ((2,), 1), ((5,), 0))
 
 
 def choose_objective(
-    model: PreTrainedModel, length: int = _PROBED_TOKENS, *, separate: bool = True, data: PackedDataset | None = None
+    model: PreTrainedModel, length: int = _PROBED_TOKENS, *, separate: bool = True, data: Rows | None = None
 ) -> type[CausalLanguageModelObjective]:
     """Return the fastest form of the next-token loss that gives each packed document the loss that it has alone.
 
@@ -132,7 +132,7 @@ class _Probe:
 
 
 @torch.no_grad()
-def _agree_on_rows(model: PreTrainedModel, kind: type[CausalLanguageModelObjective], data: PackedDataset) -> bool:
+def _agree_on_rows(model: PreTrainedModel, kind: type[CausalLanguageModelObjective], data: Rows) -> bool:
     """Whether a form gives some rows of data the loss of their documents alone."""
     tolerance = _TOLERANCES.get(model.dtype, _LOW_PRECISION_TOLERANCE) / 10
     batch = data.batch(range(min(_DATA_ROWS, len(data)))).to(model.device)

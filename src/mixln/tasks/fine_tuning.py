@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mixln.data import PreparedData
+from mixln.data import TrainingData
 from mixln.errors import InputError
 from mixln.measure.texts import longest_window
 from mixln.models.encoding import require_embedded
@@ -43,7 +43,7 @@ class FineTuning(LanguageModelTask):
     """
 
     def __init__(
-        self, folder: str | Path, config: TextTrainingConfig, data: PreparedData, low_rank: LowRankConfig | None = None
+        self, folder: str | Path, config: TextTrainingConfig, data: TrainingData, low_rank: LowRankConfig | None = None
     ) -> None:
         super().__init__(config, data)
         self._folder = folder = Path(folder)

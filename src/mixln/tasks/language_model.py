@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mixln.data import Batch, PreparedData, training_rows
+from mixln.data import Batch, TrainingData, training_rows
 from mixln.errors import InputError
 from mixln.measure.forward import batch_logits
 from mixln.models.encoding import IGNORED_TARGET
@@ -51,7 +51,7 @@ class LanguageModelTask(Task):
 
     unit = "tokens"
 
-    def __init__(self, config: TextTrainingConfig, data: PreparedData) -> None:
+    def __init__(self, config: TextTrainingConfig, data: TrainingData) -> None:
         self.config = config
         self.data_config = config.data
         self.data = data

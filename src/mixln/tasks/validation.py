@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from mixln.data import Batch, PackedDataset, PreparedData
+from mixln.data import Batch, Rows, TrainingData
 from mixln.measure import EvaluationLoss
 from mixln.measure.forward import model_device
 from mixln.models.encoding import IGNORED_TARGET, require_embedded
@@ -32,7 +32,7 @@ class ValidationLoss(EvaluationLoss):
 
 
 def validation_loss(
-    model: PreTrainedModel, data: PreparedData, batch_size: int, autocast_dtype: torch.dtype | None = None
+    model: PreTrainedModel, data: TrainingData, batch_size: int, autocast_dtype: torch.dtype | None = None
 ) -> EvaluationLoss:
     """Return total loss / total predicted tokens of any causal language model on the validation split.
 
@@ -58,7 +58,7 @@ def validation_loss(
 
 def validate(
     objective: CausalLanguageModelObjective,
-    rows: PackedDataset,
+    rows: Rows,
     device: torch.device,
     batch_size: int,
     share: Share = WHOLE,
@@ -88,7 +88,7 @@ def validate(
     return ValidationLoss(loss, int(tokens))
 
 
-def _own_batches(rows: PackedDataset, batch_size: int, share: Share) -> list[Batch]:
+def _own_batches(rows: Rows, batch_size: int, share: Share) -> list[Batch]:
     """Return this process's batches: as many as any other has, since sharded processes must all make every forward."""
     starts = list(range(0, len(rows), batch_size))
     padded = starts + [-1] * (-len(starts) % share.of_how_many)
