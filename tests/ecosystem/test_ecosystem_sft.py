@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -12,6 +14,9 @@ from ecosystem_tools import STEPS, assert_same_weights, build, load, losses_fell
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mixln.data import PreparedData
+from mixln.data.example_data import ExampleRequest
+from mixln.studies.fine_tuned_model import plan_fine_tuning, run_fine_tuning
+from mixln.tasks.fine_tuning_config import FineTuningConfig
 
 pytest.importorskip("trl", reason="needs mixln[sft]")
 
@@ -65,3 +70,41 @@ def test_texts(placement: str, data: PreparedData, tmp_path: Path) -> None:
 
 def test_prompts_with_completions(data: PreparedData, tmp_path: Path) -> None:
     tune("mix(alpha=0.5)", instructions(), data.tokenizer, tmp_path)
+
+
+def test_the_first_step_has_the_loss_of_our_own_fine_tuning(data: PreparedData, tmp_path: Path) -> None:
+    """The same rows, one batch of all of them: TRL pads them one by one, we pack them."""
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    rows = instructions().select(range(8)).map(lambda row: {"completion": row["completion"][:60]})
+    model = build("mix(alpha=0.5)", len(data.tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    data.tokenizer.save_pretrained(tmp_path / "model")
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        max_steps=1,
+        per_device_train_batch_size=8,
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=data.tokenizer)
+    trainer.train()
+    theirs = trainer.state.log_history[0]["loss"]
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    request = ExampleRequest([str(file)], validation_sources=[str(held_out)])
+    config = FineTuningConfig(sequence_length=64, precision="float32", learning_rate=1e-12)
+    plan = plan_fine_tuning(str(tmp_path / "model"), request, config)
+    whole_epoch = replace(config, batch_size=len(plan.data.train))
+    run_fine_tuning(plan_fine_tuning(str(tmp_path / "model"), request, whole_epoch), tmp_path / "ours")
+    ours = json.loads((tmp_path / "ours" / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert ours == pytest.approx(theirs, abs=1e-4)
