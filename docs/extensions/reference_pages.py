@@ -23,8 +23,10 @@ from mixln.commands.arguments import find_interface
 from mixln.commands.help import help_page
 from mixln.report import ComparisonResult, RunResult
 from mixln.report.depth_report import DepthReport
+from mixln.report.evaluation import EvaluationReport
 from mixln.report.norm_removal import NormRemovalReport
 from mixln.studies.diagnosis_config import DiagnosisConfig
+from mixln.studies.fine_tuned_model import FineTuningReport
 from mixln.studies.prune_and_heal import HealingReport
 from mixln.studies.pruning_request import PruningRecord
 from mixln.tasks import Recipe
@@ -54,6 +56,8 @@ _RESULTS = {
     "result.json": (RunResult, "of each run of a comparison, in `runs/`"),
     "report.json": (DepthReport, "of `mixln diagnose`"),
     "norm_removal.json": (NormRemovalReport, "of `mixln remove-norm`, and in `task_result.json` of its run"),
+    "evaluation.json": (EvaluationReport, "of `mixln evaluate`"),
+    "finetuning.json": (FineTuningReport, "of `mixln finetune`"),
     "pruning.json": (PruningRecord, "of `mixln prune`"),
     "healing.json": (HealingReport, "of `mixln prune --heal`"),
 }
