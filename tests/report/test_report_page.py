@@ -1,20 +1,21 @@
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from browser import assert_chromium_is_content
 
 from mixln.errors import InputError
 from mixln.report import from_json, write_report
-from mixln.report.drawing import FILE
-from mixln.report.figure_files import draw_svg, lay_out
-from mixln.report.figures import FIGURES, draw_figures
-from mixln.report.html import render_html
+from mixln.report.figures import FIGURES
 from mixln.storage import write_file
 from mixln.studies.compare import depth_figures
 
@@ -22,12 +23,8 @@ SHOWN = [*FIGURES, *depth_figures()]
 
 
 def rendered(result) -> str:
-    drawn: dict[str, bytes] = {}
-    for name, draw in draw_figures(result):
-        if drawing := draw(FILE):
-            lay_out(drawing.figure)
-            drawn[name] = draw_svg(drawing.figure, name)
-    return render_html(result, drawn)
+    with TemporaryDirectory() as folder:
+        return write_report(result, folder).read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -43,17 +40,21 @@ class Page(HTMLParser):
         self.headings: list[str] = []
         self.text = ""
         self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
         if tag not in self.VOID:
             self.open.append(tag)
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(tag)
         named = dict(attrs)
-        if tag == "img":
-            self.alts.append(named.get("alt"))
+        if tag == "svg" and named.get("role") == "img":
+            self.alts.append(named.get("aria-label"))
+        if tag == "th":
+            assert named.get("scope") in ("col", "row")
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value or "")
@@ -94,7 +95,7 @@ def test_the_page_holds_every_scheme_figure_and_fact(page, result):
     for text in (result.machine, result.command, result.version, *result.notes):
         assert text in page.text
     assert "diverged" in page.text
-    assert len(page.alts) == len(SHOWN)
+    assert len(page.alts) == 2 * len(SHOWN)  # for a wide and for a narrow screen
     assert all(page.alts)
     assert page.headings[0] == "h1"
     assert page.headings.count("h1") == 1
@@ -102,10 +103,22 @@ def test_the_page_holds_every_scheme_figure_and_fact(page, result):
 
 def test_nothing_is_fetched(page, html):
     assert page.addresses
-    assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert not re.search(r"url\(|@import|<script|https?://", html)
+    beside = {"./results.json", "./table.md", "./figures/"}
+    beside |= {f"./figures/{kind.name}.{suffix}" for kind in SHOWN for suffix in ("svg", "png")}
+    local = [address for address in page.addresses if not address.startswith(("data:", "#"))]
+    assert set(local) == beside
+    # the address of a namespace in the script is fetched by nobody
+    text = html.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"url\((?!#)|@import|src=|https?://", text)
     targets = [address[1:] for address in page.addresses if address.startswith("#")]
     assert set(targets) <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(page.ids)
+
+
+def test_the_page_allows_its_own_script_alone(html):
+    (policy,) = re.findall(r"script-src '([^']+)'", html)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert policy == f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def test_ids_are_unique(page):
@@ -116,11 +129,15 @@ def test_the_page_is_the_same_each_time(result, html, tmp_path):
     assert write_report(result, tmp_path).read_text(encoding="utf-8") == html
 
 
-def test_markup_in_texts_is_escaped(make_result):
-    label = "<script>alert(1)</script>&"
+@pytest.mark.parametrize("label", ["</script><b>", "<script>alert(1)</script>&", "<!-- <script>", "'\"><img src=x>"])
+def test_markup_in_texts_is_escaped(make_result, label):
     text = rendered(make_result(["pre", label], 1, layers=2))
-    assert "<script" not in text
-    assert label in Page(text).text
+    page = Page(text)  # which checks that all tags are closed
+    assert label in page.text
+    assert page.tags["script"] == len(SHOWN)  # the figures' numbers, and the script; one figure of these is not drawn
+    assert not {"b", "img"} & page.tags.keys()
+    numbers = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert all(label in {one["label"] for one in json.loads(figure)["series"]} for figure in numbers)
 
 
 def test_a_page_without_depth_or_losses_says_so(make_result):

@@ -56,7 +56,7 @@ def draw_triangles(matrices: Mapping[str, Array], value: str, form: Format, rema
         extent = (0.5, size + 0.5, 0.5, size + 0.5)
         scale = Normalize(0.0, (max(tops) if shared else top) or 1.0)
         masked = np.ma.masked_invalid(matrix)
-        look = {"cmap": "viridis", "origin": "lower", "interpolation": "nearest"}
+        look = {"cmap": "viridis", "origin": "lower", "interpolation": "none"}
         image = ax.imshow(masked, norm=scale, extent=extent, **look)
         ax.grid(visible=False)
         for axis in (ax.xaxis, ax.yaxis):
@@ -83,6 +83,7 @@ def draw_triangles(matrices: Mapping[str, Array], value: str, form: Format, rema
 def _color_bar(drawing: Drawing, image: AxesImage, axes: Sequence[Axes], rows: int = 1) -> Colorbar:
     bar = drawing.figure.colorbar(image, ax=axes, shrink=0.95, aspect=26 * rows, pad=0.015)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=True, edgecolor="face")
     bar.ax.tick_params(labelsize=8.5, colors=canvas.INK)
     bar.ax.yaxis.set_major_locator(canvas.MaxNLocator(nbins=5))
     canvas.plain_ticks(bar.ax.yaxis)
@@ -135,7 +136,7 @@ def draw_bars(
         if not own and index % columns:
             ax.tick_params(labelleft=False)
         low, high = (band.low, band.high) if band.seeds > 1 else (None, None)
-        drawing.add(ax, label, artists, band.x, band.mean, y=np.clip(band.mean, *limits[label]), low=low, high=high)
+        drawing.add(ax, label, artists, band.x, band.mean, low=low, high=high)
     drawing.out_of_range += [line for lines in outside.values() for line in lines]
     canvas.label_panels(axes, len(bands), columns, x)
     figure.supylabel(y, fontsize=9, color=canvas.INK, parse_math=False)

@@ -18,7 +18,7 @@ from rich.text import Text
 from mixln.report import cells
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
-from mixln.report.series import ColumnSpec, FigureSpec, TableSpec, merged_figures
+from mixln.report.series import ColumnSpec, Estimate, FigureSpec, TableSpec, fixed, merged_figures
 from mixln.report.tables import plain_table
 from mixln.result import FittingTables, Result, Sentence
 from mixln.storage import write_file
@@ -86,27 +86,30 @@ class DepthReport(Result):
         """
         # matplotlib takes a second to import
         from mixln.report.depth_figures import draw_models
-        from mixln.report.figure_files import write_drawings
-        from mixln.report.html import data_uri, page_environment, spread
+        from mixln.report.html import page_environment, spread, write_plots
 
         write_file(folder / REPORT_FILE, to_json(self))
-        drawn = write_drawings(
-            ((spec.name, partial(draw_models, spec, self.models)) for spec in self.figures), folder / "figures"
+        names = ", ".join(model.model for model in self.models)
+        plots = write_plots(
+            {spec.name: partial(draw_models, spec, self.models) for spec in self.figures},
+            folder / "figures",
+            {spec.name: f"{spec.title} of {names}" for spec in self.figures},
         )
         meaning = "are 95 % confidence intervals over documents (of scores: over items)."
         page = page_environment().get_template("diagnosis.html.jinja")
         text = page.render(
             result=self,
             figures=[
-                (spec, spread(spec.form, meaning) if self._has_intervals(spec) else "", data_uri(drawn[spec.name]))
+                (spec, spread(spec.form, meaning) if self._has_intervals(spec) else "", plots[spec.name])
                 for spec in self.figures
-                if spec.name in drawn
+                if spec.name in plots
             ],
             columns_of=shown_columns,
-            rows_of=layer_rows,
+            rows_of=page_rows,
             table_rows_of=_labelled_rows,
             perplexity=cells.perplexity,
             duration=cells.duration,
+            files=[REPORT_FILE, "figures/"],
         )
         return write_file(folder / "report.html", text)
 
@@ -155,12 +158,44 @@ def _labelled_rows(model: ModelDiagnosis, table: TableSpec) -> list[tuple[str, s
     ]
 
 
-def _column_cells(model: ModelDiagnosis, column: ColumnSpec) -> list[str]:
-    """A cell for each layer; of a series over states, the state after the layer."""
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table of layers: as it reads, its interval if it has one, and what to sort by (empty: missing)."""
+
+    text: str
+    interval: str
+    value: str
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A row of the table of layers on a page."""
+
+    layer: int
+    cells: list[Cell]
+
+
+def _estimates(model: ModelDiagnosis, column: ColumnSpec) -> list[Estimate]:
+    """An estimate for each layer; of a series over states, that of the state after the layer."""
     series = model.series[column.series]
-    values = dict(zip(series.places, series.values, strict=True))
-    found = [values.get(layer, math.nan) for layer in range(1, model.num_layers + 1)]
-    return [_cell(value, column.form) for value in found]
+    found = dict(zip(series.places, series.estimates, strict=True))
+    return [found.get(layer, Estimate(math.nan)) for layer in range(1, model.num_layers + 1)]
+
+
+def _column_cells(model: ModelDiagnosis, column: ColumnSpec) -> list[str]:
+    return [_cell(estimate.value, column.form) for estimate in _estimates(model, column)]
+
+
+def page_rows(model: ModelDiagnosis, columns: Sequence[ColumnSpec]) -> list[LayerRow]:
+    """A row for each layer, with the intervals of its numbers."""
+
+    def cell(estimate: Estimate, form: str) -> Cell:
+        ends = [_cell(end, form) for end in estimate.interval or ()]
+        value = "" if math.isnan(estimate.value) else f"{estimate.value:.6g}".replace("inf", "Infinity")
+        return Cell(_cell(estimate.value, form), f"[{', '.join(ends)}]" if ends else "", value)
+
+    each = [[cell(estimate, column.form) for estimate in _estimates(model, column)] for column in columns]
+    return [LayerRow(layer + 1, [column[layer] for column in each]) for layer in range(model.num_layers)]
 
 
 def layer_rows(model: ModelDiagnosis, columns: Sequence[ColumnSpec]) -> list[list[str]]:
@@ -174,7 +209,7 @@ def _cell(value: float, form: str) -> str:
         return "inf"
     if not math.isfinite(value):
         return cells.MISSING
-    return cells.perplexity(value) if form == "perplexity" else f"{value:{form}}"
+    return cells.perplexity(value) if form == "perplexity" else fixed(value, form)
 
 
 def layer_tables(model: ModelDiagnosis, width: int = 80) -> list[Table]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-from mixln.report.drawing import FILE, Draw
+from mixln.report.drawing import FILE, Draw, Drawing
 from mixln.storage import remove_file, write_file
 
 
@@ -28,38 +29,38 @@ def draw_svg(figure: Figure, salt: str, description: str | None = None, *, lette
 
 def lay_out(figure: Figure) -> None:
     """Place everything in the figure, once and for all formats."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    if not isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine | None):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
-def write_figure(figure: Figure, name: str, folder: Path) -> bytes:
-    """Write a figure as PNG (150 dots per inch) and SVG, and return the SVG.
+def write_figure(figure: Figure, name: str, folder: Path) -> None:
+    """Write a figure as PNG (150 dots per inch) and SVG.
 
     Raises:
         InputError: a file cannot be written.
     """
     lay_out(figure)
-    svg = draw_svg(figure, name)
-    write_file(folder / f"{name}.svg", svg)
+    write_file(folder / f"{name}.svg", draw_svg(figure, name))
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_file(folder / f"{name}.png", buffer.getvalue())
-    return svg
 
 
-def write_drawings(drawings: Iterable[tuple[str, Draw]], folder: Path) -> dict[str, bytes]:
+def write_drawings(drawings: Iterable[tuple[str, Draw]], folder: Path) -> dict[str, Drawing]:
     """Write figures by name as PNG and SVG; where there is none, those of an earlier result go.
 
     Returns:
-        The SVG of each figure that there is, by name.
+        The drawing of each figure that there is, by name.
 
     Raises:
         InputError: a file cannot be written or removed.
     """
-    drawn: dict[str, bytes] = {}
+    drawn: dict[str, Drawing] = {}
     for name, draw in drawings:
         if drawing := draw(FILE):
-            drawn[name] = write_figure(drawing.figure, name, folder)
+            write_figure(drawing.figure, name, folder)
+            drawn[name] = drawing
         else:
             for suffix in ("png", "svg"):
                 remove_file(folder / f"{name}.{suffix}")

@@ -1,34 +1,39 @@
-"""The report as one self-contained HTML page: no script, no font, no file and no address outside itself."""
+"""The report as one self-contained HTML page: it fetches nothing, and the files that it links to lie beside it."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mixln.report import cells
 from mixln.report.aggregate import best_runs, depth_of
+from mixln.report.drawing import Draw
 from mixln.report.figure_files import write_drawings
 from mixln.report.figures import FIGURES, draw_figures
 from mixln.report.headline import findings, headline
+from mixln.report.page_figures import Plot, draw_plot, page_color
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import to_json
 from mixln.report.statistics import has_diverged
-from mixln.report.style import scheme_styles
+from mixln.report.style import LineStyle, scheme_styles
 from mixln.report.tables import grid_cells, markdown_table, summary_cells, table_caption
 from mixln.storage import write_file
 
 
-def render_html(result: ComparisonResult, drawn: Mapping[str, bytes]) -> str:
+def render_html(result: ComparisonResult, plots: Mapping[str, Plot], files: Sequence[str]) -> str:
     """The page as text; the same result gives the same text.
 
     Args:
         result: to show.
-        drawn: SVG of the drawn figures, by name.
+        plots: the drawn figures, by name.
+        files: that lie beside the page, to be linked to.
     """
     several = any(sum(not has_diverged(run) for run in runs) > 1 for runs in best_runs(result).values())
     figures = [(kind, kind.bands if several else "") for kind in FIGURES]
@@ -43,10 +48,11 @@ def render_html(result: ComparisonResult, drawn: Mapping[str, bytes]) -> str:
         summary=summary_cells(result),
         caption=table_caption(result),
         grid=grid_cells(result),
-        figures=[(kind, bands, data_uri(drawn[kind.name])) for kind, bands in figures if kind.name in drawn],
-        missing=[spec.title for spec in result.depth_figures if spec.name not in drawn],
+        figures=[(kind, bands, plots[kind.name]) for kind, bands in figures if kind.name in plots],
+        missing=[spec.title for spec in result.depth_figures if spec.name not in plots],
         runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
         styles=scheme_styles(result),
+        files=files,
     )
 
 
@@ -62,8 +68,30 @@ def write_report(result: ComparisonResult, folder: str | Path) -> Path:
     folder = Path(folder)
     write_file(folder / "results.json", to_json(result))
     write_file(folder / "table.md", markdown_table(result))
-    drawn = write_drawings(draw_figures(result), folder / "figures")
-    return write_file(folder / "report.html", render_html(result, drawn))
+    titles = {kind.name: kind.title for kind in FIGURES} | {spec.name: spec.title for spec in result.depth_figures}
+    names = ", ".join(summary.placement for summary in result.summaries)
+    shown = {name: f"{title} of {names}" for name, title in titles.items()}
+    plots = write_plots(dict(draw_figures(result)), folder / "figures", shown)
+    files = ["results.json", "table.md", "figures/", *(["runs/"] if (folder / "runs").is_dir() else [])]
+    return write_file(folder / "report.html", render_html(result, plots, files))
+
+
+def write_plots(draws: Mapping[str, Draw], folder: Path, titles: Mapping[str, str]) -> dict[str, Plot]:
+    """Write figures by name, as `write_drawings` does, and return them as a page shows them.
+
+    Args:
+        draws: what draws them.
+        folder: to write to.
+        titles: what each shows, for those who do not see it.
+
+    Raises:
+        InputError: a file cannot be written or removed.
+    """
+    drawn = write_drawings(draws.items(), folder)
+    return {
+        name: draw_plot(name, draws[name], drawing, f"{titles[name]}. The numbers can be copied below.")
+        for name, drawing in drawn.items()
+    }
 
 
 def page_environment() -> Environment:
@@ -75,21 +103,33 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": _code, "minus": _minus, "breakable": _breakable}
+    environment.filters |= {
+        "code": _code,
+        "minus": _minus,
+        "breakable": _breakable,
+        "relative": _relative,
+        "dashes": _dashes,
+        "page_color": page_color,
+    }
+    script = Path(__file__).with_name("templates").joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    # the page allows this script by its hash, and no other
+    environment.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}
     return environment
 
 
-def _run_row(run: RunResult) -> list[str]:
+def _run_row(run: RunResult) -> list[tuple[str, float | None]]:
+    """The cells of a run, each with the number to sort by where its text does not begin with it."""
     return [
-        run.placement,
-        str(run.seed),
-        cells.learning_rate(run.learning_rate),
-        "diverged" if has_diverged(run) else cells.number(run.validation_loss, 4),
-        _over_token_frequencies(run),
-        cells.perplexity(None if has_diverged(run) else run.perplexity),
-        cells.tokens(run.train_tokens),
-        f"{run.tokens_per_second:,.0f}",
-        cells.duration(run.seconds),
+        (run.placement, None),
+        (str(run.seed), None),
+        (cells.learning_rate(run.learning_rate), None),
+        ("diverged" if has_diverged(run) else cells.number(run.validation_loss, 4), None),
+        (_over_token_frequencies(run), None),
+        (cells.perplexity(None if has_diverged(run) else run.perplexity), None),
+        (cells.tokens(run.train_tokens), run.train_tokens),
+        (f"{run.tokens_per_second:,.0f}", None),
+        (cells.duration(run.seconds), run.seconds),
     ]
 
 
@@ -98,12 +138,6 @@ def _over_token_frequencies(run: RunResult) -> str:
         return cells.MISSING
     mark = "" if run.has_learned_order else ": has not learned word order"
     return run.over_token_frequencies.format("+.3f") + mark
-
-
-def data_uri(svg: bytes) -> str:
-    """An SVG figure as an address that holds it."""
-    # an image of its own, so that the ids inside one figure cannot meet those of another
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def spread(form: str, meaning: str) -> str:
@@ -129,3 +163,15 @@ def _code(text: str) -> Markup:
         Markup("<code>{}</code>").format(part) if index % 2 else escape(_minus(part))
         for index, part in enumerate(parts)
     )
+
+
+def _relative(path: str) -> str:
+    """The address of a file that lies beside the page, or in a folder there."""
+    return f"./{quote(path)}"
+
+
+def _dashes(line: LineStyle) -> str:
+    """The pattern of a line, as SVG says it; empty for a line without gaps."""
+    if isinstance(line, str):
+        return {"--": "7 3", ":": "2 3", "-.": "7 3 2 3"}.get(line, "")
+    return " ".join(f"{2 * part:g}" for part in line[1])

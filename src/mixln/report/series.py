@@ -12,6 +12,17 @@ Interval = tuple[float, float]
 """The lower and the upper end of a 95 % confidence interval."""
 
 
+def fixed(value: float, form: str) -> str:
+    """A number in this format (`+.3f`); where that would leave zeros alone, its first digits: `+4.1e-5`."""
+    text = f"{value:{form}}"
+    if not math.isfinite(value) or any(digit in text for digit in "123456789"):
+        return text
+    if value == 0:
+        return "0"
+    sign = "+" if "+" in form and value > 0 else ""
+    return sign + f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number and its interval; None where there is none (one document alone)."""
@@ -31,8 +42,10 @@ class Estimate:
 
     def format(self, form: str) -> str:
         """The number and, if there is one, its interval in this format: `+0.3 [+0.1, +0.5]`."""
-        value = f"{self.value:{form}}"
-        return value if self.interval is None else f"{value} [{self.interval[0]:{form}}, {self.interval[1]:{form}}]"
+        value = fixed(self.value, form)
+        if self.interval is None:
+            return value
+        return f"{value} [{fixed(self.interval[0], form)}, {fixed(self.interval[1], form)}]"
 
 
 LEAST_BELOW_FREQUENCIES = 0.01

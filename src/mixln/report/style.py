@@ -22,12 +22,16 @@ _LINES = ("-", "--", ":", "-.")
 _HATCHES = ("", "////", "....", "xxxx")
 
 
+LineStyle = str | tuple[float, tuple[float, ...]]
+"""matplotlib's name of a line style, or an offset and a pattern of dashes and gaps."""
+
+
 @dataclass(frozen=True)
 class SchemeStyle:
     """How a scheme is drawn: colour (#rrggbb), and matplotlib's names of line style, marker and hatch."""
 
     color: str
-    line: str | tuple[float, tuple[float, ...]]
+    line: LineStyle
     marker: str
     hatch: str
 

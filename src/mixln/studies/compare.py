@@ -315,11 +315,11 @@ def _facts(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precis
     """What all runs share, as label and text, in the order to print it."""
     model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
     stds = sorted({run.embedding_std for run in runs})
-    parameters = sorted({run.num_parameters for run in runs})
+    parameters = sorted({f"{run.num_parameters / 1e6:.3f}M" for run in runs}, key=lambda text: float(text[:-1]))
     return {
         "Model": (
             f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
-            f"{' or '.join(f'{count / 1e6:.3f}M' for count in parameters)} parameters"
+            f"{' or '.join(parameters)} parameters"
         ),
         "Initial standard deviation": (
             f"{model.initializer_range:g}, embedding {', '.join(f'{std:.4g}' for std in stds)}"

@@ -19,8 +19,10 @@ from mixln.studies.measuring import Drops, Found, series_of
 _FIGURE = FigureSpec(
     "removal",
     "Harm done by removing a layer",
-    "dP(l) = P without layer l - P with all layers, no healing (Mix-LN, section 2).",
-    "Bars near zero are dead weight. Bars that reach the upper edge are cut off there and carry their value.",
+    "dP(l) = P without layer l - P with all layers, without healing (Mix-LN, section 2). P is the loss in nats per "
+    "token; of a model without a language-model head, how far its pooled embedding turns.",
+    "Bars near zero are dead weight. An arrow at the end of a bar or whisker says that it is cut off; its number "
+    "stands above the panel.",
     "bars",
     {"removal": ""},
     x="removed layer",

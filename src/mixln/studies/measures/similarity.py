@@ -28,7 +28,7 @@ class _Similarity(Observed):
             "d(l, n) = arccos(cos(x_l, x_{l+n})) / π, where x_l is the input of block l, averaged over tokens: how far "
             "the n blocks from l on turn the residual stream (Gromov et al. 2024).",
             "Dark cells are runs of layers that hardly turn it: candidates for removal together. The bottom row "
-            "(n = 1) shows what each single layer does. All panels share one scale.",
+            "(n = 1) shows what each single layer does. Panels share one scale unless one of them would be dark in it.",
             "triangles",
             {"angular_distance": ""},
         ),
