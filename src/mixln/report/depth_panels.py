@@ -56,8 +56,7 @@ def draw_triangles(matrices: Mapping[str, Array], value: str, form: Format, rema
         extent = (0.5, size + 0.5, 0.5, size + 0.5)
         scale = Normalize(0.0, (max(tops) if shared else top) or 1.0)
         masked = np.ma.masked_invalid(matrix)
-        look = {"cmap": "viridis", "origin": "lower", "interpolation": "none"}
-        image = ax.imshow(masked, norm=scale, extent=extent, **look)
+        image = ax.imshow(masked, cmap="viridis", norm=scale, extent=extent, origin="lower", interpolation="none")
         ax.grid(visible=False)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_ticks(canvas.layer_ticks(1, size, most=5))
@@ -83,6 +82,7 @@ def draw_triangles(matrices: Mapping[str, Array], value: str, form: Format, rema
 def _color_bar(drawing: Drawing, image: AxesImage, axes: Sequence[Axes], rows: int = 1) -> Colorbar:
     bar = drawing.figure.colorbar(image, ax=axes, shrink=0.95, aspect=26 * rows, pad=0.015)
     bar.outline.set_visible(False)
+    assert bar.solids is not None
     bar.solids.set(rasterized=True, edgecolor="face")
     bar.ax.tick_params(labelsize=8.5, colors=canvas.INK)
     bar.ax.yaxis.set_major_locator(canvas.MaxNLocator(nbins=5))
@@ -164,8 +164,8 @@ def _bars(ax: Axes, band: Band, style: SchemeStyle, limits: Range) -> list[Artis
     if band.seeds > 1:
         # of a bar that is cut off, too: its interval may begin inside
         whisker = np.isfinite(band.low) & np.isfinite(band.high) & (band.high >= limits[0]) & (band.low <= limits[1])
-        ends = (np.clip(end[whisker], *limits) for end in (band.low, band.high))
-        artists.append(ax.vlines(band.x[whisker], *ends, color=canvas.INK, linewidth=0.8))
+        low, high = (np.clip(end[whisker], *limits) for end in (band.low, band.high))
+        artists.append(ax.vlines(band.x[whisker], low, high, color=canvas.INK, linewidth=0.8))
     artists.append(ax.axhline(0, color=canvas.FAINT, linewidth=0.8))
     for ends, limit, marker in ((band.high, limits[1], "^"), (band.low, limits[0], "v")):
         furthest = ends if band.seeds > 1 else band.mean

@@ -252,8 +252,10 @@ class EvaluationReport(Result):
         from mixln.report.html import page_environment
 
         write_file(folder / EVALUATION_FILE, to_json(self))
-        page = page_environment().get_template("evaluation.html.jinja").render(result=self, duration=cells.duration)
-        return write_file(folder / "report.html", page)
+        files = [EVALUATION_FILE, *(["answers/"] if (folder / "answers").is_dir() else [])]
+        page = page_environment().get_template("evaluation.html.jinja")
+        text = page.render(result=self, duration=cells.duration, files=files)
+        return write_file(folder / "report.html", text)
 
 
 def _cell(score: ModelScore | None) -> str:
