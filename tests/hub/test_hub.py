@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 import pytest
 import torch
 from huggingface_hub import constants

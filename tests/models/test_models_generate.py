@@ -107,9 +107,9 @@ def test_a_text_ends_where_the_context_is_full(saved: Path, caplog: pytest.LogCa
     assert "full" not in caplog.text
     # the last prompt that fits, and the first that does not
     ids = tokenizer("the " * context).input_ids
-    assert generate_text(str(saved), tokenizer.decode(ids[: context - 1]), max_new_tokens=5, **greedy)
+    assert generate_text(str(saved), str(tokenizer.decode(ids[: context - 1])), max_new_tokens=5, **greedy)
     with pytest.raises(InputError, match=f"the text has {context} tokens, and the model's context of {context}"):
-        generate_text(str(saved), tokenizer.decode(ids[:context]), max_new_tokens=5, **greedy)
+        generate_text(str(saved), str(tokenizer.decode(ids[:context])), max_new_tokens=5, **greedy)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def digest_of_weights(model: nn.Module) -> str | None:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _digest(values: Iterable[Any]) -> str:
