@@ -18,7 +18,7 @@ import sys
 from benchmarks.machine import machine_line
 from mixln.commands import COMMANDS
 
-COMMAND_LINE = "import jsonargparse, rich"
+COMMAND_LINE = "import argparse, rich.console"
 MODELS = "import torch; from transformers import LlamaForCausalLM"
 
 MEASURED: dict[str, dict[str, list[str]]] = {

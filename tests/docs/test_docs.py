@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -67,7 +68,9 @@ def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
     shown = [(document, command) for document in DOCUMENTS for command in commands(document)]
     assert len(shown) >= 5
     for document, command in shown:
-        found = find(command[1:])
+        if "--completion" in command and importlib.util.find_spec("shtab") is None:
+            continue
+        found = find([word for word in command[1:] if word != ">"][:2] if "--completion" in command else command[1:])
         assert not [word for word in command if re.match("--[^=]*_", word)], f"{document.name}: write dashes"
         assert isinstance(found, str) or parse(*found) is not None, f"{document.name}: {shlex.join(command)}"
 

@@ -89,11 +89,11 @@ def help_page(command: Interface, *, everything: bool, columns: int | None = Non
     lines = [f"usage: mixln {command.name} {usage} [OPTIONS]".replace("  ", " "), ""]
     summary = command.description if everything else _SENTENCE.split(command.description)[0]
     lines += [*textwrap.wrap(summary, columns), ""]
-    groups = list(_groups(command, everything))
+    groups, names = list(_groups(command, everything)), command.names()
     column = min(_COLUMN, 4 + max(len(_label(option)) for _, options in groups for option in options))
     for heading, options in groups:
         lines.append(f"{heading}:")
-        lines += [line for option in options for line in _entry(command, option, column, columns, everything)]
+        lines += [line for option in options for line in _entry(option, names, column, columns, everything)]
         lines += [""] * everything
     if not everything:
         lines.append("")
@@ -135,8 +135,8 @@ def _label(option: Option) -> str:
     return " ".join([*(f"{spelling}," for spelling in short), option.spellings[0], value]).rstrip()
 
 
-def _entry(command: Interface, option: Option, column: int, columns: int, everything: bool) -> list[str]:
-    label, text = _label(option), with_options(describe(option, everything=everything), command.names())
+def _entry(option: Option, names: Mapping[str, str], column: int, columns: int, everything: bool) -> list[str]:
+    label, text = _label(option), with_options(describe(option, everything=everything), names)
     text = textwrap.wrap(text, columns - column)
     if len(label) + 4 > column:
         return [f"  {label}", *(" " * column + line for line in text)]
