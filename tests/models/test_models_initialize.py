@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cover import scheme_and_rest, shared_out
 from models_sharded import WORLD, initialise_shards
 from models_tools import (
     ALL,
@@ -36,7 +37,7 @@ def std(tensor: torch.Tensor) -> float:
     return tensor.double().pow(2).mean().sqrt().item()
 
 
-@pytest.mark.parametrize("text", ALL)
+@shared_out("text", ALL, share=4, of=5, factors=scheme_and_rest)  # the others: test_models_registry.py
 def test_placements_share_their_draws_up_to_the_standard_deviation(text: str) -> None:
     reference = matrices(MixLNLlamaForCausalLM(tiny_config("pre")).initialize(1))
     drawn = matrices(MixLNLlamaForCausalLM(tiny_config(text)).initialize(1))

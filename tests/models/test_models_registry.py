@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cover import scheme_and_rest, shared_out
 from models_tools import (
     ALL,
     PLACEMENTS,
@@ -39,13 +40,18 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+def of_all(share: int) -> pytest.MarkDecorator:
+    """Of five tests over all placements (one is in test_models_initialize.py), the fast suite runs each with a part."""
+    return shared_out("text", ALL, share=share, of=5, factors=scheme_and_rest)
+
+
 def load(folder: Path, **kwargs: Any) -> MixLNLlamaForCausalLM:
     model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
     assert isinstance(model, MixLNLlamaForCausalLM)
     return model
 
 
-@pytest.mark.parametrize("text", ALL)
+@of_all(0)
 def test_meta_init_is_normal_init(text: str) -> None:
     with torch.device("meta"):
         model = MixLNLlamaForCausalLM(tiny_config(text))
@@ -61,7 +67,7 @@ def test_meta_init_is_normal_init(text: str) -> None:
     assert torch.equal(logits_of(model.eval(), ids), logits_of(normal.eval(), ids))
 
 
-@pytest.mark.parametrize("text", ALL)
+@of_all(1)
 def test_initialise_draws_anew_whatever_was_there(text: str) -> None:
     model = MixLNLlamaForCausalLM(tiny_config(text)).initialize(3)
     other = MixLNLlamaForCausalLM(tiny_config(text)).initialize(4)
@@ -69,7 +75,7 @@ def test_initialise_draws_anew_whatever_was_there(text: str) -> None:
     assert_same_tensors(model, other.initialize(3))
 
 
-@pytest.mark.parametrize("text", ALL)
+@of_all(2)
 def test_saving_and_loading_is_bitwise(text: str, tmp_path: Path) -> None:
     model, ids = tiny_model(text), token_ids()
     model.save_pretrained(tmp_path)
@@ -118,7 +124,7 @@ def check_compiled(text: str, backend: str) -> None:
     assert_close_by_tensor(found, gradients, 1e-4)
 
 
-@pytest.mark.parametrize("text", ALL)
+@of_all(3)
 def test_every_parameter_gets_a_finite_gradient(text: str) -> None:
     model = tiny_model(text)
     gradients = gradients_of(model, token_ids())
