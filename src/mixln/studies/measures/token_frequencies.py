@@ -47,8 +47,9 @@ class _TokenFrequencies(Observed):
         over = model.series[OVER_TOKEN_FREQUENCIES].estimates[0].format("+.3f")
         entropy = f"the entropy of the measured tokens' own frequencies, {frequencies:.3f}"
         if model.has_learned_order:
-            pairs = model.series.get("token_pairs")
-            bigrams = "" if pairs is None else f" Token pairs alone have {pairs.values[0]:.3f}."
+            pairs = model.series["token_pairs"].values[0] if "token_pairs" in model.series else frequencies
+            # of little text their counts tell less than the frequencies of the very tokens
+            bigrams = f" Token pairs alone have {pairs:.3f}." if pairs < frequencies else ""
             yield f"The model has learned word order: its loss, {loss:.3f}, is below {entropy} ({over}).{bigrams}"
             return
         yield (
