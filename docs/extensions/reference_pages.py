@@ -32,7 +32,7 @@ from mixln.studies.pruning_request import PruningRecord
 from mixln.tasks import Recipe
 from mixln.tasks.healing_config import HealingConfig
 from mixln.tasks.norm_removal.config import NormRemovalConfig
-from mixln.tasks.recipes import find_recipe, list_recipes
+from mixln.tasks.recipes import SHORT_NAMES, find_recipe, list_recipes
 from plain_signatures import complete_text, simplify
 
 BUILT = "_built"
@@ -75,6 +75,11 @@ def _recipe(_folder: Path) -> str:
     return "\n\n".join(
         f"## {title}\n\n{describe(kind)}\n\n{field_table(kind, prefix=prefix)}" for prefix, title, kind in parts
     )
+
+
+def _short_names(_folder: Path) -> str:
+    rows = [f"| `{short}` | `{field}` |" for short, field in SHORT_NAMES.items()]
+    return "\n".join(["| short name | field |", "| --- | --- |", *rows])
 
 
 def _settings(_folder: Path) -> str:
@@ -139,6 +144,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
     "commands": _commands,
     "recipe": _recipe,
     "settings": _settings,
+    "short names": _short_names,
     "shipped recipes": _shipped_recipes,
     "results": _results,
     "gallery": _gallery,
