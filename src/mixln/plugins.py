@@ -39,7 +39,7 @@ def loaded_plugins() -> list[Plugin]:
 
 
 def load_plugin(path: str | Path) -> Plugin:
-    """Run a Python file that registers schemes, modifiers, architectures or measures, which every command then knows.
+    """Run a Python file that registers schemes, modifiers, architectures or measures, which every command then knows::
 
         # my_schemes.py
         from mixln.placement import BlockPlan, SublayerPlan, NORM, register_scheme
