@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +63,7 @@ def test_links_and_images_within_the_repository_exist(document: Path) -> None:
 @pytest.mark.filterwarnings("error::mixln.commands.parsing.OldNameWarning")
 def test_every_command_of_the_documents_is_one_that_the_parser_takes() -> None:
     from mixln.cli import find
-    from mixln.commands.parsing import OldNameWarning, parse
+    from mixln.commands.parsing import parse
 
     shown = [(document, command) for document in DOCUMENTS for command in commands(document)]
     assert len(shown) >= 5
