@@ -80,6 +80,11 @@ sys.exit(main())
         ("prune {tmp} {tmp}/out --drop 1 --heal {tmp}/text", "LlamaForCausalLM, 3 layers|{tmp}/text|{tmp}/out"),
         ("remove-norm {tmp} {tmp}/out", "LlamaForCausalLM, 3 layers|python, the standard|{tmp}/out"),
         ("generate {tmp} text", "LlamaForCausalLM, 3 layers"),
+        ("finetune {tmp} {tmp}/data.jsonl --out {tmp}/out", "LlamaForCausalLM, 3 layers|{tmp}/data.jsonl|{tmp}/out"),
+        (
+            "evaluate {tmp} --tasks {tmp}/config.json --out {tmp}/out",
+            "3 layers|tasks:      {tmp}/config.json|{tmp}/out",
+        ),
         ("export {tmp} {tmp}/out --step 3", "{tmp}, step 3|{tmp}/out"),
         ("convert {tmp} {tmp}/out --to hf", "{tmp}|{tmp}/out"),
     ],

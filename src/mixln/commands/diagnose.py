@@ -12,9 +12,8 @@ from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
 from mixln.commands.settings import DiagnosisFields, changed
-from mixln.commands.start import announce_models, announce_opened, announce_text
+from mixln.commands.start import announce_models, announce_opened, announce_tasks, announce_text
 from mixln.errors import InputError
-from mixln.hub import require_access
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
@@ -107,8 +106,8 @@ def diagnose(
     announce_models(models)
     if texts is None:
         announce_text(text)
-    _check_tasks(tasks, task_path, task_limit, task_metric)
-    announce(("tasks", ", ".join(tasks or ()) or None), ("folder", out))
+    _announce_tasks(tasks, task_path, task_limit, task_metric)
+    announce(("folder", out))
     from mixln.evaluation.task_scores import task_score
     from mixln.progress import StageProgress
     from mixln.report.depth_report import REPORT_FILE
@@ -186,10 +185,10 @@ def _documents(text: str | Path, text_field: str, most: int) -> tuple[list[str],
     return documents, [f"Left out of {corpus.name}: {skipped}."] if skipped else []
 
 
-def _check_tasks(
+def _announce_tasks(
     names: Sequence[str] | None, task_path: str | Path | None, task_limit: int | None, task_metric: str | None
 ) -> None:
-    """Make sure of what can be known of tasks before anything is imported.
+    """Say which tasks there are, after making sure of what can be known of them before anything is imported.
 
     Raises:
         InputError: one is named twice, there is something said of tasks and none named, or their data are not to be
@@ -203,8 +202,7 @@ def _check_tasks(
         raise InputError("a task is named twice: name each once")
     if task_limit is not None and task_limit < 1:
         raise InputError(f"`task_limit` must be at least 1, not {task_limit}")
-    if task_path is None and not all(Path(name).is_file() for name in names):
-        require_access(", ".join(names), "task", local=False)
+    announce_tasks(names, task_path)
 
 
 def load_tasks(names: Sequence[str] | None, task_path: str | Path | None, task_metric: str | None) -> list[LoadedTask]:

@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
+from mixln.commands.start import announce_models, announce_opened, announce_tasks
 from mixln.errors import InputError
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 
 if TYPE_CHECKING:
@@ -76,6 +79,9 @@ def evaluate(
         InputError: a model or a task cannot be opened, a task does not fit a model, or the folder cannot be written.
     """
     del device  # `on_device` has chosen it
+    announce_models(models)
+    announce_tasks(tasks, task_path)
+    announce(("folder", out))
     from mixln.evaluation.harness import Prompting, load_task
     from mixln.progress import StageProgress
     from mixln.studies.evaluation import Answered, Request, answer, kept_answers, make_report
@@ -92,7 +98,13 @@ def evaluate(
     folder = None if out is None else Path(out)
     if folder is not None:
         claim_output(folder)
-    with StageProgress(shown=progress) as shown:
+
+    def kept_so_far() -> str:
+        if folder is None:
+            return "nothing is kept, as no folder was given"
+        return f"every finished pair of model and task is kept in {folder}. Run the same command again to go on"
+
+    with keeping(kept_so_far), StageProgress(shown=progress) as shown:
         loaded = [load_task(task, include_path=task_path) for task in tasks]
         if len({task.name for task in loaded}) < len(loaded):
             raise InputError("a task is named twice: name each once, and give files of tasks different names")
@@ -100,6 +112,7 @@ def evaluate(
         report = make_report(loaded, answered, prompting, command=command_line)
         for (shown_name, found), (name, open_model) in zip(answered, opened.items(), strict=True):
             model, own_tokenizer = open_model()
+            announce_opened(model)
             shown.start(shown_name if names.count(shown_name) == 1 else name)
             kept = kept_answers(folder, model, own_tokenizer, request)
             for task in loaded:

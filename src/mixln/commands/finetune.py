@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import FineTuningFields, changed
+from mixln.commands.start import announce_models
 from mixln.errors import InputError
+from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.tasks.fine_tuning_config import FineTuningConfig
 
@@ -65,11 +68,14 @@ def finetune(
     if not sources:
         raise InputError("`data` is empty: give at least one file")
     config, out = changed(config or FineTuningConfig(), changes), Path(out)
+    announce_models(model)
+    announce(("data", ", ".join(sources)), ("folder", out))
     claim_output(out)
     from mixln.data.example_data import ExampleRequest
     from mixln.data.prompts import load_template
     from mixln.progress import TrainingProgress
     from mixln.studies.fine_tuned_model import plan_fine_tuning, run_fine_tuning
+    from mixln.training.saved_checkpoint import describe_kept
 
     request = ExampleRequest(
         sources=sources,
@@ -80,6 +86,6 @@ def finetune(
         too_long=config.too_long,
     )
     plan = plan_fine_tuning(str(model), request, config)
-    with TrainingProgress(plan.recipe.steps, shown=progress) as shown:
+    with keeping(lambda: describe_kept(out)), TrainingProgress(plan.recipe.steps, shown=progress) as shown:
         shown.start_run(0, "fine-tuning")
         return run_fine_tuning(plan, out, shown.step)

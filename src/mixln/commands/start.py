@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from mixln.sources import check_corpus, describe_corpus, describe_model
 from mixln.tasks.recipe import Recipe
 
 
-def announce_models(models: object) -> None:
+def announce_models(models: Any) -> None:
     """Say of each model what it is: of a folder or a name on the hub, or of one in memory.
 
     Raises:
         InputError: a folder or name cannot be there.
     """
-    several = models if isinstance(models, Iterable) and not isinstance(models, str) else [models]
+    is_one = isinstance(models, str) or hasattr(models, "named_parameters") or not isinstance(models, Iterable)
+    several = [models] if is_one else models
     for model in several:
         is_name = isinstance(model, str | Path)
         announce(("model", describe_model(str(model)) if is_name else f"a {type(model).__name__} in memory"))
@@ -74,6 +75,17 @@ def announce_text(text: str | Path, name: str = "text") -> None:
     """
     announce((name, describe_corpus(str(text))))
     check_corpus(str(text))
+
+
+def announce_tasks(names: Sequence[str], task_path: str | Path | None) -> None:
+    """Say which tasks a model is to do.
+
+    Raises:
+        InputError: their data are on the hub, which does not answer, and the cache holds no data of tasks.
+    """
+    announce(("tasks", ", ".join(map(str, names)) or None))
+    if names and task_path is None and not all(Path(name).is_file() for name in names):
+        require_access(", ".join(map(str, names)), "task", local=False)
 
 
 def announce_opened(model: Any) -> None:
