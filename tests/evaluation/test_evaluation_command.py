@@ -203,8 +203,15 @@ def test_prompts_that_are_cut_are_counted(data: PreparedData, tmp_path: Path) ->
     ],
 )
 def test_bad_requests_end_in_one_message(
-    options: list[str], message: str, models: list[str], items: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    models: list[str],
+    items: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("mixln.hub._reason_to_stay_offline", lambda: None)
     filled = [option.format(items=items) for option in options]
     assert main(["evaluate", models[0], *filled, "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err

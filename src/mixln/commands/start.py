@@ -84,8 +84,10 @@ def announce_tasks(names: Sequence[str], task_path: str | Path | None) -> None:
         InputError: their data are on the hub, which does not answer, and the cache holds no data of tasks.
     """
     announce(("tasks", ", ".join(map(str, names)) or None))
-    if names and task_path is None and not all(Path(name).is_file() for name in names):
-        require_access(", ".join(map(str, names)), "task", local=False)
+    # a task can be a file or a folder too, and one of `task_path` may have its data in local files
+    on_hub = [str(name) for name in names if not Path(name).exists() and not Path(name).suffix]
+    if on_hub and task_path is None:
+        require_access(", ".join(on_hub), "task", local=False)
 
 
 def announce_opened(model: Any) -> None:
