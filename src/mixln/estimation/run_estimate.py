@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from mixln.estimation.result import Estimate
 from mixln.estimation.tables import estimate_parts
+from mixln.records import encode
 from mixln.result import Result
 from mixln.storage import write_file
 
@@ -56,7 +57,7 @@ class RunEstimate(Result, Estimate):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, with the totals."""
-        return Estimate.to_dict(self)
+        return encode(Estimate.to_dict(self), type(self).__name__)
 
     def _write(self, folder: Path) -> Path:
         return write_file(folder / ESTIMATE_FILE, json.dumps(self.to_dict(), indent=2) + "\n")

@@ -46,14 +46,15 @@ def measured_models(
         raise InputError("a model is named twice: name each once")
     in_memory = [model for model in given if not isinstance(model, str | Path)]
     tokenizers = _tokenizers(tokenizer, len(in_memory))
-    shown = iter(display_names(paths))
+    sources = [str(model) if isinstance(model, str | Path) else model_name(model) for model in given]
+    shown = dict(zip(dict.fromkeys(sources), display_names(list(dict.fromkeys(sources))), strict=True))
     opened: dict[str, OpenModel] = {}
-    for model in given:
+    for model, source in zip(given, sources, strict=True):
+        name = _unused(shown[source], opened)
         if isinstance(model, nn.Module):
-            opened[_unused(model_name(model), opened)] = partial(_pair, model, tokenizers.pop(0))
+            opened[name] = partial(_pair, model, tokenizers.pop(0))
         elif isinstance(model, str | Path):
-            opener = partial(load_model, str(model), dtype=dtype, device=default_device(), device_map=device_map)
-            opened[_unused(next(shown), opened)] = opener
+            opened[name] = partial(load_model, source, dtype=dtype, device=default_device(), device_map=device_map)
         else:
             raise InputError(f"`models`: a {type(model).__name__} is neither a folder, a name on the hub nor a model")
     return opened
