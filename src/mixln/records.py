@@ -11,10 +11,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mixln.checked import Conversion
 from mixln.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Kind = TypeVar("Kind")
 
@@ -100,6 +103,11 @@ def decode(kind: type[Kind], value: object, where: str, *, null_is_nan: bool = F
             in `runs[3].seed`.
     """
     return Conversion(where, is_json=True, null_is_nan=null_is_nan).convert(kind, value, "")
+
+
+def to_text(record: DataclassInstance) -> str:
+    """Return JSON for people to read."""
+    return json.dumps(encode(record, type(record).__name__), indent=1, allow_nan=False) + "\n"
 
 
 def check_record(schema: type, found: object, where: str) -> dict[str, Any]:

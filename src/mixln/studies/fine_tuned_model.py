@@ -16,9 +16,8 @@ from mixln.device import default_device, is_main_process
 from mixln.errors import InputError
 from mixln.models.companions import model_folder
 from mixln.models.load import load_bare_causal_lm, load_config
-from mixln.records import encode, read_json
+from mixln.records import encode, read_json, to_text
 from mixln.storage import write_file
-from mixln.studies.pruning_request import to_text
 from mixln.studies.saved_model import SavedModel
 from mixln.studies.work_folder import row_length
 from mixln.tasks import FineTuning, validation_loss

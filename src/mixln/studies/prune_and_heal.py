@@ -18,11 +18,11 @@ from mixln.models.anatomy import BlockStack
 from mixln.models.causal import is_causal_language_model
 from mixln.models.companions import companions_of
 from mixln.models.load import load_config
-from mixln.records import decode, read_json
+from mixln.records import decode, read_json, to_text
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder, write_file
 from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
 from mixln.studies.pruned_folder import open_for_pruning, prune_model
-from mixln.studies.pruning_request import HEALING_FILE, PRUNING_FILE, PruningRecord, PruningRequest, to_text
+from mixln.studies.pruning_request import HEALING_FILE, PRUNING_FILE, PruningRecord, PruningRequest
 from mixln.studies.stages import ReportStage
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks.fine_tuning import FineTuning, model_fingerprint

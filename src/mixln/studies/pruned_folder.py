@@ -33,9 +33,10 @@ from mixln.models.foreign import ModelCallError, naming_failures
 from mixln.models.load import load_config, load_whole_model
 from mixln.models.shorter_weights import Change, find_stored_blocks, keep_shared, write_shorter_weights
 from mixln.models.weight_files import StoredTensor, stored_tensors
+from mixln.records import to_text
 from mixln.report.pruning_cost import PruningCost
 from mixln.storage import disk_errors, put_on_disk, require_new_folder, whole_folder
-from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest, to_text
+from mixln.studies.pruning_request import PRUNING_FILE, PruningRecord, PruningRequest
 
 _MOST_CONFIGS = 4
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from mixln.checked import Checked, NonNegativeInt, Range
 from mixln.errors import InputError
-from mixln.records import encode
 from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.version import __version__
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 PRUNING_FILE = "pruning.json"
 HEALING_FILE = "healing.json"
@@ -130,8 +125,3 @@ def parse_layers(text: str) -> list[int]:
             raise InputError(f"`layers={text}`: {part} ends before it begins")
         layers.extend(range(first, last + 1))
     return layers
-
-
-def to_text(record: DataclassInstance) -> str:
-    """Return JSON for people to read."""
-    return json.dumps(encode(record, type(record).__name__), indent=1, allow_nan=False) + "\n"
