@@ -47,7 +47,7 @@ def finetune(
             instruction, input and output, or the fields of --template.
         validation_data: Examples that are held out. Default: a part of the data.
         weights: How often an epoch goes through each of the data, such as 1 0.5. Default: once.
-        template: A YAML file with a prompt and an answer, each a jinja2 template of the fields of a row; or one that
+        template: A YAML file with a prompt and an answer, each a jinja2 template of the fields of a row, or one that
             ships: instruction, completion. Default: by the fields.
         out: The folder of the run. The model is in its folder `model`.
         config: How to fine-tune. Default: `FineTuningConfig()`.
