@@ -145,13 +145,34 @@ def test_an_interrupted_diagnosis_leaves_what_it_had_measured(
     assert "did not come to its end" in found["notes"][-1]
 
 
-def test_models_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
-    for name in ("runs/a/model", "runs/b/model", "other"):
-        (tmp_path / name).mkdir(parents=True)
-    names = [str(tmp_path / name) for name in ("runs/a/model", "runs/b/model", "other")]
-    assert display_names([*names, "org/model"]) == ["a/model", "b/model", "other", "org/model"]
-    assert display_names(names[:1]) == ["a/model"]
-    assert display_names([str(tmp_path / "runs/a"), str(tmp_path / "runs/b")]) == ["a", "b"]
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (["runs/a/model", "runs/b/model", "other", "org/name"], ["a", "b", "other", "org/name"]),
+        (["runs/a/model"], ["a"]),
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["sweep/lr1/seed0/model", "sweep/lr3/seed0/model"], ["lr1", "lr3"]),
+        (["x/lr1/seed0", "x/lr1/seed1", "x/lr3/seed0"], ["lr1/seed0", "lr1/seed1", "lr3/seed0"]),
+        (["a/model", "a/model-8-bit"], ["a", "model-8-bit"]),
+    ],
+)
+def test_models_are_called_by_what_tells_them_apart(tmp_path: Path, folders: list[str], expected: list[str]) -> None:
+    paths = [name if name == "org/name" else str(tmp_path / name) for name in folders]
+    for path in paths:
+        if path != "org/name":
+            Path(path).mkdir(parents=True, exist_ok=True)
+    assert display_names(paths) == expected
+
+
+def test_models_have_the_names_that_they_are_given(
+    llama: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), *FAST]
+    assert main([*arguments, "--names", "one", "two"]) == 2
+    assert "--names has 2 entries, and there are 1 models" in capsys.readouterr().err
+    assert main([*arguments, "--names", "mine"]) == 0
+    (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert found["model"] == "mine"
 
 
 @pytest.mark.parametrize(

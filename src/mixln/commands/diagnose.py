@@ -37,6 +37,7 @@ def diagnose(
     texts: Annotated[Iterable[str] | None, PYTHON_ONLY] = None,
     config: Annotated[DiagnosisConfig | None, {"skip": ["measures", "without"]}] = None,
     *,
+    names: Sequence[str] | None = None,
     text: str | Path = "python",
     text_field: str = "text",
     out: Annotated[str | Path | None, {"default": "runs/diagnose"}] = None,
@@ -67,6 +68,7 @@ def diagnose(
             folders have their own.
         texts: The documents to measure on, one string each. Default: those of `text`.
         config: How to measure. Default: `DiagnosisConfig()`.
+        names: Names of the models in the report, one for each. Default: what tells their paths apart.
         text: The text to measure on, as in `mixln train`.
         text_field: The field or column of the text that holds a document.
         out: The folder for the report. In Python the default is none, and `save` of the result writes it.
@@ -116,7 +118,7 @@ def diagnose(
     from mixln.studies.diagnose import diagnose_model, make_report
     from mixln.studies.measured_models import measured_models
 
-    opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
+    opened = measured_models(models, tokenizer, names=names, dtype=precision, device_map=device_map)
     loaded = load_tasks(tasks, task_path, task_metric)
     folder = None if out is None else Path(out)
     diagnoses: list[ModelDiagnosis] = []

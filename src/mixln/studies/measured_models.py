@@ -24,6 +24,7 @@ def measured_models(
     models: str | Path | nn.Module | Sequence[str | Path | nn.Module],
     tokenizer: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
     *,
+    names: Sequence[str] | None = None,
     dtype: str = "auto",
     device_map: str | None = None,
 ) -> dict[str, OpenModel]:
@@ -32,11 +33,13 @@ def measured_models(
     Args:
         models: Hugging Face folders, names on the hub, models in memory; one or several.
         tokenizer: of the models in memory: one for all, or one for each of them.
+        names: what to call them, one for each; None: by what tells them apart.
         dtype: of those that are opened; see `mixln.models.load.load_model`.
         device_map: the same.
 
     Raises:
-        InputError: there is no model, one is named twice, a tokenizer is missing or is none, or something is no model.
+        InputError: there is no model, one is named twice, a tokenizer is missing or is none, or something is no model;
+            or the names are not one for each, or not different.
     """
     given = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     if not given:
@@ -57,7 +60,13 @@ def measured_models(
             opened[name] = partial(load_model, source, dtype=dtype, device=default_device(), device_map=device_map)
         else:
             raise InputError(f"`models`: a {type(model).__name__} is neither a folder, a name on the hub nor a model")
-    return opened
+    if names is None:
+        return opened
+    if len(names) != len(opened):
+        raise InputError(f"`names` has {len(names)} entries, and there are {len(opened)} models: give one for each")
+    if len(set(names)) < len(names):
+        raise InputError("`names` has the same name twice: give each model its own")
+    return dict(zip(names, opened.values(), strict=True))
 
 
 def _pair(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -84,19 +93,33 @@ def _unused(name: str, used: dict[str, OpenModel]) -> str:
 
 
 def display_names(models: Sequence[str]) -> list[str]:
-    """Return short names: of folders as much of the end of their paths as tells them apart, hub names as they are."""
+    """Return short names: of folders the parts of their paths that tell them apart, hub names as they are.
+
+    What all folders end with is left out, and so is the folder in which a run keeps its model; then as much of the end
+    of each path is taken as makes all names different.
+    """
+    folders = {model: _parts(model) for model in models if Path(model).is_dir()}
+    same = _common_end(list(folders.values())) if len(folders) > 1 else 0
+    parts = {model: own[: len(own) - same] for model, own in folders.items()}
     names: list[str] = []
-    for length in range(1, 2 + max((len(Path(model).parts) for model in models), default=0)):
-        names = [_end_of_path(model, length) for model in models]
+    for length in range(1, 2 + max(map(len, parts.values()), default=0)):
+        names = ["/".join(parts[model][-length:]) if model in parts else model for model in models]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def _end_of_path(model: str, length: int) -> str:
-    path = Path(model)
-    if not path.is_dir():
-        return model
-    parts = path.absolute().parts
+def _parts(folder: str) -> tuple[str, ...]:
+    parts = Path(folder).absolute().parts
     # a run keeps its model in a folder of that name, which says nothing
-    return "/".join(parts[-max(length, 2 if parts[-1] == MODEL_FOLDER else 1) :])
+    return parts[:-1] if parts[-1] == MODEL_FOLDER and len(parts) > 2 else parts
+
+
+def _common_end(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many parts all paths end with; of each, one is left at least."""
+    count = 0
+    for parts in zip(*(path[:0:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        count += 1
+    return count
