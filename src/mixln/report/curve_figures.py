@@ -45,8 +45,9 @@ def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None
     figure, axes = canvas.panels(rows, columns, 3.7 * rows, form.width, legend=legend)
     drawing = Drawing(figure, ("label", "training tokens", _LOSS, "lowest seed", "highest seed"), legend=looks)
     whole = axes[0]
+    always = list(constants.values())
     for placement, group in runs.items():
-        _draw_runs(drawing, axes if len(runs) <= 5 else axes[:1], placement, group, styles[placement])
+        always += _draw_runs(drawing, axes if len(runs) <= 5 else axes[:1], placement, group, styles[placement])
     for placement, band in bands.items():
         for ax in axes:
             shown_points = 100 if ax is whole else len(band.x)
@@ -56,7 +57,7 @@ def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None
             drawing.add(ax, placement, artists, band.x, band.mean, low=low, high=high)
     any_diverged = any(has_diverged(run) for group in runs.values() for run in group)
     cross = "cross: the end of a run that diverged" if any_diverged else ""
-    canvas.label_axes(whole, "training tokens", _LOSS, cross, _limit(whole, drawing, list(constants.values())))
+    canvas.label_axes(whole, "training tokens", _LOSS, cross, _limit(whole, drawing, always))
     for ax in axes:
         canvas.token_axis(ax)
     if tails:
@@ -71,8 +72,10 @@ def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None
     return drawing
 
 
-def _draw_runs(drawing: Drawing, axes: list[Axes], placement: str, group: list[RunResult], style: SchemeStyle) -> None:
-    """The smoothed training loss of a scheme, in the background; and its diverged runs."""
+def _draw_runs(
+    drawing: Drawing, axes: list[Axes], placement: str, group: list[RunResult], style: SchemeStyle
+) -> list[float]:
+    """The smoothed training loss of a scheme, in the background, whose ends are returned; and its diverged runs."""
     artists: list[Artist] = []
     faint = mean_curve([run.train_curve for run in group if not has_diverged(run)], smooth=True)
     # Behind many schemes' lines the noise of their training losses would only be in the way.
@@ -86,10 +89,11 @@ def _draw_runs(drawing: Drawing, axes: list[Axes], placement: str, group: list[R
             line = axes[0].plot(tokens, losses, color=style.color, linewidth=1.0, linestyle=":")
             line += axes[0].plot(tokens[-1:], losses[-1:], "x", color=style.color, markersize=7, markeredgewidth=2)
             drawing.add(axes[0], placement, line, tokens, losses)
+    return [] if faint is None else [float(faint.mean.min()), float(faint.mean.max())]
 
 
-def _limit(ax: Axes, drawing: Drawing, constants: list[float]) -> str:
-    """Limit the vertical axis to losses that can be read together; return what is above."""
+def _limit(ax: Axes, drawing: Drawing, always: list[float]) -> str:
+    """Limit the vertical axis to these losses and to what can be read together with them; return what is above."""
     curves = {
         f"{marks.label}: up to {cells.significant(float(found.max()))}": found
         for marks in drawing.marks
@@ -99,8 +103,8 @@ def _limit(ax: Axes, drawing: Drawing, constants: list[float]) -> str:
         return ""
     top = ranges.far_above([float(found.max()) for found in curves.values()])
     inside = [found for found in curves.values() if found.max() <= top]
-    low = min([*(float(found.min()) for found in curves.values()), *constants])
-    high = max([*(float(found.max()) for found in inside), *constants])
+    low = min([*(float(found.min()) for found in curves.values()), *always])
+    high = max([*(float(found.max()) for found in inside), *always])
     ax.set_ylim(*ranges.padded((low, high)))
     outside = canvas.remark(
         "\N{UPWARDS ARROW} partly above", (name for name, found in curves.items() if found.max() > top)
