@@ -23,7 +23,7 @@ class FineTuningConfig(Checked):
         micro_batch_size: Rows of a forward and backward. Null: all of the step's.
         sequence_length: Tokens of a row. Null: 512, or as many as the model takes.
         method: full trains all weights. lora trains low-rank updates (Hu et al. 2021), which are merged in the end.
-        learning_rate: The peak. Null: 2e-5 for full, 2e-4 for lora.
+        learning_rate: The peak of the learning rate. Null: 2e-5 for full, 2e-4 for lora.
         weight_decay: Of AdamW.
         rank: Of the updates of lora.
         too_long: What is done with examples that do not fit into a row: refuse, drop, or cut, which cuts off the
