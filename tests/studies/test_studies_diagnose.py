@@ -51,7 +51,7 @@ from mixln.report.diagnosis import OVER_TOKEN_FREQUENCIES, ModelDiagnosis
 from mixln.report.serialize import from_json, to_json
 from mixln.report.series import ColumnSpec, Estimate, Series
 from mixln.studies import measures
-from mixln.studies.diagnose import all_entries, diagnose_batches, diagnose_model
+from mixln.studies.diagnose import _own_entries, all_entries, diagnose_batches, diagnose_model
 from mixln.studies.diagnosis_config import MEASURE_NAMES, DiagnosisConfig
 from mixln.studies.measuring import presented
 from mixln.tasks import Recipe
@@ -206,7 +206,7 @@ def test_a_model_without_word_order_gets_no_verdict(data: PreparedData, report: 
     assert learned[0].startswith("The model has learned word order")
     assert any("dead weight" in one for one in learned)
 
-    windows = text_windows(data.tokenizer, TEXTS, SMALL.window, SMALL.max_tokens, 100, special_tokens=False)
+    windows = text_windows(data.tokenizer, TEXTS, SMALL.sequence_length, SMALL.max_tokens, 100, special_tokens=False)
     rows = first_tokens(text_batches(windows, 1, 0, predicts_next=True), SMALL.performance_tokens)
     targets = [token for row in rows if row.targets is not None for token in row.targets.flatten().tolist()]
     shares = [count / (len(targets) - targets.count(-100)) for token, count in Counter(targets).items() if token >= 0]
@@ -335,11 +335,11 @@ def test_a_measure_is_added_by_one_file(
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "add-a-measure.md").read_text(encoding="utf-8")
     (tmp_path / "largest_channel.py").write_text(text.split("```")[1][7:])
     monkeypatch.setattr(measures, "__path__", [*measures.__path__, str(tmp_path)])
-    all_entries.cache_clear()
+    _own_entries.cache_clear()
     try:
         report = mixln.diagnose(model, data.tokenizer, TEXTS, replace(SMALL, gradient_tokens=0))
     finally:
-        all_entries.cache_clear()
+        _own_entries.cache_clear()
     (found,) = report.models
     with torch.no_grad(), recording(find_block_stack(model)) as record:
         model(input_ids=torch.tensor([data.tokenizer(TEXTS[0])["input_ids"][:32]]))
