@@ -55,7 +55,7 @@ def _facts(folder: Path) -> Iterator[str]:
     """What config and weight files say, in words; nothing of what is damaged, which is said where it is opened."""
     try:
         config: Any = read_json(folder / "config.json")
-        yield from (config.get("architectures") or [])[:1]
+        yield from (name for name in (config.get("architectures") or [])[:1] if isinstance(name, str))
         layers = next((config[name] for name in _LAYER_COUNTS if name in config), None)
         if layers is not None:
             yield f"{layers} layers"

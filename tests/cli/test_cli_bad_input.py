@@ -502,7 +502,7 @@ DEEPEST = "--model.num-hidden-layers 1000000"
 CASES["train a million layers"] = _bad_recipe(f"train {DEEPEST} --text {{corpus}} --out {{out}}", "at most 10,000")
 CASES["compare a million layers"] = _bad_recipe(f"compare {DEEPEST} --text {{corpus}} --out {{out}}", "at most 10,000")
 CASES["estimate a million layers"] = _bad_recipe(f"estimate {DEEPEST}", "at most 10,000")
-CASES["schemes of a million layers"] = _bad_recipe("schemes pre --layers 1000000", "--layers must be")
+CASES["schemes of a million layers"] = _bad_recipe("schemes pre --num-layers 1000000", "--num-layers must be")
 
 
 # --- models: for every command that opens one

@@ -75,7 +75,7 @@ def test_every_option_says_in_a_sentence_what_it_is_and_what_it_takes(name: str)
             assert re.match(r"[A-Z`]", text), (option.spellings, text)
             assert text.endswith("."), (option.spellings, text)
             assert len(text) > 10, (option.spellings, text)
-        assert not re.search(r"see above|of these,|null|default: |; ", option.help), (option.spellings, option.help)
+        assert not re.search(r"see above|of these,|[Nn]ull|default: |; ", option.help), (option.spellings, option.help)
         if not option.is_flag:
             assert re.fullmatch(r"[A-Z]+( \.\.\.)?|auto", option.metavar), (option.spellings, option.metavar)
         assert all(word in describe(option) for word in choices(option.kind))

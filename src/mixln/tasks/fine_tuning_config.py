@@ -20,10 +20,10 @@ class FineTuningConfig(Checked):
     Attributes:
         epochs: How often the examples are gone through. Parts of an epoch are allowed.
         batch_size: Rows of a step. A row holds as many whole examples as fit.
-        micro_batch_size: Rows of a forward and backward. Null: all of the step's.
-        sequence_length: Tokens of a row. Null: 512, or as many as the model takes.
+        micro_batch_size: Rows of a forward and backward. Default: all of the step's.
+        sequence_length: Tokens of a row. Default: 512, or as many as the model takes.
         method: full trains all weights. lora trains low-rank updates (Hu et al. 2021), which are merged in the end.
-        learning_rate: The peak of the learning rate. Null: 2e-5 for full, 2e-4 for lora.
+        learning_rate: The peak of the learning rate. Default: 2e-5 for full, 2e-4 for lora.
         weight_decay: Of AdamW.
         rank: Of the updates of lora.
         too_long: What is done with examples that do not fit into a row: refuse, drop, or cut, which cuts off the
@@ -32,7 +32,7 @@ class FineTuningConfig(Checked):
         seed: Of the order of the rows, and of all other random numbers.
         precision: As in a recipe.
         compile: Whether to compile the model's blocks. It is worth it from some millions of tokens on.
-        checkpoint_every: Steps from one checkpoint to the next. Null: 20 checkpoints in a run.
+        checkpoint_every: Steps from one checkpoint to the next. Default: 20 checkpoints in a run.
     """
 
     checked_path: ClassVar[str] = ""
