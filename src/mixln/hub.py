@@ -25,7 +25,7 @@ from mixln.errors import InputError
 
 Kind = Literal["model", "tokenizer", "dataset", "task"]
 
-_SECONDS = 4.0
+_SECONDS = 3.5
 """To connect, where the user has not said how long requests may take (`HF_HUB_ETAG_TIMEOUT`)."""
 
 _KEPT_SECONDS = 30.0
@@ -46,7 +46,7 @@ _found: _Found | None = None
 def hub_access(name: str, kind: Kind = "model", *, local: bool | None = None) -> Iterator[None]:
     """Open something of the hub inside the block: by the network if the hub answers, else from the cache alone.
 
-    A slow network is not refused: the time to connect is limited (to 4 seconds, or to `HF_HUB_ETAG_TIMEOUT` if the
+    A slow network is not refused: the time to connect is limited (to 3.5 seconds, or to `HF_HUB_ETAG_TIMEOUT` if the
     user has set it), not the time to answer. With `HF_HUB_OFFLINE` the network is not tried.
 
     Args:
