@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def test_losses_are_printed_and_a_folder_written(
     assert len(report["removals"]) == 9
     assert f"{report['loss_norm_free']:.4f} without norms" in shown
     assert (tmp_path / "out.removal" / "norm_removal.png").stat().st_size > 10_000
+    page = (tmp_path / "out.removal" / "report.html").read_text()
+    assert f"<td>{report['loss_norm_free']:.4f}</td>" in page
+    links = re.findall(r'href="\./([^"]+)"', page)
+    assert "../out/norm_removal.json" in links
+    assert all((tmp_path / "out.removal" / link).exists() for link in links)
     assert (out / "modeling_mixln_llama.py").is_file()
     # called again with the folder written, it says so, and what it came to
     assert main(arguments(llama, out, corpus, "--steps", "20")) == 0

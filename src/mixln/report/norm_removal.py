@@ -22,7 +22,7 @@ ORIGINAL = "the model as it was"
 _SMOOTHED_STEPS = 9
 _DOTTED = SchemeStyle(canvas.FAINT, ":", "", "")
 
-_KINDS = {
+KINDS = {
     "feed_forward": "feed-forward",
     "query_key": "attention: query and key",
     "value": "attention: value",
@@ -125,9 +125,9 @@ def removal_figure(
     # other colours than that of the curve they are about
     looks = dict(zip(kinds, list(label_styles([NORM_FREE, *kinds]).values())[1:], strict=True))
     tick = {"linewidth": 0, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
-    handles |= {_KINDS[kind]: Line2D([], [], color=looks[kind].color, **tick) for kind in kinds}
+    handles |= {KINDS[kind]: Line2D([], [], color=looks[kind].color, **tick) for kind in kinds}
     figure, (ax,) = canvas.panels(1, 1, 4.2, form.width, legend=handles if form.legend else None)
-    legend = {**styles, ORIGINAL: _DOTTED} | {_KINDS[kind]: look for kind, look in looks.items()}
+    legend = {**styles, ORIGINAL: _DOTTED} | {KINDS[kind]: look for kind, look in looks.items()}
     drawing = Drawing(figure, ("label", "training step", "loss (nats per token)"), legend=legend)
     for label, lines in curves.items():
         _draw(drawing, ax, label, lines, styles[label])
@@ -136,7 +136,7 @@ def removal_figure(
         steps = [one.step for one in removals if one.target == kind]
         # ticks of the data's own axis below, of the figure's above: they never cover the curves
         ticks = ax.vlines(steps, 0.94, 1.0, transform=ax.get_xaxis_transform(), color=looks[kind].color, linewidth=1.1)
-        drawing.artists[_KINDS[kind]] = [ticks]
+        drawing.artists[KINDS[kind]] = [ticks]
     canvas.label_axes(
         ax,
         "training step",

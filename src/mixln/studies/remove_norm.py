@@ -18,6 +18,7 @@ from mixln.models.load import load_causal_lm, load_plausible_config
 from mixln.models.placed import PlacedPreTrainedModel
 from mixln.records import decode, read_json
 from mixln.report.norm_removal import CONTROL, NORM_FREE, NormRemovalReport, RemovalRecord, removal_figure
+from mixln.report.norm_removal_page import write_removal_page
 from mixln.storage import disk_errors, require_new_folder, whole_folder, write_file
 from mixln.studies.work_folder import TrainingWork, row_length
 from mixln.tasks import FineTuning, validation_loss
@@ -215,12 +216,13 @@ class RemoveNorm(TrainingWork):
             (temporary / REPORT_FILE).write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
 
     def draw(self, report: NormRemovalReport) -> Path:
-        """Draw the losses with every removal marked, beside the runs, and return the file."""
+        """Draw the losses with every removal marked, beside the runs, and return the file; and write the page."""
         curves = {NORM_FREE: read_metrics(self._folder / _REMOVAL)}
         if self._has_control:
             curves[CONTROL] = read_metrics(self._folder / _CONTROL)
         path = self._folder / FIGURE_FILE
         removal_figure(curves, report.removals, report.loss_original).figure.savefig(path, dpi=150)
+        write_removal_page(report, curves, self._folder, self._out)
         return path
 
     def describe_kept(self) -> str:
