@@ -233,3 +233,20 @@ def test_one_thing_has_one_name_everywhere() -> None:
     assert [name for name, options in names.items() if "--layers" in options] == ["prune"]
     for name in ("train", "compare", "diagnose", "prune", "remove-norm"):
         assert {"--text", "--sequence-length", "--device"} <= names[name]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_every_command_and_option(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs mixln[completion]")
+    assert main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name in NAMES:
+        assert name.rpartition(" ")[2] in script
+    for option in command("train").options:
+        assert any(spelling.lstrip("-") in script for spelling in option.spellings)
+    assert "bfloat16" in script
+
+
+def test_another_shell_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--completion", "bsh"]) == 2
+    assert "Did you mean 'bash'? Valid: bash, zsh, fish" in capsys.readouterr().err
