@@ -42,7 +42,7 @@ def diagnose(connection: Connection, settings: Settings, config: DiagnosisConfig
     nn.Module.to(model, dtype)  # transformers' own `to` is typed for quantised models alone
     texts = list(_texts(settings, config))
     windows = text_windows(
-        tokenizer, iter(texts), config.window, config.max_tokens, config.max_documents, special_tokens=False
+        tokenizer, iter(texts), config.sequence_length, config.max_tokens, config.max_documents, special_tokens=False
     )
     batches = text_batches(windows, config.batch_size, 0, predicts_next=True)
     _forward_seconds(model, batches[:1], device)  # loads what computes
@@ -129,7 +129,7 @@ def measure_diagnosis(
 
 def config_for(tokens: int | None) -> DiagnosisConfig:
     """Return the default diagnosis in windows of a row of the model, of fewer tokens if asked for."""
-    config = DiagnosisConfig(window=SEQUENCE_LENGTH)
+    config = DiagnosisConfig(sequence_length=SEQUENCE_LENGTH)
     if tokens is None:
         return config
     return replace(config, max_tokens=tokens, performance_tokens=tokens, gradient_tokens=tokens, batch_size=2)

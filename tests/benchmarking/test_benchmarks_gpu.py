@@ -14,6 +14,7 @@ from benchmarks.contenders import MATRIX_PEAK, MIXLN
 from benchmarks.gpu import budget
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.budget import Part, shared_out
+from benchmarks.gpu.diagnosis import config_for
 from benchmarks.gpu.markdown import to_markdown
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.prediction import Prediction, device_in_table
@@ -22,7 +23,7 @@ from benchmarks.gpu.side_by_side import in_groups
 from benchmarks.gpu.summary import BEFORE_ROUNDS, prediction_errors, trained
 from benchmarks.gpu.turns import Turns
 from benchmarks.measure import Measurement, Task
-from benchmarks.settings import Settings
+from benchmarks.settings import SEQUENCE_LENGTH, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,6 +78,11 @@ def test_everyone_is_measured_beside_the_first_as_far_as_memory_goes(settings: S
 )
 def test_a_gpu_is_known_by_its_name(name: str, known: str | None) -> None:
     assert device_in_table(name) == known
+
+
+def test_a_diagnosis_reads_rows_of_the_model_and_as_many_tokens_as_asked_for() -> None:
+    assert config_for(None).sequence_length == config_for(600).sequence_length == SEQUENCE_LENGTH
+    assert config_for(600).max_tokens == config_for(600).performance_tokens == 600 < config_for(None).max_tokens
 
 
 def results_of(settings: Settings) -> Results:

@@ -69,6 +69,7 @@ def check(name: str) -> None:
         anatomy = find_anatomy(model)
     except InputError:
         pytest.skip("its blocks are not clear")
+    assert anatomy.final_norm not in anatomy.after
     parts, sides = anatomy.parameters(), parts_by_running(model, anatomy.stack)
     tied = {id(p) for _, p in without_heads(model)[0].named_parameters()}
     for parameter_name, parameter in model.named_parameters():
