@@ -41,7 +41,6 @@ NOT_RAISED = {
     ("mixln.models.load", "device_map"): "raised for the `device_map` that was given",
     ("mixln.placement.norms", "norm_factory"): "a function, for blocks that are made in Python",
     ("mixln.studies.diagnosis_config", "fresh_gradients"): "the others choose their measures themselves",
-    ("mixln.studies.pruning_request", "layers"): "of a request, which `prune` alone makes",
     ("mixln.tasks.recipes", "recipe"): "raised for the `recipe` that was given",
 }
 """By module and parameter: why commands that import the module, but lack the parameter, do not raise that error."""
