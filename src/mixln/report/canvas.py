@@ -91,8 +91,8 @@ def panel_title(ax: Axes, label: str, *remarks: str, pad: float = 6, beside: flo
 
     `beside` is how wide what stands beside the panel is, in inches, without the vertical axis.
     """
-    figure, place = ax.get_figure(root=True), ax.get_subplotspec()
-    assert figure is not None
+    figure, place = ax.figure, ax.get_subplotspec()
+    assert isinstance(figure, Figure)
     assert place is not None
     columns = place.get_gridspec().ncols
     length = line_length(figure.get_figwidth() - beside * columns, columns)
