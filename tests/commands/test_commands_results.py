@@ -131,7 +131,7 @@ def test_a_model_in_memory_is_diagnosed_and_pruned_as_its_folder_is(
     command = ["diagnose", str(folder), "--text", str(corpus), "--out", str(tmp_path / "report"), "--only", *only]
     assert main([*command, *options(MEASURED)]) == 0
     report = mixln.diagnose([model, folder], tokenizer, texts, only=only, **MEASURED)
-    assert [one.model for one in report.models] == [f"{run.folder.name}/model", f"{run.folder.name}/model (2)"]
+    assert [one.model for one in report.models] == [run.folder.name, f"{run.folder.name} (2)"]
     (expected,) = json.loads((tmp_path / "report" / "report.json").read_text())["models"]
     for found in report.to_dict()["models"]:
         assert found["series"] == expected["series"]
