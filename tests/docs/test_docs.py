@@ -21,6 +21,8 @@ from mixln.report.scheme_diagram import describe_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
+TUTORIALS = ROOT / "docs" / "tutorials"
+"""Their blocks belong together: `test_docs_tutorials.py` runs them."""
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -44,7 +46,11 @@ def registry() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [d for d in DOCUMENTS if blocks(d, "python") and d.parent != TUTORIALS],
+    ids=lambda path: path.name,
+)
 def test_the_python_in_a_document_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "document"}
