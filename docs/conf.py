@@ -23,13 +23,6 @@ extensions = [
     "reference_pages",
 ]
 exclude_patterns = ["_build", "_built"]
-    "_build",
-    "_built",
-    "results/registry",
-    "results/norm-removal",
-    "results/diagnoses",
-    "results/removals",
-]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
