@@ -28,6 +28,11 @@ def entries() -> set[str]:
     return found
 
 
+def test_the_page_shows_nothing_twice() -> None:
+    shown = re.findall(r"^\.\. auto(?:class|function|exception):: [\w.]+$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(shown) == len(set(shown))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_shows_every_public_name(name: str) -> None:
     assert f"mixln.{name}" in entries()
