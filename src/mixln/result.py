@@ -104,7 +104,8 @@ class Result(JupyterMixin, ABC):
             else:
                 console.print(part)
 
-    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        del console, options
         for part in self.parts():
             yield Text(part) if isinstance(part, str) else part
 
@@ -131,7 +132,8 @@ class Sentence:
 
     text: str
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        del console
         indent = "  " if self.text.startswith("- ") else ""
         lines = textwrap.wrap(
             self.text, options.max_width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
@@ -152,7 +154,8 @@ class FittingTables:
 
     made: Callable[[int], Iterable[RenderableType]]
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        del console
         yield from self.made(options.max_width)
 
 

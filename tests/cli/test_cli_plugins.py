@@ -62,7 +62,7 @@ TINY = [
 @pytest.fixture
 def plugin(tmp_path: Path) -> Iterator[Path]:
     """A plugin that is not loaded, and that is not there any more after the test."""
-    registries: list[dict[str, Any]] = [SCHEMES, MODIFIERS, plugins._LOADED, diagnosis_config._REGISTERED]
+    registries: list[Any] = [SCHEMES, MODIFIERS, plugins._LOADED, diagnosis_config._REGISTERED]
     before = [dict(registry) for registry in registries]
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN)

@@ -131,7 +131,8 @@ def test_every_placement_is_kept(placement: str, rows: Path, data: PreparedData,
     data.tokenizer.save_pretrained(tmp_path / "source")
     tuned = mixln.finetune(tmp_path / "source", rows, out=tmp_path / "out", epochs=0.2, **SMALL)
     assert tuned.model.config.placement == placement
-    assert tuned.to_frame()["loss_before"][0] > 0
+    frame: Any = tuned.to_frame()
+    assert frame["loss_before"][0] > 0
 
 
 def test_another_request_in_the_folder_is_refused(
@@ -141,7 +142,7 @@ def test_another_request_in_the_folder_is_refused(
     mixln.finetune(llama, rows, out=out, epochs=0.2, **SMALL)
     before = (out / "model" / "model.safetensors").read_bytes()
     with pytest.raises(InputError, match="another"):
-        mixln.finetune(llama, rows, out=out, epochs=0.2, **{**SMALL, "seed": 1})
+        mixln.finetune(llama, rows, out=out, epochs=0.2, seed=1, **SMALL)
     assert main(["finetune", str(llama), str(rows), "--out", str(out), "--epochs", "3"]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert (out / "model" / "model.safetensors").read_bytes() == before

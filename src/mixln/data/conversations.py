@@ -148,12 +148,13 @@ def _checked_messages(messages: Any, place: str) -> list[Message]:
 def _render(
     messages: Sequence[Message], place: str, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
 ) -> str:
+    template: Any = tokenizer.chat_template or PLAIN_CHAT  # typed as what a processor may have
     try:
         text = tokenizer.apply_chat_template(
-            [*messages],  # pyright: ignore[reportArgumentType] - typed as plain dictionaries
+            [dict(message) for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            chat_template=tokenizer.chat_template or PLAIN_CHAT,
+            chat_template=template,
         )
     except (TemplateError, ValueError) as error:
         raise InputError(f"{place}: the chat template of this tokenizer refuses the conversation: {error}") from error

@@ -132,9 +132,9 @@ def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast
             raise InputError(f"there is no example {name}: give more examples, or another `validation_fraction`")
     padding = tokenizer.eos_token_id
     assert isinstance(padding, int)  # `ExampleEncoder` refuses others
-    rows = [ExampleRows(part.tokens, request.sequence_length, padding) for part in (train, validation)]
-    key = "\0".join([str(request.sequence_length), *(one.fingerprint() for one in rows)])
-    return ExampleData(tokenizer, *rows, counts, hashlib.sha256(key.encode()).hexdigest()[:32])
+    learned, held_out = (ExampleRows(part.tokens, request.sequence_length, padding) for part in (train, validation))
+    key = f"{request.sequence_length}\0{learned.fingerprint()}\0{held_out.fingerprint()}"
+    return ExampleData(tokenizer, learned, held_out, counts, hashlib.sha256(key.encode()).hexdigest()[:32])
 
 
 def _add(

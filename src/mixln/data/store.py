@@ -129,9 +129,9 @@ class TokenStoreWriter:
     def __init__(
         self, folder: str | Path, vocab_size: int, *, shard_tokens: int | None = None, state: Written | None = None
     ) -> None:
+        self._folder = folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.written = state = state or Written()
-        self._folder = folder = Path(folder)
         self._dtype = token_dtype(vocab_size)
         self._shard_tokens = shard_tokens or SHARD_TOKENS
         self._shards = max(1, -(-state.tokens // self._shard_tokens))

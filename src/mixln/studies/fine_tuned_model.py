@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mixln.data.example_data import ExampleCounts, ExampleData, ExampleRequest, prepare_examples
@@ -180,7 +181,8 @@ def _loss_before(plan: FineTuningPlan, task: FineTuning, precision: Precision, o
             return kept["loss"]
     except (OSError, InputError):
         pass
-    model = nn.Module.to(load_bare_causal_lm(str(plan.folder)).float(), default_device())
+    model = load_bare_causal_lm(str(plan.folder))
+    nn.Module.to(model, default_device(), torch.float32)
     loss = validation_loss(model, plan.data, plan.recipe.evaluation_batch_size, precision.autocast_dtype).mean
     if is_main_process():
         write_file(path, json.dumps({"of": identity, "loss": loss}) + "\n")
