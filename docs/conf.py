@@ -28,6 +28,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["_built/pages"]  # the reports of the gallery, as they are
 html_show_copyright = False
+html_domain_indices = False  # one module: the index of names has it all
 html_theme_options = {"navigation_with_keys": True}
 copybutton_exclude = ".linenos, .gp, .go"
 # comments behind a command are for the reader

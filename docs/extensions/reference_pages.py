@@ -123,14 +123,14 @@ def _gallery(folder: Path) -> str:
     with tempfile.TemporaryDirectory() as user:
         shots = {shot.parent for shot in photograph(reports, Path(user))}
     pages = folder.parent / PAGES / "reports"
-    pages.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(pages, ignore_errors=True)
     texts = []
     for section in sections:
         where = f"/{BUILT}/gallery/{section.folder.name}"
         text = f"## {section.title}\n\n{section.text}"
         if section.page:
-            page = f"{section.folder.name}.html"
-            shutil.copy(section.folder / section.page, pages / page)
+            shutil.copytree(section.folder, pages / section.folder.name)
+            page = f"{section.folder.name}/{section.page}"
             text += f' <a href="../reports/{page}">Open the whole report</a>, which is one file.'
         if section.folder in shots:
             text += f"\n\n![The report as a browser shows it]({where}/screenshot.png)"

@@ -54,7 +54,7 @@ def test_what_the_build_writes_is_there(site: Path) -> None:
         "reference/results.html": "loss_norm_free",
         "reference/gallery.html": "figures/loss_curves.png",
         "how-to/which-scheme.html": "glossary-term",
-        "reports/comparison.html": "mix(alpha=0.25)",
+        "reports/comparison/report.html": "mix(alpha=0.25)",
     }.items():
         name = "loss_curves.png" if "/" in text else text  # images lie in one folder of the site
         assert name in (site / page).read_text(encoding="utf-8"), page
@@ -75,7 +75,7 @@ def test_every_link_leads_to_a_page_and_a_place_in_it(site: Path) -> None:
                 continue
             linked = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             anchor = unquote(parts.fragment)
-            if not linked.is_file() or (linked in pages and anchor not in pages[linked].anchors):
+            if not linked.exists() or (linked in pages and anchor not in pages[linked].anchors):
                 broken.append(f"{path.relative_to(site)}: {target}")
     assert not broken, "\n".join(broken)
 
