@@ -1,6 +1,6 @@
 """What the site needs beside the pages: parts that the build writes into them, and links to files outside docs/.
 
-A page says `<!-- build: NAME -->` where the build puts what `PARTS[NAME]` returns.
+A page has a line `<!-- build: NAME -->` where the build puts what `PARTS[NAME]` returns.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ PARTS: dict[str, Callable[[Path], str]] = {
 }
 """What the build writes into pages, by name; each gets the folder for files that it makes."""
 
-_MARK = re.compile(r"<!-- build: (.+?) -->")
+_MARK = re.compile(r"^<!-- build: (.+?) -->$", re.MULTILINE)
 
 
 def complete(app: Any, page: str, text: list[str]) -> None:
