@@ -477,7 +477,7 @@ def test_a_saved_report_is_complete(report: DepthReport, tmp_path: Path) -> None
         f"{name}.{suffix}" for name in drawn for suffix in ("png", "svg")
     }
     text = page.read_text()
-    assert text.count("data:image/svg+xml;base64,") == len(drawn)
+    assert text.count("<figure") == len(drawn)
     assert all((figure.title in text) == (figure.name in drawn) for figure in report.figures)
     assert from_json((tmp_path / "out" / "report.json").read_text(), DepthReport) == report
 
@@ -494,7 +494,7 @@ def test_a_folder_is_diagnosed_by_name(model: nn.Module, data: PreparedData, tmp
     data.tokenizer.save_pretrained(tmp_path)
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     found = mixln.diagnose(loaded, tokenizer, TEXTS, SMALL)
-    assert found.models[0].model == str(tmp_path)
+    assert found.models[0].model == tmp_path.name
 
 
 def test_an_encoder_decoder_is_measured_by_its_encoder_alone(data: PreparedData) -> None:
