@@ -55,7 +55,9 @@ def _run(found: dict[str, Any]) -> RunResult:
         _DEPTH[name][0]: _series(name, values) for name, values in (found["depth"] or {}).items() if name in _DEPTH
     }
     known = {name: found[name] for name in found if name not in ("schema_version", "depth")}
-    curves = {name: [CurvePoint(**point) for point in known[name]] for name in ("train_curve", "validation_curve")}
+    curves: dict[str, Any] = {
+        name: [CurvePoint(**point) for point in known[name]] for name in ("train_curve", "validation_curve")
+    }
     return RunResult(**known | curves, depth=depth or None)
 
 

@@ -38,7 +38,7 @@ def field_table(kind: type, *, defaults: bool = True, prefix: str = "") -> str:
 def nested(kind: type) -> Iterator[tuple[str, type]]:
     """The fields of a dataclass that are dataclasses themselves, with their classes."""
     for field, hint in _fields(kind):
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield field.name, hint
 
 

@@ -53,7 +53,8 @@ def link_terms(app: Any, tree: nodes.document, page: str) -> None:
             link["classes"] += ["glossary-term"]
             link["reftitle"] = meanings[word]
             made.append(link)
-        text.parent.replace(text, made)
+        if text.parent is not None:
+            text.parent.replace(text, made)
 
 
 def _prose(tree: nodes.document) -> Iterator[nodes.Text]:
