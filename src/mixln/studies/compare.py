@@ -20,12 +20,13 @@ from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
-from mixln.report import Constants, CurvePoint, RunResult, from_json, summarize, to_json
+from mixln.report import CurvePoint, RunResult, from_json, summarize, to_json
 from mixln.report.comparison import Comparison
 from mixln.report.series import FigureSpec
 from mixln.report.statistics import has_diverged
 from mixln.signatures import checked_arguments
 from mixln.storage import write_file
+from mixln.studies.comparison_facts import shared_facts
 from mixln.studies.constants import TrainingFrequencies
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures import gradient_norm_at_init, growth, removal, similarity
@@ -128,7 +129,7 @@ def compare(
         runs=runs,
         summaries=summaries,
         grid=grid,
-        facts=_facts(recipe, runs, data, precision) | _constant_facts(frequencies.constants),
+        facts=shared_facts(recipe, runs, data, precision, frequencies.constants, _num_measured_rows(data)),
         machine=describe_machine(),
         command=command,
         version=__version__,
@@ -298,55 +299,3 @@ def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
     return [
         CurvePoint(int(line["step"]), int(line["tokens"]), line[key]) for line in lines if line.get(key) is not None
     ]
-
-
-def _constant_facts(constants: Constants) -> dict[str, str]:
-    return {
-        "Token frequencies and pairs": (
-            f"losses of {constants.token_frequencies:.4f} and {constants.token_pairs:.4f} nats per token on the "
-            f"{constants.validation_tokens:,} predicted validation tokens, by counts of "
-            f"{constants.counted_tokens:,} of {constants.train_tokens:,} predicted training tokens, smoothed as Witten "
-            "and Bell (1991) do"
-        )
-    }
-
-
-def _facts(recipe: Recipe, runs: Sequence[RunResult], data: PreparedData, precision: Precision) -> dict[str, str]:
-    """What all runs share, as label and text, in the order to print it."""
-    model, optimizer, statistics = recipe.model, recipe.optimizer, data.statistics
-    stds = sorted({run.embedding_std for run in runs})
-    parameters = sorted({f"{run.num_parameters / 1e6:.3f}M" for run in runs}, key=lambda text: float(text[:-1]))
-    return {
-        "Model": (
-            f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
-            f"{' or '.join(parameters)} parameters"
-        ),
-        "Initial standard deviation": (
-            f"{model.initializer_range:g}, embedding {', '.join(f'{std:.4g}' for std in stds)}"
-        ),
-        "Training data": (
-            f"{recipe.data.corpus}: {statistics.train.documents:,} documents, {statistics.train.tokens:,} tokens"
-        ),
-        "Validation data": (
-            f"{recipe.data.validation_corpus or 'split off by document'}: {statistics.validation.documents:,} "
-            f"documents, {statistics.validation.tokens:,} tokens"
-        ),
-        "Tokenizer": f"{recipe.data.tokenizer or 'byte-level BPE'}, {len(data.tokenizer):,} tokens",
-        "Budget": (
-            f"{recipe.last_step:,} steps of {recipe.batch_size} x {recipe.data.sequence_length} = "
-            f"{recipe.last_step * recipe.tokens_per_step:,} token slots a run"
-        ),
-        "Optimiser": (
-            f"{optimizer.name}, warmup {recipe.warmup_steps} steps, cosine to "
-            f"{optimizer.final_learning_rate_fraction:.0%} of the peak, gradient norm "
-            + (f"clipped at {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "not clipped")
-        ),
-        "Precision": (
-            f"{'float32' if precision.autocast_dtype is None else 'bfloat16 autocast, float32 weights'}: "
-            f"{precision.reason}"
-        ),
-        "Depth measures": (
-            f"of the trained models, on the first {_num_measured_rows(data)} rows of the validation data; gradient "
-            "norms of the models that training began with, on the first rows of the training data"
-        ),
-    }
