@@ -75,7 +75,11 @@ class HealingReport:
     @property
     def sentence(self) -> str:
         """The losses, in a line; of a model that is healed."""
-        recovered = "" if self.recovered is None else f" ({self.recovered:.0%} of what pruning cost is recovered)"
+        recovered = ""
+        if self.recovered is not None and self.recovered > 1:
+            recovered = " (below the loss before pruning: the text has taught the model more than pruning cost)"
+        elif self.recovered is not None:
+            recovered = f" ({self.recovered:.0%} of what pruning cost is recovered)"
         return (
             f"validation loss {self.loss_before:.4f} before, {self.loss_pruned:.4f} after pruning, "
             f"{self.loss_healed:.4f} after healing on {self.train_tokens:,} tokens{recovered}"
