@@ -27,7 +27,7 @@ def recipe_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Recipe:
 
 
 def test_tokens_set_the_steps_before_the_recipe_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert recipe_of(monkeypatch).steps == 64
+    assert recipe_of(monkeypatch).steps == 120  # of the quick recipe
     recipe = recipe_of(monkeypatch, "--tokens", "1000000", "--optimizer.warmup-steps", "100", "--stop-step", "300")
     assert recipe.steps == -(-1_000_000 // recipe.tokens_per_step)
     assert (recipe.warmup_steps, recipe.last_step) == (100, 300)

@@ -84,7 +84,7 @@ def test_measures_that_are_finished_are_not_taken_again(
     names = taken(monkeypatch)
     found = diagnose_model(model, data.tokenizer, TEXTS, SMALL, folder=tmp_path)
     assert numbers(found) == numbers(expected)
-    assert len(names) == 5  # of hidden states, 6 of changed models, and gradient norms
+    assert len(names) == 6  # of 9: of hidden states, of token frequencies, 6 of changed models, and gradient norms
     names.clear()
     assert numbers(diagnose_model(model, data.tokenizer, TEXTS, SMALL, folder=tmp_path)) == numbers(expected)
     assert names == []
@@ -181,6 +181,6 @@ main({[*command, "--out", str(tmp_path / "out")]!r})
     assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
     names = taken(monkeypatch)
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert len(names) == 2 * 8 - 12
+    assert len(names) == 2 * 9 - 12
     whole, out = (json.loads((tmp_path / name / "report.json").read_text())["models"] for name in ("whole", "out"))
     assert [{**model, "seconds": 0} for model in out] == [{**model, "seconds": 0} for model in whole]
