@@ -30,7 +30,9 @@ def test_what_is_prepared_is_what_training_finds(
     (folder,) = (tmp_path / "cache" / "data").iterdir()
     assert f"data: {folder}" in shown.out
     assert main(["train", *common, *MODEL, "--out", str(tmp_path / "run")]) == 0
-    assert "tokenis" not in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"nothing to tokenise: {folder}" in errors
+    assert "tokenised" not in errors
     assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [folder.name]
 
 
