@@ -108,6 +108,7 @@ def evaluate(
         loaded = [load_task(task, include_path=task_path) for task in tasks]
         if len({task.name for task in loaded}) < len(loaded):
             raise InputError("a task is named twice: name each once, and give files of tasks different names")
+        keys = {task.name: f"{task.name} {task.digest(limit)[:16]}" for task in loaded}
         answered: list[tuple[str, dict[str, Answered]]] = [(name, {}) for name in names]
         report = make_report(loaded, answered, prompting, command=command_line)
         for (shown_name, found), (name, open_model) in zip(answered, opened.items(), strict=True):
@@ -121,7 +122,7 @@ def evaluate(
                     shown.step(stage, done, total)
 
                 found[task.name] = kept.take(
-                    f"{task.name} {task.digest(limit)[:16]}",
+                    keys[task.name],
                     partial(answer, model, own_tokenizer, task, request, report_rows),
                 )
                 report = make_report(loaded, answered, prompting, command=command_line)

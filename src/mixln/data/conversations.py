@@ -185,6 +185,11 @@ class ExampleEncoder:
         self._eos = eos
         self.apart = 0
 
+    @property
+    def begin(self) -> Sequence[int]:
+        """What the tokenizer begins a text with."""
+        return self._encoder.begin
+
     def encode(self, examples: Sequence[Example]) -> list[Tokens]:
         """Return the tokens of each example."""
         return [self._joined(example) for example in examples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +17,14 @@ from mixln.data.corpus_hub import HubCorpus
 from mixln.data.example_rows import ExampleRows
 from mixln.data.file_formats import is_json_file, read_rows
 from mixln.data.prompts import PromptTemplate
-from mixln.data.splitting import digest
+from mixln.data.splitting import is_in_share
 from mixln.errors import InputError
-from mixln.models.encoding import DocumentEncoder
 
 TooLong = Literal["refuse", "drop", "cut"]
 """What is done with an example that does not fit into a row: end with a message; leave it out; or cut the beginning of
 its prompt off, but never anything of an answer. Whatever is left out is counted."""
 
 _HUB = "hf:"
-_HASH_SPACE = 2**64
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,6 @@ class ExampleRequest:
     too_long: TooLong = "refuse"
 
 
-@dataclass
-class _Part:
-    """The examples of one side so far."""
-
-    tokens: list[Tokens] = field(default_factory=list)
-
-
 def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast) -> ExampleData:
     """Read examples and pack them into rows. They are held in memory.
 
@@ -120,7 +111,8 @@ def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast
         raise InputError(f"`validation_fraction` must be at least 0 and below 1, not {request.validation_fraction}")
     if not request.validation_sources and request.validation_fraction == 0:
         raise InputError("nothing is held out: give a `validation_fraction` above 0, or data to validate on")
-    train, validation = _Part(), _Part()
+    train: list[Tokens] = []
+    validation: list[Tokens] = []
     counts: dict[str, ExampleCounts] = {}
     for source, weight in zip(request.sources, weights, strict=True):
         fraction = 0.0 if request.validation_sources else request.validation_fraction
@@ -128,11 +120,11 @@ def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast
     for source in request.validation_sources:
         counts[source] = _add(source, 1.0, 1.0, request, tokenizer, train, validation)
     for part, name in ((train, "to train on"), (validation, "to validate on")):
-        if not part.tokens:
+        if not part:
             raise InputError(f"there is no example {name}: give more examples, or another `validation_fraction`")
     padding = tokenizer.eos_token_id
     assert isinstance(padding, int)  # `ExampleEncoder` refuses others
-    learned, held_out = (ExampleRows(part.tokens, request.sequence_length, padding) for part in (train, validation))
+    learned, held_out = (ExampleRows(part, request.sequence_length, padding) for part in (train, validation))
     key = f"{request.sequence_length}\0{learned.fingerprint()}\0{held_out.fingerprint()}"
     return ExampleData(tokenizer, learned, held_out, counts, hashlib.sha256(key.encode()).hexdigest()[:32])
 
@@ -143,22 +135,22 @@ def _add(
     validation_fraction: float,
     request: ExampleRequest,
     tokenizer: PreTrainedTokenizerFast,
-    train: _Part,
-    validation: _Part,
+    train: list[Tokens],
+    validation: list[Tokens],
 ) -> ExampleCounts:
     """Put the examples of a source on their sides, and count them."""
     encoder = ExampleEncoder(tokenizer)
     examples = list(_examples(source, request.template, tokenizer))
-    fitted, dropped, cut = _fit(examples, encoder.encode(examples), request, DocumentEncoder(tokenizer).begin)
+    fitted, dropped, cut = _fit(examples, encoder.encode(examples), request, encoder.begin)
     held_out = 0
     for index, (example, tokens) in enumerate(fitted):
-        if digest(example.prompt) < validation_fraction * _HASH_SPACE:
-            validation.tokens.append(tokens)
+        if is_in_share(example.prompt, validation_fraction):
+            validation.append(tokens)
             held_out += 1
         else:
             # the number is hashed too: of equal prompts some are taken, not all or none
-            part = digest(f"{index}\0{example.prompt}") < (weight % 1) * _HASH_SPACE
-            train.tokens += [tokens] * (int(weight) + part)
+            part = is_in_share(f"{index}\0{example.prompt}", weight % 1)
+            train += [tokens] * (int(weight) + part)
     return ExampleCounts(len(examples), dropped, cut, encoder.apart, held_out)
 
 

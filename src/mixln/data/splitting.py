@@ -16,6 +16,11 @@ def digest(document: str) -> int:
     return int.from_bytes(hashlib.blake2b(document.encode(), digest_size=8).digest(), "big")
 
 
+def is_in_share(text: str, share: float) -> bool:
+    """Whether a text belongs to a share of all texts, by its digest: digest < share * 2^64."""
+    return digest(text) < share * _HASH_SPACE
+
+
 def choose_threshold(corpus: Corpus, validation_fraction: float) -> int:
     """The digest below which a document is for validation: about `validation_fraction` of the documents of a corpus.
 

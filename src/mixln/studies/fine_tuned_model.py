@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,23 +13,21 @@ from torch import nn
 from mixln.data.example_data import ExampleCounts, ExampleData, ExampleRequest, prepare_examples
 from mixln.data.tokenizer import load_training_tokenizer
 from mixln.device import default_device, is_main_process
-from mixln.errors import InputError
+from mixln.measure import EvaluationLoss
 from mixln.models.companions import model_folder
 from mixln.models.load import load_bare_causal_lm, load_config
-from mixln.records import encode, read_json, to_text
+from mixln.records import encode, to_text
 from mixln.storage import write_file
+from mixln.studies.kept_measures import MEASURED_FOLDER
+from mixln.studies.kept_parts import KeptParts
 from mixln.studies.saved_model import SavedModel
-from mixln.studies.work_folder import row_length
+from mixln.studies.work_folder import precision_of_further_training, row_length
 from mixln.tasks import FineTuning, validation_loss
 from mixln.tasks.fine_tuning_config import FineTuningConfig
-from mixln.tasks.language_model import feed_forward_widths
 from mixln.tasks.recipe import TextTrainingConfig
 from mixln.training import MODEL_FOLDER, Precision, ReportStep, train
-from mixln.training.decisions import agree_on_precision
-from mixln.training.distributed import Processes
 
 REPORT_FILE = "finetuning.json"
-_BEFORE_FILE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -148,11 +145,7 @@ def run_fine_tuning(plan: FineTuningPlan, out: Path, report_step: ReportStep | N
         TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
     """
     data, recipe = plan.data, plan.recipe
-    sizes = (
-        *feed_forward_widths(load_config(str(plan.folder))),
-        recipe.rows_of_a_forward(1) * recipe.data.sequence_length,
-    )
-    precision = agree_on_precision(recipe.precision, sizes, out, Processes(default_device()))
+    precision = precision_of_further_training(recipe, load_config(str(plan.folder)), out)
     task = FineTuning(plan.folder, recipe, data, plan.config.low_rank)
     before = _loss_before(plan, task, precision, out)
     trained = train(task, out, report_step, precision=precision)
@@ -173,17 +166,14 @@ def run_fine_tuning(plan: FineTuningPlan, out: Path, report_step: ReportStep | N
 
 def _loss_before(plan: FineTuningPlan, task: FineTuning, precision: Precision, out: Path) -> float:
     """The loss of the held-out answers by the model as it is; measured once for a run."""
-    path = out / _BEFORE_FILE
-    identity = {"model": task.identity()["model"], "data": plan.data.fingerprint, "precision": str(precision)}
-    try:
-        kept = read_json(path)
-        if isinstance(kept, dict) and kept.get("of") == identity and isinstance(kept.get("loss"), float):
-            return kept["loss"]
-    except (OSError, InputError):
-        pass
-    model = load_bare_causal_lm(str(plan.folder))
-    nn.Module.to(model, default_device(), torch.float32)
-    loss = validation_loss(model, plan.data, plan.recipe.evaluation_batch_size, precision.autocast_dtype).mean
-    if is_main_process():
-        write_file(path, json.dumps({"of": identity, "loss": loss}) + "\n")
-    return loss
+
+    def measure() -> EvaluationLoss:
+        model = load_bare_causal_lm(str(plan.folder))
+        nn.Module.to(model, default_device(), torch.float32)
+        return validation_loss(model, plan.data, plan.recipe.evaluation_batch_size, precision.autocast_dtype)
+
+    def identify() -> dict[str, Any]:
+        return {"model": task.identity()["model"], "data": plan.data.fingerprint, "precision": str(precision)}
+
+    kept = KeptParts(EvaluationLoss, out / MEASURED_FOLDER if is_main_process() else None, identify, "losses")
+    return kept.take("before", measure).mean

@@ -47,6 +47,18 @@ def row_length(source: str, wanted: int | None) -> int:
     return longest
 
 
+def precision_of_further_training(recipe: TextTrainingConfig, config: PreTrainedConfig, folder: Path) -> Precision:
+    """Return the precision of a run and of what is measured beside it, as decided or found in its folder.
+
+    Args:
+        recipe: of the run.
+        config: of the model.
+        folder: of the run.
+    """
+    sizes = *feed_forward_widths(config), recipe.rows_of_a_forward(1) * recipe.data.sequence_length
+    return agree_on_precision(recipe.precision, sizes, folder, Processes(default_device()))
+
+
 def _has_position_table(config: PreTrainedConfig) -> bool:
     """Whether a model may have a table of positions, which can end before its config says; the weights are not read."""
     try:
@@ -105,7 +117,5 @@ class TrainingWork:
     def prepare(self, cache: str | Path | None, say: Report, report_stage: ReportStage | None = None) -> None:
         """Tokenise the text, or find it done already (see `prepare_data`), and settle the precision of all training."""
         self._data = prepare_data(self.recipe.data, cache, say, report_stage=report_stage)
-        recipe, alone = self.recipe, Processes(default_device())
-        sizes = *feed_forward_widths(self._model_config), recipe.rows_of_a_forward(1) * recipe.data.sequence_length
-        self.precision = agree_on_precision(recipe.precision, sizes, self._folder, alone)
+        self.precision = precision_of_further_training(self.recipe, self._model_config, self._folder)
         say(f"precision: {self.precision}")
