@@ -8,8 +8,8 @@ import sys
 def main() -> int:
     """Run the command line; Ctrl-C while it is imported is one line too.
 
-    When it has ended, Ctrl-C is ignored: Python takes half a second to leave, and would die of the signal itself, with
-    another exit status than the one that belongs to the message.
+    Before its last message is printed, Ctrl-C is ignored: Python takes half a second to leave, and would die of the
+    signal itself, with another exit status than the one that belongs to the message.
 
     Until a command runs there is no garbage to collect, and looking for it, then and in leaving, is a fifth of the time
     that `--help` takes.
@@ -18,14 +18,19 @@ def main() -> int:
     try:
         from mixln.cli import main as run
 
-        return run()
+        return run(before_leaving=_ignore_interrupts)
     except KeyboardInterrupt:
+        _ignore_interrupts()
         print("mixln: interrupted", file=sys.stderr)
         return 130
     finally:
         if not gc.isenabled():  # no command has run
             gc.freeze()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _ignore_interrupts()
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

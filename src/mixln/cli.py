@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TextIO
 
@@ -36,8 +36,14 @@ _COMPLETION = "--completion"
 _VERSION = "--version"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+def main(arguments: Sequence[str] | None = None, *, before_leaving: Callable[[], None] = lambda: None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: as on the command line; None: those of this process.
+        before_leaving: called before the message of an error is printed. A process that ends with it ignores Ctrl-C
+            from then on, so that the exit status is the one of the message.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -66,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except BaseException as error:  # a panic of a library in Rust is no Exception
+        before_leaving()
         expected = _explain(error)
         if expected is None:
             raise
