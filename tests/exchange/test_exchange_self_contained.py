@@ -16,7 +16,7 @@ import torch
 from architecture_tools import NAMES, tiny_architecture, tiny_architecture_config
 from models_tools import logits_of, tiny_model, token_ids
 from self_contained import open_without_mixln, write_case
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import mixln
 from mixln import MixLNLlamaConfig, MixLNLlamaForCausalLM
@@ -227,13 +227,21 @@ def test_stock_classes_still_refuse_the_folder(tmp_path: Path) -> None:
 def test_the_stack_alone_is_saved_with_its_code(tmp_path: Path) -> None:
     save_self_contained(tiny_model("mix").model, tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    assert set(auto_map) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+    }
     assert (tmp_path / "modeling_mixln_llama.py").is_file()
 
 
 def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
-    model: Any = AutoModelForSequenceClassification.from_config(tiny_architecture_config("llama", "mix"))
-    with pytest.raises(InputError, match="MixLNLlamaForSequenceClassification has a head"):
+    class WithAnotherHead(MixLNLlamaForCausalLM):
+        pass
+
+    model = WithAnotherHead(tiny_architecture_config("llama", "mix"))
+    with pytest.raises(InputError, match="WithAnotherHead has a head"):
         save_self_contained(model, tmp_path)
     assert not list(tmp_path.iterdir())
 

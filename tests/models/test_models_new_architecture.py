@@ -1,22 +1,17 @@
-"""An architecture that this library does not have, added by what stands in this file alone; and heads by data."""
+"""An architecture that this library does not have, added by what stands in this file alone."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from architecture_tools import NAMES, STOCK, tiny_architecture_config
 from huggingface_hub.dataclasses import strict
-from models_tools import token_ids
 from torch import nn
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     Starcoder2Config,
     Starcoder2ForCausalLM,
     Starcoder2ForSequenceClassification,
@@ -24,9 +19,9 @@ from transformers import (
 )
 
 import mixln
-from mixln.models import ARCHITECTURES, PlacedConfig, PlacedPreTrainedModel, register_architecture
+from mixln.models import ARCHITECTURES, PlacedConfig, register_architecture
 from mixln.models.anatomy import find_anatomy
-from mixln.models.decoder import LLAMA_ROLES, PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import LLAMA_ROLES, PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.placement import ArchitectureNorm, ParameterRole
 
 
@@ -61,9 +56,13 @@ class MixLNStarcoder2ForCausalLM(PlacedForCausalLM, Starcoder2ForCausalLM):
     model_class = MixLNStarcoder2Model
 
 
+class MixLNStarcoder2ForSequenceClassification(PlacedForSequenceClassification, Starcoder2ForSequenceClassification):
+    model_class = MixLNStarcoder2Model
+
+
 @pytest.fixture
 def starcoder2() -> Iterator[Starcoder2ForCausalLM]:
-    register_architecture("starcoder2", MixLNStarcoder2ForCausalLM, heads=[Starcoder2ForSequenceClassification])
+    register_architecture("starcoder2", MixLNStarcoder2ForCausalLM, heads=[MixLNStarcoder2ForSequenceClassification])
     config = Starcoder2Config(
         vocab_size=97,
         hidden_size=32,
@@ -119,43 +118,3 @@ def test_its_weights_are_drawn_by_their_roles_and_its_fields_named_as_in_recipes
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert 0.015 < model.model.layers[1].mlp.c_proj.weight.std() < 0.025
     assert not model.model.layers[1].mlp.c_proj.bias.any()
-
-
-WITH_CLASSIFIER = [name for name in NAMES if ARCHITECTURES[name].head_classes]
-
-
-@pytest.mark.parametrize("name", WITH_CLASSIFIER)
-def test_a_classifier_is_the_stock_one_at_its_stock_placement(name: str, tmp_path: Path) -> None:
-    config = tiny_architecture_config(name, STOCK[name], pad_token_id=0, num_labels=3)
-    torch.manual_seed(0)
-    model: Any = AutoModelForSequenceClassification.from_config(config).eval()
-    assert isinstance(model, PlacedPreTrainedModel)
-    stock_class: Any = type(model).__bases__[1]
-    stock_config = mixln.stock_model(AutoModel.from_config(config)).config
-    stock = stock_class(stock_config).eval()
-    stock.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        expected = stock(input_ids=token_ids()).logits
-        assert torch.equal(model(input_ids=token_ids()).logits, expected)
-        placed, change = mixln.apply_placement(stock, STOCK[name])
-        assert type(placed) is type(model)
-        assert change.keeps_function
-        assert torch.equal(placed(input_ids=token_ids()).logits, expected)
-        model.save_pretrained(tmp_path / "classifier")
-        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
-        assert torch.equal(again(input_ids=token_ids()).logits, expected)
-    assert pickle.loads(pickle.dumps(type(model))) is type(model)
-
-
-def test_a_classifier_begins_with_a_language_model_and_a_new_head(tmp_path: Path) -> None:
-    config = tiny_architecture_config("llama", "mix(alpha=0.5)", pad_token_id=0, num_labels=3)
-    language_model: Any = AutoModelForCausalLM.from_config(config).initialize(0)
-    language_model.save_pretrained(tmp_path)
-    classifier: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    for parameter_name, parameter in language_model.model.named_parameters():
-        assert torch.equal(classifier.model.get_parameter(parameter_name), parameter)
-    assert classifier.score.weight.std().item() == pytest.approx(config.initializer_range, rel=0.3)
-    classifier(input_ids=token_ids(), labels=torch.tensor([0, 2])).loss.backward()
-    classifier.save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "classifier")

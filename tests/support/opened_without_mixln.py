@@ -1,6 +1,7 @@
 """A program, not a test: opens self-contained folders where mixln is not installed, and prints as JSON what failed.
 
-Argument: a folder of cases, each with `model/` and `expected.safetensors` (`ids`, `logits`, `hidden`, `text`).
+Argument: a folder of cases, each with `model/` and `expected.safetensors` (`ids`, `logits`, `hidden`, `text`, `score`,
+`rewards`).
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
 def check(case: Path) -> None:
@@ -31,6 +32,19 @@ def check(case: Path) -> None:
     stack: Any = AutoModel.from_pretrained(case / "model", trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(stack(input_ids=ids, use_cache=False).last_hidden_state, expected["hidden"]), "hidden"
+
+    # a classifier of its stack with a new head, and what it computes with the head that mixln drew
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(
+        case / "model", trust_remote_code=True, num_labels=1, pad_token_id=0
+    )
+    assert type(classifier).__module__ == code.__name__
+    with torch.no_grad():
+        classifier.score.weight.copy_(expected["score"])
+        assert torch.equal(classifier(input_ids=ids, use_cache=False).logits, expected["rewards"]), "rewards"
+    classifier.save_pretrained(case / "classifier")
+    again = AutoModelForSequenceClassification.from_pretrained(case / "classifier", trust_remote_code=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids, use_cache=False).logits, expected["rewards"])
 
     # saved again, and opened again, by way of every class that can save
     model.save_pretrained(case / "again")

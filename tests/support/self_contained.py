@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from models_tools import generate, logits_of, token_ids
 from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
 
 from mixln.exchange import save_self_contained
 from mixln.models import PlacedPreTrainedModel
@@ -29,7 +30,12 @@ def write_case(folder: Path, model: PlacedPreTrainedModel, without: str = "") ->
     save_self_contained(model, folder / "model")
     with torch.no_grad():
         hidden: Any = model.base_model(input_ids=ids, use_cache=False)
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder / "model", num_labels=1, pad_token_id=0
+    ).eval()
     expected = {
+        "score": classifier.score.weight.detach(),
+        "rewards": classifier(input_ids=ids, use_cache=False).logits.detach(),
         "ids": ids,
         "logits": logits_of(model, ids),
         "hidden": hidden.last_hidden_state,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mixln.errors import InputError
 from mixln.exchange.source_bundle import Bundle, BundleError, Statement, bundle
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.registry import ARCHITECTURES, Architecture
+from mixln.models.registry import ARCHITECTURES, Architecture, auto_class_of
 from mixln.placement import Placement, register_modifier, register_scheme
 from mixln.placement.registry import MODIFIERS, SCHEMES, Entry
 from mixln.version import __version__
@@ -59,7 +59,7 @@ def save_self_contained(model: PreTrainedModel, folder: str | Path, **options: A
     """Save a model as `save_pretrained` does, with the code that it needs where mixln is not installed.
 
     Args:
-        model: of this library, a language model or its stack alone.
+        model: of this library, with a head or its stack alone.
         folder: to write.
         **options: of `save_pretrained`. Over several processes the first one writes.
 
@@ -106,9 +106,14 @@ def modelling_file(config: PlacedConfig) -> ModellingFile:
             "code: call mixln.models.register_architecture with them"
         )
     schemes = _registered(config.placement)
-    classes: list[type[Any]] = [found.config_class, found.model_class, found.causal_lm_class]
+    named: dict[str, type[Any]] = {
+        "AutoConfig": found.config_class,
+        "AutoModel": found.model_class,
+        "AutoModelForCausalLM": found.causal_lm_class,
+        **{auto_class_of(head).__name__: head for head in found.head_classes},
+    }
     functions = [entry.function for entry in schemes]
-    roots = [(one.__module__, one.__qualname__) for one in (*functions, *classes)]
+    roots = [(one.__module__, one.__qualname__) for one in (*functions, *named.values())]
     try:
         made = bundle(roots, sorted({_PACKAGE, *(module.partition(".")[0] for module, _ in roots)}))
     except BundleError as error:
@@ -123,11 +128,10 @@ def modelling_file(config: PlacedConfig) -> ModellingFile:
         # the language model of transformers that ours inherits from last: LlamaForCausalLM
         stock=f"transformers' {found.causal_lm_class.__bases__[-1].__name__}",
     )
-    named = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), classes, strict=True)
     return ModellingFile(
         name=f"{stem}.py",
         text=header + made.text,
-        auto_map={auto: f"{stem}.{one.__name__}" for auto, one in named},
+        auto_map={auto: f"{stem}.{one.__name__}" for auto, one in named.items()},
     )
 
 

@@ -11,6 +11,7 @@ naming of them (`LlamaAttention`, `LlamaMLP`, `LlamaRotaryEmbedding`).
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from mixln.models.attention import PlacedAttention
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.transformers_internals import GradientCheckpointingLayer, stock_base, stock_part
-from mixln.placement import ParameterRole, PlacedBlock
+from mixln.placement import ParameterRole, PlacedBlock, PlacementWarning
 
 LLAMA_ROLES: Mapping[str, ParameterRole] = {
     "embed_tokens.weight": "embedding",
@@ -155,7 +156,6 @@ class PlacedWithHead(PlacedPreTrainedModel):
     """
 
     model_class: ClassVar[type[PlacedModel]]
-    draws_missing_head = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         stack: type[PlacedModel] | None = getattr(cls, "model_class", None)
@@ -173,8 +173,6 @@ class PlacedWithHead(PlacedPreTrainedModel):
 class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
     """The language model. Mixed in before an architecture's own, whose forward it is."""
 
-    draws_missing_head = False
-
     def __init__(self, config: PlacedConfig) -> None:
         # not the architecture's constructor, which would build a stock stack to be thrown away
         PreTrainedModel.__init__(self, config)
@@ -182,6 +180,62 @@ class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.stack_plan.head_bias)
         self.post_init()
+
+
+class PlacedForSequenceClassification(PlacedWithHead):
+    """The classifier of texts, or with one label a reward model. Mixed in before an architecture's own, whose forward
+    reads the last token that is not the padding token of the config.
+
+    A checkpoint of a language model opens with a new `score.weight` (labels, hidden), drawn as a head.
+
+    Warns:
+        PlacementWarning: the placement has no final norm, so nothing bounds what the head reads, nor the scores.
+    """
+
+    new_head = frozenset({"score.weight"})
+
+    def __init__(self, config: PlacedConfig) -> None:
+        # not the architecture's constructor, which would build a stock stack, or ask AutoModel for one
+        PreTrainedModel.__init__(self, config)
+        plan = config.stack_plan
+        if plan.final_norm is None:
+            warnings.warn(
+                f"placement {config.placement!r} has no final norm: the scores of a {type(self).__name__} are "
+                "unbounded, since they grow with the residual stream",
+                PlacementWarning,
+                stacklevel=2,
+            )
+        labels: Any = config.num_labels  # None for transformers' own type alone
+        self.num_labels = labels
+        self.add_module(self.base_model_prefix, self.model_class(config))
+        self.score = nn.Linear(config.hidden_size, labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        *args: Any,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Classify texts as the architecture's own forward does.
+
+        Positions are counted from the first token that `attention_mask` (batch, sequence) shows, if they are not given:
+        padding on the left does not move a text.
+        """
+        if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+        }
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        return super().forward(input_ids, *args, **kwargs)
 
 
 def placed_class(owner: type, stock: type, bases: tuple[type, ...], **attributes: Any) -> Any:

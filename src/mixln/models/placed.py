@@ -51,8 +51,8 @@ class PlacedPreTrainedModel(PreTrainedModel):
     parameter_roles: ClassVar[Mapping[str, ParameterRole]] = {}
     """Parameter-name pattern (relative to the base model) to role; `*` is the position of a block."""
 
-    draws_missing_head: ClassVar[bool] = False
-    """Whether a checkpoint may lack the head: it is new then, as in a classifier that is to be fine-tuned."""
+    new_head: ClassVar[frozenset[str]] = frozenset()
+    """The parameters that a checkpoint of a model with another head may lack: they are drawn, to be trained."""
 
     def initialize(self, seed: int) -> Self:
         """Draw all weights anew, whatever they held, each from the generator of (seed, parameter name).
@@ -130,10 +130,11 @@ class PlacedPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load a model as `transformers.PreTrainedModel.from_pretrained` does, but never with invented weights.
 
-        The head of a classifier may be missing: it is drawn, as in transformers.
+        The head of a classifier (`new_head`) is drawn if the checkpoint is of a model without it, as in transformers.
 
         Raises:
-            ValueError: the checkpoint lacks parameters of this placement, or has others; the error lists them.
+            ValueError: the checkpoint lacks parameters of this placement, or has others; or its config names this very
+                class, and it lacks the head. The error lists them.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(
@@ -142,7 +143,8 @@ class PlacedPreTrainedModel(PreTrainedModel):
         model, info = loaded
         # a model without a head opens a checkpoint with one, as everywhere in transformers
         other_head = {name for name in info["unexpected_keys"] if _is_of_head(cls, name)}
-        new_head = {name for name in info["missing_keys"] if cls.draws_missing_head and _is_of_head(cls, name)}
+        # what was saved from this class has a head, or is damaged
+        new_head = frozenset() if cls.__name__ in (model.config.architectures or ()) else cls.new_head
         lists = {
             "missing": set(info["missing_keys"]) - new_head,
             "left over": set(info["unexpected_keys"]) - other_head,

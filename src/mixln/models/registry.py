@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import transformers
 from transformers import (
@@ -13,14 +14,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PreTrainedModel,
 )
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel, PlacedWithHead, placed_class
+from mixln.models.decoder import PlacedForCausalLM, PlacedModel, PlacedWithHead
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 
 _AUTO_CLASSES = {"ForSequenceClassification": AutoModelForSequenceClassification}
-"""By the end of the name of a stock class: the Auto class that opens it."""
+"""By the end of the name of a class: the Auto class that opens it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register_architecture(
-    name: str, causal_lm_class: type[PlacedForCausalLM], heads: Sequence[type[PreTrainedModel]] = ()
+    name: str, causal_lm_class: type[PlacedForCausalLM], heads: Sequence[type[PlacedWithHead]] = ()
 ) -> None:
     """Register an architecture, with this library's registry and with transformers' Auto classes.
 
@@ -67,8 +67,7 @@ def register_architecture(
     Args:
         name: in recipes and on the command line.
         causal_lm_class: of the language model; it names the stack, and the stack names the config.
-        heads: transformers' classes with other heads, which build their stack by `AutoModel`. Of each a class
-            `MixLN...` is made, in the module of the language model.
+        heads: the classes of models with other heads, on the same stack.
 
     Raises:
         PlacementError: the architecture's norm is not the one that its config describes.
@@ -78,23 +77,20 @@ def register_architecture(
     assert config_class is not None
     assert issubclass(config_class, PlacedConfig)
     config_class().norm_factory().check()
-    head_classes = tuple(_with_head(stock, causal_lm_class) for stock in heads)
-    ARCHITECTURES[name] = Architecture(name, config_class, model_class, causal_lm_class, head_classes)
+    ARCHITECTURES[name] = Architecture(name, config_class, model_class, causal_lm_class, tuple(heads))
     AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(config_class, model_class)
     AutoModelForCausalLM.register(config_class, causal_lm_class)
-    for stock, head_class in zip(heads, head_classes, strict=True):
-        auto_class = next(found for ending, found in _AUTO_CLASSES.items() if stock.__name__.endswith(ending))
-        auto_class.register(config_class, head_class)
+    for head_class in heads:
+        auto_class_of(head_class).register(config_class, head_class)
     for module in _transformers_modules():
-        for registered in (config_class, model_class, causal_lm_class, *head_classes):
+        for registered in (config_class, model_class, causal_lm_class, *heads):
             setattr(module, registered.__name__, registered)
 
 
-def _with_head(stock: type[PreTrainedModel], causal_lm_class: type[PlacedForCausalLM]) -> type[PlacedWithHead]:
-    model_class = causal_lm_class.model_class
-    doc = f"`transformers.{stock.__name__}` on `{model_class.__name__}`."
-    return placed_class(causal_lm_class, stock, (PlacedWithHead, stock), __doc__=doc, model_class=model_class)
+def auto_class_of(head_class: type[PlacedWithHead]) -> Any:
+    """Return the Auto class of transformers that opens a model with another head, by the end of its name."""
+    return next(found for ending, found in _AUTO_CLASSES.items() if head_class.__name__.endswith(ending))
 
 
 def _transformers_modules() -> list[ModuleType]:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
 from mixln.models.attention import PlacedAttention
-from mixln.models.decoder import PlacedDecoderLayer, PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedDecoderLayer, PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 from mixln.models.transformers_internals import GPT2MLP, GPT2Attention
@@ -108,6 +108,7 @@ class MixLNGPT2Model(PlacedModel, GPT2Model):  # pyright: ignore[reportIncompati
         "h.*.mlp.c_fc.weight": "up",
         "h.*.mlp.c_proj.weight": "down",
         "lm_head.weight": "head",
+        "score.weight": "head",
     }
     embedding_norm_name = "drop.embedding_norm"
     final_norm_name = "ln_f"
@@ -131,4 +132,10 @@ class MixLNGPT2ForCausalLM(PlacedForCausalLM, GPT2LMHeadModel):
     model_class = MixLNGPT2Model
 
 
-register_architecture("gpt2", MixLNGPT2ForCausalLM)
+class MixLNGPT2ForSequenceClassification(PlacedForSequenceClassification, GPT2ForSequenceClassification):
+    """The classifier of texts: `transformers.GPT2ForSequenceClassification` on `MixLNGPT2Model`."""
+
+    model_class = MixLNGPT2Model
+
+
+register_architecture("gpt2", MixLNGPT2ForCausalLM, heads=[MixLNGPT2ForSequenceClassification])

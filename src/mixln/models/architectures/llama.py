@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 
@@ -33,4 +33,10 @@ class MixLNLlamaForCausalLM(PlacedForCausalLM, LlamaForCausalLM):
     model_class = MixLNLlamaModel
 
 
-register_architecture("llama", MixLNLlamaForCausalLM, heads=[LlamaForSequenceClassification])
+class MixLNLlamaForSequenceClassification(PlacedForSequenceClassification, LlamaForSequenceClassification):
+    """The classifier of texts: `transformers.LlamaForSequenceClassification` on `MixLNLlamaModel`."""
+
+    model_class = MixLNLlamaModel
+
+
+register_architecture("llama", MixLNLlamaForCausalLM, heads=[MixLNLlamaForSequenceClassification])

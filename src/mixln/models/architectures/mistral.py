@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import MistralConfig, MistralForCausalLM, MistralForSequenceClassification, MistralModel
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 
@@ -31,4 +31,10 @@ class MixLNMistralForCausalLM(PlacedForCausalLM, MistralForCausalLM):
     model_class = MixLNMistralModel
 
 
-register_architecture("mistral", MixLNMistralForCausalLM, heads=[MistralForSequenceClassification])
+class MixLNMistralForSequenceClassification(PlacedForSequenceClassification, MistralForSequenceClassification):
+    """The classifier of texts: `transformers.MistralForSequenceClassification` on `MixLNMistralModel`."""
+
+    model_class = MixLNMistralModel
+
+
+register_architecture("mistral", MixLNMistralForCausalLM, heads=[MixLNMistralForSequenceClassification])

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import OlmoConfig, OlmoForCausalLM, OlmoForSequenceClassification, OlmoModel
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 from mixln.models.transformers_internals import OlmoLayerNorm
@@ -34,4 +34,10 @@ class MixLNOlmoForCausalLM(PlacedForCausalLM, OlmoForCausalLM):
     model_class = MixLNOlmoModel
 
 
-register_architecture("olmo", MixLNOlmoForCausalLM, heads=[OlmoForSequenceClassification])
+class MixLNOlmoForSequenceClassification(PlacedForSequenceClassification, OlmoForSequenceClassification):
+    """The classifier of texts: `transformers.OlmoForSequenceClassification` on `MixLNOlmoModel`."""
+
+    model_class = MixLNOlmoModel
+
+
+register_architecture("olmo", MixLNOlmoForCausalLM, heads=[MixLNOlmoForSequenceClassification])

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Olmo2Config, Olmo2ForCausalLM, Olmo2ForSequenceClassification, Olmo2Model
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 
@@ -30,4 +30,10 @@ class MixLNOlmo2ForCausalLM(PlacedForCausalLM, Olmo2ForCausalLM):
     model_class = MixLNOlmo2Model
 
 
-register_architecture("olmo2", MixLNOlmo2ForCausalLM, heads=[Olmo2ForSequenceClassification])
+class MixLNOlmo2ForSequenceClassification(PlacedForSequenceClassification, Olmo2ForSequenceClassification):
+    """The classifier of texts: `transformers.Olmo2ForSequenceClassification` on `MixLNOlmo2Model`."""
+
+    model_class = MixLNOlmo2Model
+
+
+register_architecture("olmo2", MixLNOlmo2ForCausalLM, heads=[MixLNOlmo2ForSequenceClassification])

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Model
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 
@@ -27,4 +27,10 @@ class MixLNQwen2ForCausalLM(PlacedForCausalLM, Qwen2ForCausalLM):
     model_class = MixLNQwen2Model
 
 
-register_architecture("qwen2", MixLNQwen2ForCausalLM, heads=[Qwen2ForSequenceClassification])
+class MixLNQwen2ForSequenceClassification(PlacedForSequenceClassification, Qwen2ForSequenceClassification):
+    """The classifier of texts: `transformers.Qwen2ForSequenceClassification` on `MixLNQwen2Model`."""
+
+    model_class = MixLNQwen2Model
+
+
+register_architecture("qwen2", MixLNQwen2ForCausalLM, heads=[MixLNQwen2ForSequenceClassification])

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel
+from mixln.models.decoder import PlacedForCausalLM, PlacedForSequenceClassification, PlacedModel
 from mixln.models.placed import PlacedConfig
 from mixln.models.registry import register_architecture
 
@@ -30,4 +30,10 @@ class MixLNQwen3ForCausalLM(PlacedForCausalLM, Qwen3ForCausalLM):
     model_class = MixLNQwen3Model
 
 
-register_architecture("qwen3", MixLNQwen3ForCausalLM, heads=[Qwen3ForSequenceClassification])
+class MixLNQwen3ForSequenceClassification(PlacedForSequenceClassification, Qwen3ForSequenceClassification):
+    """The classifier of texts: `transformers.Qwen3ForSequenceClassification` on `MixLNQwen3Model`."""
+
+    model_class = MixLNQwen3Model
+
+
+register_architecture("qwen3", MixLNQwen3ForCausalLM, heads=[MixLNQwen3ForSequenceClassification])
