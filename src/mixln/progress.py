@@ -74,22 +74,34 @@ class _Bar:
         self._task = self._progress.add_task(
             description, completed=done, total=total or None, status="", left="" if total else None
         )
-        self._next_line = time.monotonic() + LINE_SECONDS
-        if description and not self._has_bar:
-            self.report(description)
+        if not self._has_bar:
+            self._begin_lines(description)
 
-    def _show(self, done: int, total: int, status: str = "") -> None:
-        """Show how far it is; `status` takes the place of the steps per second."""
+    def _begin_lines(self, description: str) -> None:
+        self._next_line = time.monotonic() + LINE_SECONDS
+        self.report(description)
+
+    def _line_is_due(self) -> bool:
+        """Whether a line is to be printed now, and if so, that the next one is due later."""
+        if self._has_bar or time.monotonic() < self._next_line:
+            return False
+        self._next_line = time.monotonic() + LINE_SECONDS
+        return True
+
+    def _show(self, done: int, total: int, status: str = "", unit: str = "") -> None:
+        """Show how far it is; `status` takes the place of the steps per second, `unit` stands in lines alone."""
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total or None)
         task = self._progress.tasks[0]
         status = status or _rate(task.speed)
         self._progress.update(self._task, status=status, left="left" if task.time_remaining else "")
-        if not self._has_bar and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_SECONDS
-            of_all = f" of {total:,}" if total else ""
+        if self._line_is_due():
             left = f"{_duration(task.time_remaining)} left" if task.time_remaining else ""
-            self.report(", ".join(filter(None, [f"{task.description}: {done:,}{of_all}", status, left])))
+            self.report(", ".join(filter(None, [f"{task.description}: {unit}{_share(done, total)}", status, left])))
+
+
+def _share(done: int, total: int) -> str:
+    return f"{done:,} of {total:,}" if total else f"{done:,}"
 
 
 def _rate(speed: float | None) -> str:
@@ -113,31 +125,42 @@ def line_printer(*, shown: bool) -> Callable[[str], None]:
 
 
 class TrainingProgress(_Bar):
-    """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left."""
+    """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left.
+
+    A stage before the first run, such as tokenising, has the bar to itself.
+    """
 
     def __init__(self, steps_per_run: int, num_runs: int = 1, *, shown: bool = True) -> None:
         super().__init__(shown=shown)
         self._steps = steps_per_run
         self._total = steps_per_run * num_runs
         self._run = self._made = 0
-        self._status = ""
-        self._begin("", 0, self._total)
+        self._name = self._stage = ""
 
     def start_run(self, number: int, description: str) -> None:
         """Show that run `number` (from 0) begins; those before it count as done."""
-        self._run, self._made, self._status = number, 0, ""
+        self._run, self._made, self._name, self._stage = number, 0, description, ""
         self._begin(description, number * self._steps, self._total)
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show where the current run is."""
-        self._made = step
-        self._status = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s"
-        self._show(self._run * self._steps + step, self._total, self._status)
+        self._made, self._stage = step, ""
+        status = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s"
+        self._show(self._run * self._steps + step, self._total, status, "step ")
 
     def stage(self, stage: str, done: int, total: int) -> None:
         """Show how far something is that is no step of training, such as measuring what was trained."""
-        of_all = f" of {total:,}" if total else ""
-        self._show(self._run * self._steps + self._made, self._total, f"{stage} {done:,}{of_all}")
+        is_new, self._stage = stage != self._stage, stage
+        if not self._name:
+            if is_new:
+                self._begin(stage, done, total)
+            self._show(done, total)
+        elif self._has_bar:
+            self._show(self._run * self._steps + self._made, self._total, f"{stage} {_share(done, total)}")
+        elif is_new:
+            self._begin_lines(f"{self._name}, {stage}")
+        elif self._line_is_due():
+            self.report(f"{self._name}, {stage}: {_share(done, total)}")
 
 
 class StageProgress(_Bar):

@@ -119,5 +119,32 @@ def test_a_line_says_the_rate_and_the_time_left(
         now[0] += progress.LINE_SECONDS
         training.stage("removal", 4, 8)
     error = capsys.readouterr().err
-    assert "the second: 164 of 200, loss 5.250, 1,000 tokens/s, 0:01:12 left" in error
-    assert "the second: 169 of 200, removal 4 of 8" in error
+    assert "the second: step 164 of 200, loss 5.250, 1,000 tokens/s, 0:01:12 left" in error
+    assert "the second, removal: 4 of 8" in error.splitlines()
+
+
+def test_a_stage_before_the_first_run_is_named_by_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with TrainingProgress(100) as training:
+        training.stage("tokenising", 0, 1000)
+        now[0] += progress.LINE_SECONDS
+        training.stage("tokenising", 500, 1000)
+        training.start_run(0, "pre")
+        now[0] += progress.LINE_SECONDS
+        training.step(10, 5.25, 1000)
+        training.stage("measuring", 0, 8)
+        training.stage("measuring", 1, 8)
+        now[0] += progress.LINE_SECONDS
+        training.stage("measuring", 2, 8)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", loss")[0] for line in lines] == [
+        "tokenising",
+        "tokenising: 500 of 1,000",
+        "pre",
+        "pre: step 10 of 100",
+        "pre, measuring",
+        "pre, measuring: 2 of 8",
+    ]

@@ -285,7 +285,7 @@ class _Build:
     def _report(self, corpus: Corpus) -> None:
         if self._report_stage is not None:
             limit = self._sources.config.max_tokens or 0
-            self._report_stage(f"tokenising {corpus.name}", self.train.store.written.tokens, limit)
+            self._report_stage(f"tokenising {corpus.name} (training tokens)", self.train.store.written.tokens, limit)
         elif time.monotonic() > self._next_report:
             self._next_report = time.monotonic() + _REPORT_SECONDS
             limit = self._sources.config.max_tokens
