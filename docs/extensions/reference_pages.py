@@ -29,6 +29,7 @@ from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.fine_tuned_model import FineTuningReport
 from mixln.studies.prune_and_heal import HealingReport
 from mixln.studies.pruning_request import PruningRecord
+from mixln.studies.reward_model import RewardReport
 from mixln.tasks import Recipe
 from mixln.tasks.healing_config import HealingConfig
 from mixln.tasks.norm_removal.config import NormRemovalConfig
@@ -58,6 +59,7 @@ _RESULTS = {
     "norm_removal.json": (NormRemovalReport, "of `mixln remove-norm`, and in `task_result.json` of its run"),
     "evaluation.json": (EvaluationReport, "of `mixln evaluate`"),
     "finetuning.json": (FineTuningReport, "of `mixln finetune`"),
+    "reward.json": (RewardReport, "of `mixln reward`, also in the folder of the model"),
     "pruning.json": (PruningRecord, "of `mixln prune`"),
     "healing.json": (HealingReport, "of `mixln prune --heal`"),
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixln.commands.generate import generate
     from mixln.commands.prune import prune
     from mixln.commands.remove_norm import remove_norm
+    from mixln.commands.reward import reward
     from mixln.commands.train import train
     from mixln.exchange.export import save_stock, stock_model
     from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mixln.tasks.healing_config import HealingConfig
     from mixln.tasks.norm_removal.config import NormRemovalConfig
     from mixln.tasks.recipe import Recipe
+    from mixln.tasks.reward_config import RewardConfig
 else:
     from mixln.lazy import lazy_names
 
@@ -60,6 +62,7 @@ __all__ = [
     "PlacementError",
     "Plugin",
     "Recipe",
+    "RewardConfig",
     "__version__",
     "apply_placement",
     "compare",
@@ -81,6 +84,7 @@ __all__ = [
     "register_modifier",
     "register_scheme",
     "remove_norm",
+    "reward",
     "save_stock",
     "schemes",
     "stock_model",

@@ -1,8 +1,11 @@
-"""Student's t, for confidence intervals."""
+"""Confidence intervals: Student's t, and the interval of a share, also of items that come in groups."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from statistics import fmean
 
 
 def student_t_two_sided(confidence: float, degrees_of_freedom: int) -> float:
@@ -34,3 +37,67 @@ def _student_probability(theta: float, degrees_of_freedom: int) -> float:
         total += term
         term *= cosine**2 * (power + 1) / (power + 2)
     return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def accuracy_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` items: Wilson 1927.
+
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96. It is no point where p is 0 or 1.
+    """
+    z = 1.959963984540054
+    center, reach = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
+    return max(0.0, (center - reach) / (1 + z * z / count)), min(1.0, (center + reach) / (1 + z * z / count))
+
+
+def grouped_share_interval(credits: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95 % interval of a share of items that come in groups, such as pairs with one prompt: groups are drawn.
+
+    Wilson's interval at the number of independent items that is as precise (Korn and Graubard 1998): with n items, g
+    groups, and e the sums of (credit - p) in each group,
+
+        variance = g / (g - 1) * sum(e^2) / n^2,    n_independent = p (1 - p) / variance * (z / t)^2
+
+    where t is Student's with g - 1 degrees of freedom and z = 1.96; at most n. Where p is 0 or 1 it is g. Where every
+    group has one item it is n. One group says nothing of others: the interval is [0, 1].
+
+    Args:
+        credits: of each item, in [0, 1].
+        groups: which each is of.
+    """
+    share, count = fmean(credits), len(credits)
+    sums = _group_sums([credit - share for credit in credits], groups)
+    if len(sums) == count:
+        return accuracy_interval(share, count) if count > 1 else (0.0, 1.0)
+    if len(sums) == 1:
+        return 0.0, 1.0
+    variance = _variance_of_mean(sums, count)
+    if share in (0, 1) or variance == 0:
+        return accuracy_interval(share, len(sums))
+    correction = (1.959963984540054 / student_t_two_sided(0.95, len(sums) - 1)) ** 2
+    return accuracy_interval(share, min(count, share * (1 - share) / variance * correction))
+
+
+def grouped_mean_interval(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95 % interval of a mean of items that come in groups, by Student's t over the groups; one group: infinite.
+
+    Args:
+        values: of each item.
+        groups: which each is of.
+    """
+    mean = fmean(values)
+    sums = _group_sums([value - mean for value in values], groups)
+    if len(sums) == 1:
+        return -math.inf, math.inf
+    reach = student_t_two_sided(0.95, len(sums) - 1) * math.sqrt(_variance_of_mean(sums, len(values)))
+    return mean - reach, mean + reach
+
+
+def _group_sums(values: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    sums: dict[Hashable, float] = defaultdict(float)
+    for value, group in zip(values, groups, strict=True):
+        sums[group] += value
+    return list(sums.values())
+
+
+def _variance_of_mean(sums: Sequence[float], count: int) -> float:
+    return len(sums) / (len(sums) - 1) * sum(one * one for one in sums) / count**2

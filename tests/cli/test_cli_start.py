@@ -81,6 +81,7 @@ sys.exit(main())
         ("remove-norm {tmp} {tmp}/out", "LlamaForCausalLM, 3 layers|python, the standard|{tmp}/out"),
         ("generate {tmp} text", "LlamaForCausalLM, 3 layers"),
         ("finetune {tmp} {tmp}/data.jsonl --out {tmp}/out", "LlamaForCausalLM, 3 layers|{tmp}/data.jsonl|{tmp}/out"),
+        ("reward {tmp} {tmp}/pairs.jsonl --out {tmp}/out", "LlamaForCausalLM, 3 layers|{tmp}/pairs.jsonl|{tmp}/out"),
         (
             "evaluate {tmp} --tasks {tmp}/config.json --out {tmp}/out",
             "3 layers|tasks:      {tmp}/config.json|{tmp}/out",

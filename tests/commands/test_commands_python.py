@@ -20,6 +20,7 @@ from mixln.commands.settings import (
     FineTuningFields,
     NormRemovalFields,
     RecipeFields,
+    RewardFields,
     RunFields,
     changed,
     settled_recipe,
@@ -107,6 +108,7 @@ def test_the_keyword_arguments_are_the_fields_of_the_configurations() -> None:
         (DiagnosisFields, mixln.DiagnosisConfig),
         (NormRemovalFields, mixln.NormRemovalConfig),
         (FineTuningFields, mixln.FineTuningConfig),
+        (RewardFields, mixln.RewardConfig),
     ],
 )
 def test_the_keyword_arguments_of_a_config_are_its_fields(shown: Any, config: Any) -> None:

@@ -42,6 +42,11 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "How": ["--epochs", "--batch-size", "--sequence-length", "--learning-rate", "--method"],
         "Where": ["--device", "--out"],
     },
+    "reward": {
+        "What is trained": ["model", "preferences", "--validation-data", "--template", "--too-long", "--unusable"],
+        "How": ["--epochs", "--batch-size", "--sequence-length", "--learning-rate"],
+        "Where": ["--device", "--out"],
+    },
     "evaluate": {
         "What is evaluated": ["models", "--names", "--tasks", "--task-path", "--limit"],
         "How": ["--num-fewshot", "--apply-chat-template", "--batch-size"],

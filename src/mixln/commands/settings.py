@@ -227,3 +227,21 @@ class FineTuningFields(TypedDict, total=False):
     precision: WantedPrecision
     compile: Literal["always", "never"]
     checkpoint_every: int | None
+
+
+class RewardFields(TypedDict, total=False):
+    """The fields of a `RewardConfig`, as keyword arguments; see there."""
+
+    epochs: float
+    batch_size: int
+    micro_batch_size: int | None
+    sequence_length: int | None
+    learning_rate: float
+    weight_decay: float
+    center: float
+    too_long: Literal["drop", "cut", "refuse"]
+    unusable: Literal["drop", "refuse"]
+    validation_fraction: float
+    seed: int
+    precision: WantedPrecision
+    checkpoint_every: int | None

@@ -77,13 +77,13 @@ def example_reader(
         InputError: rows with these fields are not known.
     """
     if template is not None:
-        return lambda row, place: _filled(template, row, place)
+        return lambda row, place: filled(template, row, place)
     if "messages" in row:
-        return lambda row, place: _conversation(_field(row, "messages", place), 0, place, tokenizer)
+        return lambda row, place: conversation(_field(row, "messages", place), 0, place, tokenizer)
     if {"prompt", "completion"} <= row.keys():
         return lambda row, place: _completion(row, place, tokenizer)
     if {"instruction", "output"} <= row.keys():
-        return lambda row, place: _filled(INSTRUCTION, row, place)
+        return lambda row, place: filled(INSTRUCTION, row, place)
     raise InputError(
         f"{place} has the fields {', '.join(sorted(row)) or 'none'}. Known are: messages; prompt, completion; "
         "instruction, input, output. For others, give a template"
@@ -99,20 +99,35 @@ def _field(row: Mapping[str, Any], name: str, place: str) -> Any:
 def _completion(row: Mapping[str, Any], place: str, tokenizer: PreTrainedTokenizerBase) -> Example:
     prompt, completion = _field(row, "prompt", place), _field(row, "completion", place)
     if isinstance(prompt, list) and isinstance(completion, list):  # of messages, as TRL has it
-        return _conversation([*prompt, *completion], len(prompt), place, tokenizer)
-    return _filled(COMPLETION, row, place)
+        return conversation([*prompt, *completion], len(prompt), place, tokenizer)
+    return filled(COMPLETION, row, place)
 
 
-def _filled(template: PromptTemplate, row: Mapping[str, Any], place: str) -> Example:
+def filled(template: PromptTemplate, row: Mapping[str, Any], place: str) -> Example:
+    """A prompt and its answer, written by a template.
+
+    Raises:
+        InputError: the row lacks a field, or the answer is empty.
+    """
     prompt, answer = template.prompt(row, place), template.answer(row, place)
     if not answer.strip():
         raise InputError(f"{place} has an empty answer: there is nothing to learn. Leave the row out")
     return Example([(prompt, False), (answer, True)], place)
 
 
-def _conversation(messages: Any, learned_from: int, place: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """A conversation as the chat template writes it; the assistant's turns from a message on are answers."""
-    checked = _checked_messages(messages, place)
+def conversation(messages: Any, learned_from: int, place: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """A conversation as the chat template writes it; the assistant's turns from a message on are answers.
+
+    Args:
+        messages: each with a role and a content.
+        learned_from: the first message that may be an answer.
+        place: where they are from, for errors.
+        tokenizer: has the template; without one it is `PLAIN_CHAT`.
+
+    Raises:
+        InputError: they are no messages, an answer is empty, or the template cannot write them.
+    """
+    checked = _checked_messages(messages, learned_from, place)
     segments: list[tuple[str, bool]] = []
     written = ""
     for number, message in enumerate(checked):
@@ -132,15 +147,15 @@ def _conversation(messages: Any, learned_from: int, place: str, tokenizer: PreTr
     return Example([(text, is_answer) for text, is_answer in segments if text], place, is_rendered=True)
 
 
-def _checked_messages(messages: Any, place: str) -> list[Message]:
+def _checked_messages(messages: Any, learned_from: int, place: str) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise InputError(f"{place}: messages must be a list of {{role, content}}, not {type(messages).__name__}")
-    for message in messages:
+    for number, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise InputError(f"{place}: a message must have a role and a content")
         if not isinstance(message["content"], str):
             raise InputError(f"{place}: the content of a message must be a text")
-        if message["role"] == "assistant" and not message["content"].strip():
+        if number >= learned_from and message["role"] == "assistant" and not message["content"].strip():
             raise InputError(f"{place} has an empty answer: there is nothing to learn. Leave the row out")
     return messages
 

@@ -156,7 +156,7 @@ def _add(
 
 def _examples(source: str, template: PromptTemplate | None, tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:
     read = None
-    for place, row in _rows(source):
+    for place, row in source_rows(source):
         if read is None:
             if "messages" in row and template is None and not tokenizer.chat_template:
                 tokenizer.chat_template = PLAIN_CHAT  # saved with the model, which will be asked in the same form
@@ -167,7 +167,12 @@ def _examples(source: str, template: PromptTemplate | None, tokenizer: PreTraine
         raise InputError(f"{source} holds no examples. Give a file with one example a line")
 
 
-def _rows(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def source_rows(source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the rows of a file of JSON lines, of a folder of them, or of a dataset `hf:NAME...`, each with its place.
+
+    Raises:
+        InputError: there is none, it cannot be read, or a row is no JSON object.
+    """
     if source.startswith(_HUB):
         yield from HubCorpus(source.removeprefix(_HUB), "").rows()
         return

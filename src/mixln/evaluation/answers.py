@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from mixln.confidence import accuracy_interval as accuracy_interval
 from mixln.evaluation.harness import LoadedTask, TaskRun
 from mixln.evaluation.items import Item, Picks, read_items
 
@@ -95,16 +96,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     mean, error = fmean(values), stdev(values) / math.sqrt(len(values))
     reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return mean - reach, mean + reach
-
-
-def accuracy_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` items: Wilson 1927.
-
-    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96. It is no point where p is 0 or 1.
-    """
-    z = 1.959963984540054
-    center, reach = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return max(0.0, (center - reach) / (1 + z * z / count)), min(1.0, (center + reach) / (1 + z * z / count))
 
 
 @dataclass(frozen=True)

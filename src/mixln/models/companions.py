@@ -23,7 +23,7 @@ _WEIGHT_ENDINGS = (
 )
 _OTHER_FORMATS = [f"*{ending}" for ending in _WEIGHT_ENDINGS if ending not in (".safetensors", ".bin", ".index.json")]
 _CACHES = ("__pycache__", "checkpoint-", "global_step")
-_OF_THE_WHOLE_MODEL = ("healing.json", "trainer_state.json", "training_args.bin")
+_OF_THE_WHOLE_MODEL = ("healing.json", "reward.json", "trainer_state.json", "training_args.bin")
 
 
 @dataclass(frozen=True)

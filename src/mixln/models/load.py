@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def load_bare_causal_lm(name_or_path: str) -> PreTrainedModel:
         InputError: as `load_causal_lm`.
     """
     config = load_config(name_or_path, _CAUSAL)
-    if (other := _other_kind(config, name_or_path)) is not None:
+    if (other := other_kind(config, name_or_path)) is not None:
         raise InputError(
             f"{name_or_path} is a {other}, which does not predict the next token of a text. Give a causal language "
             "model"
@@ -62,8 +63,13 @@ def load_bare_causal_lm(name_or_path: str) -> PreTrainedModel:
     return _open(name_or_path, config, AutoModelForCausalLM, _CAUSAL, {})
 
 
-def _other_kind(config: PreTrainedConfig, name_or_path: str) -> str | None:
-    """Return the class of a model that is no causal language model; None: it is one, its base, or an unknown class."""
+def other_kind(config: PreTrainedConfig, name_or_path: str) -> str | None:
+    """Return the class of a model that is no causal language model; None: it is one, its base, or an unknown class.
+
+    Args:
+        config: of the model.
+        name_or_path: for errors.
+    """
     try:
         model_class = model_class_of(config, name_or_path)
     except InputError:
@@ -162,6 +168,25 @@ def _open(
     name_or_path: str, config: PreTrainedConfig, opener: Any, what: str, options: dict[str, Any]
 ) -> PreTrainedModel:
     """Open a model by a class, or an Auto class, after a look at what is in the folder."""
+    return open_with_new_head(name_or_path, config, opener, what, options, may_be_new=False)[0]
+
+
+def open_with_new_head(
+    name_or_path: str, config: PreTrainedConfig, opener: Any, what: str, options: dict[str, Any], *, may_be_new: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Open a model by an Auto class, and return it in evaluation mode with the names of the parameters that are new.
+
+    Args:
+        name_or_path: Hugging Face folder, or name on the hub.
+        config: of the folder.
+        opener: the Auto class, or a class.
+        what: it is opened as, for errors.
+        options: of `from_pretrained`.
+        may_be_new: whether the folder may lack the parameters outside of the base model, all of them.
+
+    Raises:
+        InputError: it cannot be opened; or a parameter is missing that may not be.
+    """
     with _naming_damage(name_or_path, what):
         if getattr(config, "auto_map", None) and config.architectures:
             model_class_of(config, name_or_path)  # refuses a class that only the folder's own code has
@@ -170,14 +195,16 @@ def _open(
             model, found = opener.from_pretrained(
                 name_or_path, trust_remote_code=False, output_loading_info=True, **options
             )
-    if missing := sorted(found["missing_keys"]):
+    head = sorted(name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}."))
+    new = tuple(head) if may_be_new and set(found["missing_keys"]) == set(head) else ()
+    if missing := sorted(set(found["missing_keys"]) - set(new)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
             f"{name_or_path} cannot be opened as {what}: the weights of a {type(model).__name__} are incomplete, and "
             f"would be random numbers: {', '.join(missing[:3])}{more}. Give a folder that holds all of them"
         )
     _require_all_described(model, found["unexpected_keys"], name_or_path)
-    return model.eval()
+    return model.eval(), new
 
 
 def _require_all_described(model: PreTrainedModel, unread: Iterable[str], name_or_path: str) -> None:
@@ -214,7 +241,8 @@ def _check_size(name_or_path: str, config: PreTrainedConfig, opener: Any) -> Non
             return opener._from_config(config)
         return opener.from_config(config, trust_remote_code=False)
 
-    require_plausible_size(build, copy.deepcopy(config), folder)
+    with warnings.catch_warnings(action="ignore"):  # what there is to say of the model is said when it is opened
+        require_plausible_size(build, copy.deepcopy(config), folder)
 
 
 def load_plausible_config(name_or_path: str) -> PreTrainedConfig:
