@@ -41,13 +41,13 @@ def reward(
         mixln reward runs/tuned/model qa_feedback.jsonl.gz --epochs 1 --learning-rate 1e-4 --out runs/reward
 
     Args:
-        model: A language model, which gets a new head, or a reward model: a Hugging Face folder, or a name on the hub.
+        model: A language model, which gets a new head, or a reward model. A Hugging Face folder, or a name on the hub.
         preferences: Files of JSON lines, folders of them, or hf:NAME. A row has prompt, chosen and rejected, or chosen
             and rejected dialogues.
         validation_data: Pairs that are held out. Default: all pairs of a part of the prompts.
-        template: How prompt and answer become one text: chat, which is the tokenizer's chat template, completion, which
-            is as they are, instruction, or a YAML file with a prompt and an answer. Default: completion if white space
-            stands between them, else chat.
+        template: How prompt and answer become one text. It is chat, by the tokenizer's chat template, completion, as
+            they are, instruction, or a YAML file with a prompt and an answer. Default: completion if white space stands
+            between them, else chat.
         out: The folder of the run. The model is in its folder `model`.
         config: How to train. Default: `RewardConfig()`.
         device: The device: cpu, cuda or cuda:1. Default: the GPU if there is one.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from mixln.errors import InputError
 from mixln.training.config import WantedPrecision
 
 
@@ -49,6 +50,14 @@ class RewardConfig(Checked):
     seed: NonNegativeInt = 0
     precision: WantedPrecision = "auto"
     checkpoint_every: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a number is out of range, or numbers make no sense together."""
+        super().__post_init__()
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise InputError(
+                f"`micro_batch_size` ({self.micro_batch_size}) does not divide `batch_size` ({self.batch_size})"
+            )
 
     def steps(self, pairs: int) -> int:
         """Return the number of steps.

@@ -83,7 +83,7 @@ def train_reward_model(
         report_step: progress.
 
     Raises:
-        InputError: the folder cannot be written, or `micro_batch_size` does not divide `batch_size`.
+        InputError: the folder cannot be written.
         TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         TrainingDivergedError: the loss is no number any more.
     """
@@ -129,8 +129,6 @@ def _make_trainer(
             """Write nothing."""
 
     rows = config.micro_batch_size or config.batch_size
-    if config.batch_size % rows:
-        raise InputError(f"`micro_batch_size` ({rows}) does not divide `batch_size` ({config.batch_size})")
     device = default_device()
     arguments = TrainerConfig(
         output_dir=str(folder / CHECKPOINTS_FOLDER),
