@@ -26,7 +26,7 @@ def test_results_of_the_version_before_are_read(make_result):
     for summary in document["summaries"]:
         del summary["without_order"]
     assert from_json(json.dumps(document)) == result
-    with pytest.raises(InputError, match=r"schema_version 1, and this version of mixln reads 2 to 3"):
+    with pytest.raises(InputError, match=r"schema_version 1, and this version of mixln reads 2 to 4"):
         from_json(json.dumps(document | {"schema_version": 1}))
 
 

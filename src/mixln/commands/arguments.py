@@ -26,6 +26,7 @@ Of a union, the dataclass counts, else `Path`, else what stands beside None. `An
 | `skip` | fields of a dataclass or recipe that have no option |
 | `as` | the type on the command line, where Python takes more |
 | `default` | the value on the command line, where Python has another default |
+| `repeatable` | a list is given by the option several times, with one value each |
 | `python_only` | there is no option |
 """
 
@@ -165,6 +166,7 @@ def _option(parameter: inspect.Parameter, kind: Any, text: str, extras: Mapping[
         names=names,
         metavar=extras.get("metavar") or _metavar(parameter.name, kind, names),
         const=extras.get("const"),
+        repeatable=bool(extras.get("repeatable")),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -84,7 +83,7 @@ def evaluate(
     announce(("folder", out))
     from mixln.evaluation.harness import Prompting, load_task
     from mixln.progress import StageProgress
-    from mixln.studies.evaluation import Answered, Request, answer, kept_answers, make_report
+    from mixln.studies.evaluation import Request, evaluate_models
     from mixln.studies.measured_models import measured_models
 
     prompting = Prompting(num_fewshot, apply_chat_template, fewshot_as_multiturn, system_instruction)
@@ -106,27 +105,12 @@ def evaluate(
 
     with keeping(kept_so_far), StageProgress(shown=progress) as shown:
         loaded = [load_task(task, include_path=task_path) for task in tasks]
-        if len({task.name for task in loaded}) < len(loaded):
-            raise InputError("a task is named twice: name each once, and give files of tasks different names")
-        keys = {task.name: f"{task.name} {task.digest(limit)[:16]}" for task in loaded}
-        answered: list[tuple[str, dict[str, Answered]]] = [(name, {}) for name in names]
-        report = make_report(loaded, answered, prompting, command=command_line)
-        for (shown_name, found), (name, open_model) in zip(answered, opened.items(), strict=True):
-            model, own_tokenizer = open_model()
-            announce_opened(model)
-            shown.start(shown_name if names.count(shown_name) == 1 else name)
-            kept = kept_answers(folder, model, own_tokenizer, request)
-            for task in loaded:
-
-                def report_rows(done: int, total: int, stage: str = task.name) -> None:
-                    shown.step(stage, done, total)
-
-                found[task.name] = kept.take(
-                    keys[task.name],
-                    partial(answer, model, own_tokenizer, task, request, report_rows),
-                )
-                report = make_report(loaded, answered, prompting, command=command_line)
-                if folder is not None:  # what is finished is safe if a later task fails
-                    report.save(folder)
-            del model
-    return report
+        return evaluate_models(
+            list(zip(names, opened.values(), strict=True)),
+            loaded,
+            request,
+            folder,
+            command=command_line,
+            progress=shown,
+            opened=announce_opened,
+        )

@@ -11,7 +11,6 @@ from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import FineTuningFields, changed
 from mixln.commands.start import announce_models
-from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 from mixln.tasks.fine_tuning_config import FineTuningConfig
@@ -65,26 +64,15 @@ def finetune(
     """
     del device  # `on_device` has chosen it
     sources = [str(data)] if isinstance(data, str | Path) else [str(source) for source in data]
-    if not sources:
-        raise InputError("`data` is empty: give at least one file")
     config, out = changed(config or FineTuningConfig(), changes), Path(out)
     announce_models(model)
     announce(("data", ", ".join(sources)), ("folder", out))
     claim_output(out)
-    from mixln.data.example_data import ExampleRequest
-    from mixln.data.prompts import load_template
     from mixln.progress import TrainingProgress
-    from mixln.studies.fine_tuned_model import plan_fine_tuning, run_fine_tuning
+    from mixln.studies.fine_tuned_model import example_request, plan_fine_tuning, run_fine_tuning
     from mixln.training.saved_checkpoint import describe_kept
 
-    request = ExampleRequest(
-        sources=sources,
-        validation_sources=validation_data or (),
-        validation_fraction=config.validation_fraction,
-        weights=weights,
-        template=None if template is None else load_template(str(template)),
-        too_long=config.too_long,
-    )
+    request = example_request(sources, config, validation_data, weights, template)
     plan = plan_fine_tuning(str(model), request, config)
     with keeping(lambda: describe_kept(out)), TrainingProgress(plan.recipe.steps, shown=progress) as shown:
         shown.start_run(0, "fine-tuning")

@@ -18,7 +18,7 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "Where": ["--device", "--out"],
     },
     "compare": {
-        "What is compared": ["--schemes", "--seeds", "--learning-rates", "--baseline"],
+        "What is compared": ["--schemes", "--seeds", "--learning-rates", "--baseline", "--then"],
         "What is trained": ["--recipe", "--text"],
         "How": ["--steps", "--tokens", "--batch-size", "--sequence-length"],
         "Where": ["--device", "--out"],

@@ -93,6 +93,23 @@ class ExampleRequest:
     too_long: TooLong = "refuse"
 
 
+def check_sources(request: ExampleRequest) -> None:
+    """Make sure that files of examples are there and begin with one, without reading them.
+
+    Raises:
+        InputError: one is not, or its first row lacks a field of the template.
+    """
+    for source in (*request.sources, *request.validation_sources):
+        if source.startswith(_HUB):
+            continue  # what is to be fetched is looked at when it is
+        place, row = next(_rows(source), ("", {}))
+        if not place:
+            raise InputError(f"{source} holds no examples. Give a file with one example a line")
+        if request.template is not None:
+            request.template.prompt(row, place)
+            request.template.answer(row, place)
+
+
 def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast) -> ExampleData:
     """Read examples and pack them into rows. They are held in memory.
 

@@ -178,8 +178,7 @@ def run_task(
     from lm_eval.models import huggingface
 
     prompting = prompting or Prompting()
-    if prompting.apply_chat_template and not tokenizer.chat_template:
-        raise InputError("the tokenizer has no chat template. Leave `apply_chat_template` out, or give the chat model")
+    require_chat_template(tokenizer, prompting)
     fewshots = {name: one.get_config("num_fewshot") for name, one in task.parts.items()}
     for one in task.parts.values():
         one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
@@ -210,6 +209,12 @@ def run_task(
     given = cast("dict[str, Any]", found)  # None on other processes alone
     samples = given["samples"]
     return TaskRun(given["results"], samples, _cut_items(samples, tokenizer, wrapped.max_length))
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> None:
+    """Raise InputError if prompts are to be conversations, and the tokenizer has no template for them."""
+    if prompting.apply_chat_template and not tokenizer.chat_template:
+        raise InputError("the tokenizer has no chat template. Leave `apply_chat_template` out, or give the chat model")
 
 
 def _cut_items(

@@ -12,8 +12,9 @@ from rich.console import RenderableType
 
 from mixln.report.headline import findings, headline
 from mixln.report.html import write_report
-from mixln.report.results import ComparisonResult
+from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import to_json
+from mixln.report.step_tables import step_findings, step_tables
 from mixln.report.tables import grid_table, summary_table
 from mixln.result import Result
 
@@ -56,18 +57,32 @@ class Comparison(Result, ComparisonResult):
         return self.headline
 
     def parts(self) -> Iterator[RenderableType]:
-        """The summary, the grid of learning rates if there is one, the findings, and where the report is."""
+        """The summary, the grid of learning rates if any, the findings, the steps after it, where the report is."""
         yield summary_table(self)
         if (grid := grid_table(self)) is not None:
             yield grid
         yield self.headline
         yield from (f"- {sentence}" for sentence in self.findings)
+        for number, step in enumerate(self.then):
+            yield from step_tables(step, self.baseline)
+            yield from (f"- {sentence}" for sentence in step_findings(self.then, number, self.baseline))
+            yield from (f"- {sentence}" for sentence in step.verdicts)
         if self.saved is not None:
             yield f"Report: {self.saved}"
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run."""
-        return [{name: getattr(run, name) for name in _COLUMNS} for run in self.runs]
+        return [{name: getattr(run, name) for name in _COLUMNS} | self._values_of_steps(run) for run in self.runs]
+
+    def _values_of_steps(self, run: RunResult) -> dict[str, float | None]:
+        """What the steps measured of a run, by the number of the step and the name of the quantity."""
+        found: dict[str, float | None] = {}
+        for number, step in enumerate(self.then, start=1):
+            values = next(
+                (one.values for one in step.runs if one.is_of(run.placement, run.seed, run.learning_rate)), {}
+            )
+            found |= {f"then {number}: {quantity.name}": values.get(quantity.name) for quantity in step.quantities}
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as in `results.json`."""

@@ -11,7 +11,7 @@ from mixln.report import canvas, cells, ranges
 from mixln.report.aggregate import Band, best_runs, curve_arrays, mean_curve
 from mixln.report.drawing import FILE, Drawing, Format
 from mixln.report.results import ComparisonResult, RunResult
-from mixln.report.statistics import has_diverged
+from mixln.report.statistics import has_diverged, has_grid
 from mixln.report.style import SchemeStyle, scheme_styles
 
 _ZOOM = 0.4
@@ -116,11 +116,11 @@ def _limit(ax: Axes, drawing: Drawing, always: list[float]) -> str:
 def learning_rate_grid(result: ComparisonResult, form: Format = FILE) -> Drawing | None:
     """Mean validation loss of each scheme over the learning rates; a ring marks the best one, a cross divergence.
 
-    None if there was only one learning rate.
+    None if every scheme had one learning rate.
     """
-    rates = cells.learning_rates(result)
-    if len(rates) < 2:
+    if not has_grid(result):
         return None
+    rates = cells.learning_rates(result)
     styles = scheme_styles(result)
     legend = canvas.line_handles(styles) if form.legend else None
     figure, (ax,) = canvas.panels(1, 1, 3.6, form.width, legend=legend)

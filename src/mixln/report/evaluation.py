@@ -131,6 +131,13 @@ class ModelTest:
     worse: int
     verdict: str
 
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the model can be told to be above or below, by the interval and by the test; else 0."""
+        if self.difference.holds_zero or (self.p_value is not None and self.p_value >= 0.05):
+            return 0
+        return 1 if self.difference.value > 0 else -1
+
 
 @dataclass(frozen=True)
 class SeedScore:
@@ -143,7 +150,7 @@ class SeedScore:
         score: mean over them.
         deviation: standard deviation over them.
         difference: mean of the paired differences to the first name, interval over seeds (from three on); None: it is
-            the first, or has another number of seeds.
+            the first, or has no seed in common with it.
     """
 
     task: str
@@ -161,7 +168,7 @@ class EvaluationReport(Result):
     Attributes:
         tasks: in their order.
         scores: of each model on each task.
-        tests: of each model against the first, on the same items.
+        tests: of each model against that of the first name with its seed, on the same items.
         seeds: of models with the same name; empty, if all names differ.
         prompting: how items became prompts, in words.
         machine: that it was measured on.

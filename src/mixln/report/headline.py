@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
 from mixln.report.series import LEAST_BELOW_FREQUENCIES
-from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary, is_told
+from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary, has_grid, is_told
 
 
 def headline(result: ComparisonResult) -> str:
@@ -134,7 +134,7 @@ def _caution(result: ComparisonResult) -> list[str]:
         )
     elif len(finished) > 1 and result.baseline is None:
         notes.append("No baseline was named, so no difference was tested: read the losses against their spread.")
-    if len(cells.learning_rates(result)) > 1:
+    if has_grid(result):
         notes.append(
             "Each scheme is judged at its own best learning rate, chosen on the same validation set: "
             "all means are a little too good."

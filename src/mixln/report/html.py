@@ -20,8 +20,18 @@ from mixln.report.figures import FIGURES, draw_figures
 from mixln.report.headline import findings, headline
 from mixln.report.page_figures import Plot, draw_plot, page_color
 from mixln.report.results import ComparisonResult, RunResult
-from mixln.report.serialize import to_json
+from mixln.report.serialize import RESULTS_FILE, to_json
 from mixln.report.statistics import has_diverged
+from mixln.report.step_tables import (
+    change_caption,
+    change_cells,
+    difference_caption,
+    difference_cells,
+    step_caption,
+    step_cells,
+    step_findings,
+    step_markdown,
+)
 from mixln.report.style import LineStyle, scheme_styles
 from mixln.report.tables import grid_cells, markdown_table, summary_cells, table_caption
 from mixln.storage import write_file
@@ -53,6 +63,19 @@ def render_html(result: ComparisonResult, plots: Mapping[str, Plot], files: Sequ
         runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
         styles=scheme_styles(result),
         files=files,
+        steps=[
+            {
+                "result": step,
+                "cells": step_cells(step),
+                "caption": step_caption(step),
+                "differences": difference_cells(step, result.baseline),
+                "difference_caption": difference_caption(step, result.baseline or ""),
+                "changes": change_cells(step),
+                "change_caption": change_caption(step),
+                "findings": step_findings(result.then, number, result.baseline),
+            }
+            for number, step in enumerate(result.then)
+        ],
     )
 
 
@@ -66,13 +89,14 @@ def write_report(result: ComparisonResult, folder: str | Path) -> Path:
         InputError: a file cannot be written.
     """
     folder = Path(folder)
-    write_file(folder / "results.json", to_json(result))
-    write_file(folder / "table.md", markdown_table(result))
+    write_file(folder / RESULTS_FILE, to_json(result))
+    steps = "".join(f"\n{step_markdown(step, result.baseline)}" for step in result.then)
+    write_file(folder / "table.md", markdown_table(result) + steps)
     titles = {kind.name: kind.title for kind in FIGURES} | {spec.name: spec.title for spec in result.depth_figures}
     names = ", ".join(summary.placement for summary in result.summaries)
     shown = {name: f"{title} of {names}" for name, title in titles.items()}
     plots = write_plots(dict(draw_figures(result)), folder / "figures", shown)
-    files = ["results.json", "table.md", "figures/", *(["runs/"] if (folder / "runs").is_dir() else [])]
+    files = [RESULTS_FILE, "table.md", "figures/", *(["runs/"] if (folder / "runs").is_dir() else [])]
     return write_file(folder / "report.html", render_html(result, plots, files))
 
 

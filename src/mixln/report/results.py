@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mixln.report.series import Estimate, FigureSpec, Interval, Series, is_below_frequencies
+from mixln.report.step_results import StepResult
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,11 @@ class ComparisonResult:
     in the order asked for, `grid` every (scheme, learning rate). `facts` are label-value pairs about what all runs
     share (corpus, model size, tokens, schedule), in the order to print them; `machine` describes where it ran, and
     `command` the command line that made it. `depth_figures` are drawn of the runs' depth measures; `notes` are
-    those of the runs. `constants` are the losses that a run must beat; None in results of older versions.
+    those of the runs. `constants` are the losses that a run must beat; None in results of older versions. `then` is
+    what was done with the trained models after that, step by step.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 3
+    SCHEMA_VERSION: ClassVar[int] = 4
     OLDEST_VERSION: ClassVar[int] = 2
 
     baseline: str | None
@@ -163,3 +165,4 @@ class ComparisonResult:
     depth_figures: list[FigureSpec] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     constants: Constants | None = None
+    then: list[StepResult] = field(default_factory=list)

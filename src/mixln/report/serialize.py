@@ -26,6 +26,9 @@ class Versioned(Protocol):
 
 Result = TypeVar("Result", bound=Versioned)
 
+RESULTS_FILE = "results.json"
+"""Of a comparison."""
+
 _VERSION_KEY = "schema_version"
 
 

@@ -9,6 +9,8 @@ from statistics import fmean, stdev
 from mixln.confidence import student_t_two_sided
 from mixln.errors import InputError
 from mixln.report.results import ComparisonResult, Difference, GridPoint, RunResult, SchemeSummary
+from mixln.report.series import Estimate
+from mixln.report.step_results import Quantity, QuantityChange, QuantitySummary, StepResult, StepRun
 
 MIN_SEEDS_FOR_INTERVAL = 3
 """Paired seeds below which no confidence interval is given: with 2 it would be 12.7 standard errors wide each way."""
@@ -104,11 +106,91 @@ def paired_difference(runs: Sequence[RunResult], baseline: Sequence[RunResult]) 
     deltas = [loss - base[seed] for seed, loss in own.items() if seed in base]
     if not deltas:
         return None
-    mean, count = fmean(deltas), len(deltas)
+    found = mean_over_seeds(deltas)
+    return Difference(found.value, found.interval, len(deltas))
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of one number for each seed, with the interval of `paired_difference` from three seeds on."""
+    mean, count = fmean(values), len(values)
     if count < MIN_SEEDS_FOR_INTERVAL:
-        return Difference(mean, None, count)
-    half_width = student_t_two_sided(0.95, count - 1) * stdev(deltas) / math.sqrt(count)
-    return Difference(mean, (mean - half_width, mean + half_width), count)
+        return Estimate(mean)
+    half_width = student_t_two_sided(0.95, count - 1) * stdev(values) / math.sqrt(count)
+    return Estimate(mean, (mean - half_width, mean + half_width))
+
+
+def has_grid(result: ComparisonResult) -> bool:
+    """Whether a scheme was tried at several learning rates."""
+    placements = [point.placement for point in result.grid]
+    return len(set(placements)) < len(placements)
+
+
+def summarize_step(
+    runs: Sequence[StepRun], quantities: Sequence[Quantity], baseline: str | None
+) -> list[QuantitySummary]:
+    """Mean and spread over seeds of each quantity for each scheme, and the paired difference to the baseline.
+
+    Schemes and quantities keep their order. A run without a value is left out; a scheme that has none has no summary.
+
+    Args:
+        runs: of one step.
+        quantities: that it measured.
+        baseline: the placement that differences are taken to; None: there are none.
+    """
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for run in runs:
+        for name, value in run.values.items():
+            values.setdefault((run.placement, name), {})[run.seed] = value
+    found: list[QuantitySummary] = []
+    for placement in dict.fromkeys(run.placement for run in runs):
+        for quantity in quantities:
+            own = values.get((placement, quantity.name))
+            if not own:
+                continue
+            base = {} if baseline in (None, placement) else values.get((baseline, quantity.name), {})
+            deltas = [value - base[seed] for seed, value in own.items() if seed in base]
+            found.append(
+                QuantitySummary(
+                    placement,
+                    quantity.name,
+                    len(own),
+                    fmean(own.values()),
+                    stdev(own.values()) if len(own) > 1 else None,
+                    _without_rounding(mean_over_seeds(deltas)) if deltas else None,
+                )
+            )
+    return found
+
+
+def step_changes(before: StepResult, after: StepResult) -> list[QuantityChange]:
+    """What has become of each quantity of each scheme between two steps, paired by seed.
+
+    Args:
+        before: the earlier step.
+        after: the later step, which has measured the same.
+    """
+    then = {(run.placement, run.seed): run.values for run in before.runs}
+    found: list[QuantityChange] = []
+    for placement in dict.fromkeys(run.placement for run in after.runs):
+        for quantity in after.quantities:
+            pairs = [
+                (then[placement, run.seed][quantity.name], run.values[quantity.name])
+                for run in after.runs
+                if run.placement == placement
+                and quantity.name in run.values
+                and quantity.name in then.get((placement, run.seed), {})
+            ]
+            if pairs:
+                change = _without_rounding(mean_over_seeds([later - earlier for earlier, later in pairs]))
+                earlier, later = (fmean(values) for values in zip(*pairs, strict=True))
+                found.append(QuantityChange(placement, quantity.name, len(pairs), earlier, later, change))
+    return found
+
+
+def _without_rounding(found: Estimate) -> Estimate:
+    """A difference without what binary fractions add to it: 0, not 2e-17."""
+    low_high = None if found.interval is None else (round(found.interval[0], 12), round(found.interval[1], 12))
+    return Estimate(round(found.value, 12), low_high)
 
 
 def _group(runs: Sequence[RunResult]) -> dict[str, dict[float, list[RunResult]]]:

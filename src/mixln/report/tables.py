@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
-from mixln.report.statistics import best_summary, is_told
+from mixln.report.statistics import best_summary, has_grid, is_told
 from mixln.report.style import wrap_label
 
 _BREAKS = " [", " diverged", " has not", " have not", " word order"
@@ -75,10 +75,10 @@ def _constant_rows(result: ComparisonResult, row: Callable[[str, float], list[st
 
 
 def grid_cells(result: ComparisonResult) -> Cells | None:
-    """Mean validation loss by scheme and learning rate as text; None if there was only one learning rate."""
-    rates = cells.learning_rates(result)
-    if len(rates) < 2:
+    """Mean validation loss by scheme and learning rate as text; None if every scheme had one rate."""
+    if not has_grid(result):
         return None
+    rates = cells.learning_rates(result)
     points = {(point.placement, point.learning_rate): point for point in result.grid}
     rows: list[list[str]] = []
     emphasis: list[set[int]] = []
@@ -104,16 +104,16 @@ def summary_table(result: ComparisonResult) -> Table:
 
 
 def grid_table(result: ComparisonResult) -> Table | None:
-    """Mean validation loss by learning rate for the terminal; None if there was only one learning rate."""
+    """Mean validation loss by learning rate for the terminal; None if every scheme had one rate."""
     grid = grid_cells(result)
     return None if grid is None else _rich(grid, "Validation loss by learning rate", "bold: the scheme's best")
 
 
 def markdown_table(result: ComparisonResult) -> str:
     """The summary, and the grid if there is one, as Markdown for documents; the best row and cells are bold."""
-    parts = [_markdown(summary_cells(result)), f"{table_caption(result)}."]
+    parts = [markdown(summary_cells(result)), f"{table_caption(result)}."]
     if (grid := grid_cells(result)) is not None:
-        parts += ["Validation loss by learning rate:", _markdown(grid)]
+        parts += ["Validation loss by learning rate:", markdown(grid)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,7 +166,8 @@ def _rich(content: Cells, title: str, caption: str) -> Table:
     return table
 
 
-def _markdown(content: Cells) -> str:
+def markdown(content: Cells) -> str:
+    """A table as Markdown, with schemes as code."""
     lines = [_markdown_row(content.header), "| --- |" + " ---: |" * (len(content.header) - 1)]
     for index, (row, emphasis) in enumerate(zip(content.rows, content.emphasis, strict=True)):
         # A label such as `mix(post_layers=2)` holds underscores, which Markdown reads as emphasis outside code.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def compare(
     *,
     seeds: Sequence[int] = (0,),
     learning_rates: Sequence[float] | None = None,
+    learning_rate_of: Mapping[str, float] | None = None,
     tune_on_first_seed: bool = False,
     baseline: str = "pre",
     command: str = "",
@@ -103,7 +105,7 @@ def compare(
         InputError: the recipe does not make sense, or a folder cannot be written or holds something else.
     """
     folder = Path(folder)
-    jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates)
+    jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates, learning_rate_of)
     frequencies = TrainingFrequencies(data)
     precision = _common_precision(recipe, folder)
     runs: list[RunResult] = []
@@ -154,6 +156,7 @@ def plan_jobs(
     folder: str | Path,
     seeds: Sequence[int],
     learning_rates: Sequence[float] | None,
+    learning_rate_of: Mapping[str, float] | None = None,
 ) -> list[Job]:
     """Return the runs of a comparison, all checked before the first one starts.
 
@@ -169,22 +172,27 @@ def plan_jobs(
             raise InputError(f"`{what}` is empty: give at least one")
         if len(set(values)) < len(values):
             raise InputError(f"`{what}` has the same value twice: {', '.join(map(str, values))}")
+    own_rates = {str(Placement.parse(scheme)): rate for scheme, rate in (learning_rate_of or {}).items()}
+    if missing := [scheme for scheme in own_rates if scheme not in placements]:
+        raise InputError(
+            f"`learning_rate_of` names {missing[0]}, which is not compared. Compared are {', '.join(placements)}"
+        )
+    rates_of = {placement: [own_rates[placement]] if placement in own_rates else rates for placement in placements}
+    rounds = zip_longest(*([(placement, rate) for rate in own] for placement, own in rates_of.items()))
     jobs: list[Job] = []
     # all schemes with the first seed come first, so that a comparison cut short still compares
-    for seed in seeds:
-        for rate in rates:
-            for placement in placements:
-                own = replace(
-                    recipe,
-                    seed=seed,
-                    model=replace(recipe.model, placement=placement),
-                    optimizer=replace(recipe.optimizer, learning_rate=rate),
-                )
-                check_model(own)
-                key = {name: value for name, value in own.to_dict().items() if name != "execution"}
-                digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
-                slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
-                jobs.append(Job(own, Path(folder) / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
+    for seed, (placement, rate) in product(seeds, filter(None, chain.from_iterable(rounds))):
+        own = replace(
+            recipe,
+            seed=seed,
+            model=replace(recipe.model, placement=placement),
+            optimizer=replace(recipe.optimizer, learning_rate=rate),
+        )
+        check_model(own)
+        key = {name: value for name, value in own.to_dict().items() if name != "execution"}
+        digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
+        slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
+        jobs.append(Job(own, Path(folder) / "runs" / f"{slug}_lr{rate:g}_seed{seed}_{digest[:8]}"))
     return jobs
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 import transformers
 from torch import nn
@@ -39,10 +39,11 @@ from mixln.report.evaluation import (
     SeedScore,
 )
 from mixln.report.series import Estimate
-from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL
+from mixln.report.statistics import mean_over_seeds
 from mixln.studies.kept_measures import code_digest, config_of, digest_of_weights
 from mixln.studies.kept_parts import KeptParts
 from mixln.studies.machine import describe_machine
+from mixln.studies.measured_models import OpenModel
 from mixln.version import __version__
 
 ANSWERS_FOLDER = "answers"
@@ -165,11 +166,80 @@ def kept_answers(
     return KeptParts(Answered, None if folder is None else folder / ANSWERS_FOLDER, identify, "tasks")
 
 
+class Progress(Protocol):
+    """What is shown of an evaluation."""
+
+    def start(self, name: str) -> None:
+        """A model begins."""
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """So many rows of a task are done."""
+
+
+def evaluate_models(
+    models: Sequence[tuple[str, OpenModel]],
+    tasks: Sequence[LoadedTask],
+    request: Request,
+    folder: Path | None,
+    *,
+    seeds: Sequence[int] | None = None,
+    kept_in: Path | None = None,
+    command: str = "",
+    progress: Progress,
+    opened: Callable[[nn.Module], None] = lambda _: None,
+) -> EvaluationReport:
+    """Run tasks on models, one model after the other, and judge the answers.
+
+    Args:
+        models: name of each, and how it is opened; see `make_report`.
+        tasks: to run.
+        request: how.
+        folder: where the report is saved whenever a task is finished; None: it is not.
+        seeds: see `make_report`.
+        kept_in: the folder of what is answered; None: `folder`.
+        command: the command line.
+        progress: told how far it is.
+        opened: called with each model.
+
+    Raises:
+        InputError: two tasks have one name; or as `answer`, or a model cannot be opened.
+    """
+    require_different(tasks)
+    names = [name for name, _ in models]
+    keys = {task.name: f"{task.name} {task.digest(request.limit)[:16]}" for task in tasks}
+    answered: list[tuple[str, dict[str, Answered]]] = [(name, {}) for name in names]
+    report = make_report(tasks, answered, request.prompting, seeds=seeds, command=command)
+    for (_, found), (_, open_model), shown in zip(answered, models, shown_names(names, seeds), strict=True):
+        model, tokenizer = open_model()
+        opened(model)
+        progress.start(shown)
+        kept = kept_answers(kept_in or folder, model, tokenizer, request)
+        for task in tasks:
+
+            def report_rows(done: int, total: int, stage: str = task.name) -> None:
+                progress.step(stage, done, total)
+
+            work = partial(answer, model, tokenizer, task, request, report_rows)
+            found[task.name] = kept.take(keys[task.name], work)
+            report = make_report(tasks, answered, request.prompting, seeds=seeds, command=command)
+            if folder is not None:  # what is finished is safe if a later task fails
+                report.save(folder)
+        del model
+    return report
+
+
+def require_different(tasks: Sequence[LoadedTask]) -> None:
+    """Raise InputError if two tasks have one name."""
+    if len({task.name for task in tasks}) < len(tasks):
+        raise InputError("a task is named twice: name each once, and give files of tasks different names")
+
+
 def make_report(
     tasks: Sequence[LoadedTask],
     models: Sequence[tuple[str, Mapping[str, Answered]]],
     prompting: Prompting,
     *,
+    seeds: Sequence[int] | None = None,
     command: str = "",
 ) -> EvaluationReport:
     """Judge what models answered.
@@ -177,28 +247,34 @@ def make_report(
     Args:
         tasks: that were run.
         models: the name of each model, and what it answered by the name of the task; models of one name differ by their
-            seed. The first one is what the others are compared with.
+            seed. Those of the first name are what the others are compared with, seed by seed.
         prompting: how items became prompts.
+        seeds: of each model; None: models of one name are numbered.
         command: the command line.
     """
-    shown = _numbered([name for name, _ in models])
+    names = [name for name, _ in models]
+    numbers = _numbers(names) if seeds is None else list(seeds)
+    shown = shown_names(names, seeds)
     answered = dict(zip(shown, (answers for _, answers in models), strict=True))
+    baselines = _baselines(names, numbers, shown)
     evaluated: list[EvaluatedTask] = []
     scores: list[ModelScore] = []
     tests: list[ModelTest] = []
-    seeds: list[SeedScore] = []
+    over_seeds: list[SeedScore] = []
     for task in tasks:
         done = {name: answers[task.name] for name, answers in answered.items() if task.name in answers}
         if not done:
             continue
-        first_name, first = next(iter(done.items()))
-        evaluated.append(_evaluated(task, first))
+        evaluated.append(_evaluated(task, next(iter(done.values()))))
         scores += [_score(name, task, found) for name, found in done.items()]
-        tests += [
-            _test(task.name, name, first_name, found, first) for name, found in done.items() if found is not first
+        pairs = [(name, baselines[name]) for name in done if baselines.get(name) in done]
+        tests += [_test(task.name, name, base, done[name], done[base]) for name, base in pairs]
+        own = [
+            (name, number, answers[task.name])
+            for (name, answers), number in zip(models, numbers, strict=True)
+            if task.name in answers
         ]
-        own = [(name, answers[task.name]) for name, answers in models if task.name in answers]
-        seeds += _seeds(task.name, own)
+        over_seeds += _seeds(task.name, own)
     notes = []
     if any(one.cut for one in scores):
         notes.append(
@@ -206,18 +282,32 @@ def make_report(
             "are counted under 'prompt cut'."
         )
     return EvaluationReport(
-        evaluated, scores, tests, seeds, _words(prompting), describe_machine(), command, __version__, notes
+        evaluated, scores, tests, over_seeds, _words(prompting), describe_machine(), command, __version__, notes
     )
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Names that occur several times, each with its number."""
-    seen: dict[str, int] = {}
-    found: list[str] = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if names.count(name) == 1 else f"{name} #{seen[name]}")
-    return found
+def shown_names(names: Sequence[str], seeds: Sequence[int] | None = None) -> list[str]:
+    """Names of models as a report shows them: those that occur several times have their seed or number with them."""
+    numbers = _numbers(names) if seeds is None else seeds
+    what = " #" if seeds is None else ", seed "
+    return [
+        name if names.count(name) == 1 else f"{name}{what}{number}" for name, number in zip(names, numbers, strict=True)
+    ]
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """For each name how often it has occurred so far."""
+    return [names[: place + 1].count(name) for place, name in enumerate(names)]
+
+
+def _baselines(names: Sequence[str], numbers: Sequence[int], shown: Sequence[str]) -> dict[str, str]:
+    """What each model is compared with: that of the first name with the same seed, or else the first of all."""
+    first = {number: one for name, number, one in zip(names, numbers, shown, strict=True) if name == names[0]}
+    return {
+        one: first.get(number, shown[0])
+        for name, number, one in zip(names, numbers, shown, strict=True)
+        if name != names[0]
+    }
 
 
 def _evaluated(task: LoadedTask, found: Answered) -> EvaluatedTask:
@@ -283,26 +373,20 @@ def _test(task: str, name: str, baseline: str, found: Answered, base: Answered) 
     )
 
 
-def _seeds(task: str, models: Sequence[tuple[str, Answered]]) -> list[SeedScore]:
+def _seeds(task: str, models: Sequence[tuple[str, int, Answered]]) -> list[SeedScore]:
     """Means over models of one name; empty, if every name is there once."""
-    by_name = {
-        name: [fmean(found.credits) for _, found in group]
-        for name, group in groupby(sorted(models, key=lambda one: one[0]), key=lambda one: one[0])
-    }
-    names = list(dict.fromkeys(name for name, _ in models))
+    by_name: dict[str, dict[int, float]] = {}
+    for name, number, answered in models:
+        by_name.setdefault(name, {})[number] = fmean(answered.credits)
     if all(len(values) == 1 for values in by_name.values()):
         return []
-    first = by_name[names[0]]
+    first = next(iter(by_name))
     found: list[SeedScore] = []
-    for name in names:
-        values = by_name[name]
-        difference = None
-        if name != names[0] and len(values) == len(first):
-            differences = [one - other for one, other in zip(values, first, strict=True)]
-            interval = mean_interval(differences) if len(differences) >= MIN_SEEDS_FOR_INTERVAL else None
-            difference = Estimate(fmean(differences), interval)
-        deviation = stdev(values) if len(values) > 1 else 0.0
-        found.append(SeedScore(task, name, len(values), fmean(values), deviation, difference))
+    for name, values in by_name.items():
+        deltas = [score - by_name[first][number] for number, score in values.items() if number in by_name[first]]
+        difference = mean_over_seeds(deltas) if name != first and deltas else None
+        deviation = stdev(values.values()) if len(values) > 1 else 0.0
+        found.append(SeedScore(task, name, len(values), fmean(values.values()), deviation, difference))
     return found
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from mixln.data.example_data import ExampleCounts, ExampleData, ExampleRequest, prepare_examples
+from mixln.data.prompts import load_template
 from mixln.data.tokenizer import load_training_tokenizer
 from mixln.device import default_device, is_main_process
+from mixln.errors import InputError
 from mixln.measure import EvaluationLoss
 from mixln.models.companions import model_folder
 from mixln.models.load import load_bare_causal_lm, load_config
@@ -28,6 +30,16 @@ from mixln.tasks.recipe import TextTrainingConfig
 from mixln.training import MODEL_FOLDER, Precision, ReportStep, train
 
 REPORT_FILE = "finetuning.json"
+
+
+def sentences_on_examples(sources: Mapping[str, ExampleCounts]) -> Iterator[str]:
+    """What became of the examples of each source."""
+    for source, counts in sources.items():
+        words = [f"{counts.read:,} examples", f"{counts.validation:,} held out"]
+        words += [f"{counts.dropped:,} too long and left out"] if counts.dropped else []
+        words += [f"{counts.cut:,} with the beginning of the prompt cut off"] if counts.cut else []
+        words += [f"{counts.apart:,} with prompt and answer in tokens apart"] if counts.apart else []
+        yield f"{source}: {', '.join(words)}"
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,7 @@ class FineTuningReport:
     @property
     def sentences(self) -> Iterator[str]:
         """What became of the examples, and the losses."""
-        for source, counts in self.sources.items():
-            words = [f"{counts.read:,} examples", f"{counts.validation:,} held out"]
-            words += [f"{counts.dropped:,} too long and left out"] if counts.dropped else []
-            words += [f"{counts.cut:,} with the beginning of the prompt cut off"] if counts.cut else []
-            words += [f"{counts.apart:,} with prompt and answer in tokens apart"] if counts.apart else []
-            yield f"{source}: {', '.join(words)}"
+        yield from sentences_on_examples(self.sources)
         yield (
             f"{self.rows:,} rows, {self.filled:.0%} full; {self.answer_tokens:,} tokens of answers an epoch; "
             f"{self.steps:,} steps"
@@ -132,20 +139,47 @@ def plan_fine_tuning(source: str, request: ExampleRequest, config: FineTuningCon
     return FineTuningPlan(folder, data, recipe, config)
 
 
-def run_fine_tuning(plan: FineTuningPlan, out: Path, report_step: ReportStep | None = None) -> FineTunedModel:
+def example_request(
+    sources: Sequence[str],
+    config: FineTuningConfig,
+    validation_data: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+    template: str | Path | None = None,
+) -> ExampleRequest:
+    """Return which examples a command was asked to fine-tune on.
+
+    Raises:
+        InputError: there is no source, or no such template.
+    """
+    if not sources:
+        raise InputError("`data` is empty: give at least one file")
+    return ExampleRequest(
+        sources=sources,
+        validation_sources=validation_data or (),
+        validation_fraction=config.validation_fraction,
+        weights=weights,
+        template=None if template is None else load_template(str(template)),
+        too_long=config.too_long,
+    )
+
+
+def run_fine_tuning(
+    plan: FineTuningPlan, out: Path, report_step: ReportStep | None = None, precision: Precision | None = None
+) -> FineTunedModel:
     """Fine-tune a model, and write it as a Hugging Face folder, `out/model`.
 
     Args:
         plan: what `plan_fine_tuning` gave.
         out: folder of the run; an interrupted one goes on.
         report_step: progress.
+        precision: of this run and others together; None: it is decided for this one.
 
     Raises:
         InputError: the folder holds another run.
         TrainingInterrupted, TrainingDivergedError: as `mixln.training.train`.
     """
     data, recipe = plan.data, plan.recipe
-    precision = precision_of_further_training(recipe, load_config(str(plan.folder)), out)
+    precision = precision or precision_of_further_training(recipe, load_config(str(plan.folder)), out)
     task = FineTuning(plan.folder, recipe, data, plan.config.low_rank)
     before = _loss_before(plan, task, precision, out)
     trained = train(task, out, report_step, precision=precision)

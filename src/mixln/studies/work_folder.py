@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mixln.data import PreparedData, prepare_data
 from mixln.data.cache import Report
@@ -38,12 +39,33 @@ def row_length(source: str, wanted: int | None) -> int:
         InputError: the model takes no rows so long, or it cannot be opened.
     """
     config = load_plausible_config(source)
-    longest = longest_window(load_tokenizer(source), config, wanted or LONGEST_ROW)
+    return fitting_row_length(load_tokenizer(source), config, lambda: load_model(source)[0], wanted, source)
+
+
+def fitting_row_length(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    open_model: Callable[[], nn.Module],
+    wanted: int | None,
+    name: str,
+) -> int:
+    """Return what `row_length` does, of a model that may not be there yet.
+
+    Args:
+        tokenizer: of the model.
+        config: of the model.
+        open_model: returns it, if its config may not tell the whole truth.
+        wanted: by the user; None: nothing is said.
+        name: of the model, in a message.
+
+    Raises:
+        InputError: the model takes no rows so long.
+    """
+    longest = longest_window(tokenizer, config, wanted or LONGEST_ROW)
     if _has_position_table(config):
-        model, _ = load_model(source)
-        longest = longest_row(model, longest)
+        longest = longest_row(open_model(), longest)
     if wanted is not None and longest < wanted:
-        raise InputError(f"{source} takes no rows of {wanted} tokens: sequence_length may be at most {longest}")
+        raise InputError(f"{name} takes no rows of {wanted} tokens: sequence_length may be at most {longest}")
     return longest
 
 
