@@ -102,7 +102,7 @@ def check_sources(request: ExampleRequest) -> None:
     for source in (*request.sources, *request.validation_sources):
         if source.startswith(_HUB):
             continue  # what is to be fetched is looked at when it is
-        place, row = next(_rows(source), ("", {}))
+        place, row = next(source_rows(source), ("", {}))
         if not place:
             raise InputError(f"{source} holds no examples. Give a file with one example a line")
         if request.template is not None:
