@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tests.sweep import reference
-from tests.sweep.building import model_rows, sweep_tokenizer, takes_images
+from tests.sweep.building import model_rows, sweep_tokenizer, takes_images, text
 from tests.sweep.catalogue import Entry
 from tests.sweep.diagnosing import named_lists
 from tests.sweep.outcome import Outcome, attempt, where
@@ -44,6 +44,14 @@ def command(*arguments: str) -> Command:
     return Command(status, "\n".join(lines))
 
 
+def write_text(folder: Path) -> Path:
+    """Documents of different lengths: rows are padded, and cut where a model has few positions."""
+    folder.mkdir()
+    for name, length in (("long", 100), ("longer", 120), ("short", 9)):
+        (folder / f"{name}.txt").write_text(text(length, length), encoding="utf-8")
+    return folder
+
+
 def save(model: PreTrainedModel, folder: Path) -> Path:
     """An ordinary folder, with the tokenizer unless the model takes images."""
     model.save_pretrained(folder)
@@ -61,14 +69,19 @@ def check_prune(
     except Exception as error:
         return [Outcome("prune", "not built", f"transformers cannot open what it wrote: {where(error)}")]
     outcomes: list[Outcome] = []
+    # what the layers cost is measured on little text: that takes longer than all else
+    measured = ["--text", str(write_text(folder / "text")), "--batch-size", "2"]
     extra: list[str] = []
     for layer in layers:
         out = folder / f"without_{layer}"
-        outcome = attempt("prune", lambda: _prune_one(entry, stock, source, out, layer, extra))  # noqa: B023
+        outcome = attempt("prune", lambda: _prune_one(entry, stock, source, out, layer, [*measured, *extra]))  # noqa: B023
         if not extra:
             for name in named_lists(outcome.detail) if outcome.status == "refused" else []:
                 options = ["--stack", name]
-                again = attempt("prune", lambda: _prune_one(entry, stock, source, out, layer, options))  # noqa: B023
+                again = attempt(
+                    "prune",
+                    lambda: _prune_one(entry, stock, source, out, layer, [*measured, *options]),  # noqa: B023
+                )
                 if again.status != "refused":
                     extra, outcome = options, again
                     break
@@ -80,8 +93,10 @@ def check_prune(
     return outcomes
 
 
-def _prune_one(entry: Entry, stock: PreTrainedModel, source: Path, out: Path, layer: int, extra: list[str]) -> Outcome:
-    done = command("prune", str(source), str(out), "--layers", str(layer), *extra)
+def _prune_one(
+    entry: Entry, stock: PreTrainedModel, source: Path, out: Path, layer: int, options: list[str]
+) -> Outcome:
+    done = command("prune", str(source), str(out), "--layers", str(layer), *options)
     if done.status == 2 and len(done.error.splitlines()) == 1:
         message = done.error.removeprefix("mixln: ").replace(str(source.parent), "FOLDER")
         return Outcome("prune", "refused", message)

@@ -66,9 +66,14 @@ def turn(whole: torch.Tensor, changed: torch.Tensor) -> float:
 
 def changed_copy(model: nn.Module, blocks: str, change: Change) -> nn.Module:
     """A copy of a model, changed."""
-    other = copy.deepcopy(model)
+    other = _copy_with_same_weights(model)
     change(other, blocks)
     return other
+
+
+def _copy_with_same_weights(model: nn.Module) -> nn.Module:
+    """A copy of all but the parameters, which no change and no forward pass writes."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 Arguments = dict[str | int, Any]
@@ -83,7 +88,7 @@ class Forms:
     """
 
     def __init__(self, model: nn.Module, blocks: str, row: dict[str, torch.Tensor]) -> None:
-        model = copy.deepcopy(model)
+        model = _copy_with_same_weights(model)
         self._outputs: dict[int, Any] = {}
         self._inputs: dict[int, Arguments] = {}
         self._ran: dict[int, list[tuple[str, nn.Module]]] = {}
