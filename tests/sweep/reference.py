@@ -65,15 +65,11 @@ def turn(whole: torch.Tensor, changed: torch.Tensor) -> float:
 
 
 def changed_copy(model: nn.Module, blocks: str, change: Change) -> nn.Module:
-    """A copy of a model, changed."""
-    other = _copy_with_same_weights(model)
+    """A copy of a model, changed; its parameters and hooks are the model's own, which no change writes."""
+    hooks = [found for module in model.modules() for name, found in vars(module).items() if "_hooks" in name]
+    other = copy.deepcopy(model, {id(shared): shared for shared in (*model.parameters(), *hooks)})
     change(other, blocks)
     return other
-
-
-def _copy_with_same_weights(model: nn.Module) -> nn.Module:
-    """A copy of all but the parameters, which no change and no forward pass writes."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 Arguments = dict[str | int, Any]
@@ -88,7 +84,7 @@ class Forms:
     """
 
     def __init__(self, model: nn.Module, blocks: str, row: dict[str, torch.Tensor]) -> None:
-        model = _copy_with_same_weights(model)
+        model = copy.deepcopy(model)
         self._outputs: dict[int, Any] = {}
         self._inputs: dict[int, Arguments] = {}
         self._ran: dict[int, list[tuple[str, nn.Module]]] = {}
