@@ -24,6 +24,7 @@ from mixln.commands.help import help_page
 from mixln.report import ComparisonResult, RunResult
 from mixln.report.depth_report import DepthReport
 from mixln.report.evaluation import EvaluationReport
+from mixln.report.policies import PolicyReport
 from mixln.report.norm_removal import NormRemovalReport
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.fine_tuned_model import FineTuningReport
@@ -60,6 +61,7 @@ _RESULTS = {
     "evaluation.json": (EvaluationReport, "of `mixln evaluate`"),
     "finetuning.json": (FineTuningReport, "of `mixln finetune`"),
     "reward.json": (RewardReport, "of `mixln reward`, also in the folder of the model"),
+    "rlhf.json": (PolicyReport, "of `mixln rlhf`"),
     "pruning.json": (PruningRecord, "of `mixln prune`"),
     "healing.json": (HealingReport, "of `mixln prune --heal`"),
 }

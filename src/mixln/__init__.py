@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mixln.commands.prune import prune
     from mixln.commands.remove_norm import remove_norm
     from mixln.commands.reward import reward
+    from mixln.commands.rlhf import rlhf
     from mixln.commands.train import train
     from mixln.exchange.export import save_stock, stock_model
     from mixln.models import MixLNLlamaConfig, MixLNLlamaForCausalLM, MixLNLlamaModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mixln.tasks.fine_tuning_config import FineTuningConfig
     from mixln.tasks.healing_config import HealingConfig
     from mixln.tasks.norm_removal.config import NormRemovalConfig
+    from mixln.tasks.policy_config import RLHFConfig
     from mixln.tasks.recipe import Recipe
     from mixln.tasks.reward_config import RewardConfig
 else:
@@ -61,6 +63,7 @@ __all__ = [
     "PlacementChange",
     "PlacementError",
     "Plugin",
+    "RLHFConfig",
     "Recipe",
     "RewardConfig",
     "__version__",
@@ -85,6 +88,7 @@ __all__ = [
     "register_scheme",
     "remove_norm",
     "reward",
+    "rlhf",
     "save_stock",
     "schemes",
     "stock_model",

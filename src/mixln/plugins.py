@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from mixln.errors import InputError
 
@@ -63,30 +64,56 @@ def load_plugin(path: str | Path) -> Plugin:
     Raises:
         InputError: it is no Python file, or it raises an error.
     """
-    file = Path(path).expanduser()
     where = f"`plugin={path}`"
+    file, content = read_python_file(path, where, "Give the file that registers your schemes")
+    key = str(file.resolve())
+    if key not in _LOADED:
+        run_python_file(file, f"mixln_plugin_{file.stem}", where)
+        _LOADED[key] = Plugin(file.name, hashlib.sha256(content).hexdigest())
+    return _LOADED[key]
+
+
+def read_python_file(path: str | Path, where: str, fix: str) -> tuple[Path, bytes]:
+    """Return a Python file and its content.
+
+    Args:
+        path: of it.
+        where: a user has named it, for the message.
+        fix: what to do if it cannot be read.
+
+    Raises:
+        InputError: it is no Python file, or cannot be read.
+    """
+    file = Path(path).expanduser()
     if file.suffix != ".py":
         raise InputError(f"{where} is no Python file: give a file whose name ends in .py")
     try:
-        content = file.read_bytes()
+        return file, file.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{where} cannot be read: {error.strerror}. Give the file that registers your schemes"
-        ) from error
-    key = str(file.resolve())
-    if key not in _LOADED:
-        name = f"mixln_plugin_{file.stem}"
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise InputError(f"{where} raises {_first_line(error)}{_line_of(error, file)}. Correct it") from error
-        _LOADED[key] = Plugin(file.name, hashlib.sha256(content).hexdigest())
-    return _LOADED[key]
+        raise InputError(f"{where} cannot be read: {error.strerror}. {fix}") from error
+
+
+def run_python_file(file: Path, name: str, where: str) -> ModuleType:
+    """Run a Python file as a module, and return it.
+
+    Args:
+        file: of it.
+        name: of the module.
+        where: a user has named the file, for the message.
+
+    Raises:
+        InputError: it raises an error.
+    """
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{where} raises {first_line(error)}{line_of(error, file)}. Correct it") from error
+    return module
 
 
 def load_installed_plugins() -> list[Plugin]:
@@ -106,7 +133,7 @@ def load_installed_plugins() -> list[Plugin]:
                 point.load()
             except Exception as error:
                 raise InputError(
-                    f"the plugin {point.name} of the package {package} raises {_first_line(error)}. Uninstall the "
+                    f"the plugin {point.name} of the package {package} raises {first_line(error)}. Uninstall the "
                     "package, or install a version of it that goes with this mixln"
                 ) from error
             _LOADED[key] = Plugin(f"{point.name} of {package}")
@@ -114,12 +141,13 @@ def load_installed_plugins() -> list[Plugin]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return an error in one line, with its class."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0][:300].rstrip('.')}"
 
 
-def _line_of(error: Exception, file: Path) -> str:
+def line_of(error: Exception, file: Path) -> str:
     """Return where in a file an error was raised."""
     trace, line = error.__traceback__, None
     while trace is not None:

@@ -18,6 +18,15 @@ OWN_MODELS = "the blocks of this library's models are declared; `prune --heal` h
 EXCHANGE = "`remove-norm` takes from `mixln.exchange` what writes a folder with its code, alone"
 
 NOT_RAISED = {
+    **dict.fromkeys(
+        [
+            ("mixln.data.example_data", "sequence_length"),
+            ("mixln.data.example_data", "weights"),
+            ("mixln.measure.texts", "sequence_length"),
+            ("mixln.studies.measured_models", "tokenizer"),
+        ],
+        "`rlhf` reads rows, asks for the longest window and names models, and packs, measures and opens none by these",
+    ),
     ("mixln.data.corpus", "text_field"): "`export` opens a run, and reads no text",
     (
         "mixln.data.tokenizer",

@@ -21,6 +21,7 @@ from mixln.commands.settings import (
     NormRemovalFields,
     RecipeFields,
     RewardFields,
+    RLHFFields,
     RunFields,
     changed,
     settled_recipe,
@@ -109,6 +110,7 @@ def test_the_keyword_arguments_are_the_fields_of_the_configurations() -> None:
         (NormRemovalFields, mixln.NormRemovalConfig),
         (FineTuningFields, mixln.FineTuningConfig),
         (RewardFields, mixln.RewardConfig),
+        (RLHFFields, mixln.RLHFConfig),
     ],
 )
 def test_the_keyword_arguments_of_a_config_are_its_fields(shown: Any, config: Any) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "diagnose": "which layers of a model earn their place; figures, HTML report",
     "finetune": "train a model further on prompts and answers",
     "reward": "train a reward model on preferred and rejected answers",
+    "rlhf": "train policies against a reward, and compare them under one judge",
     "evaluate": "scores of models on tasks, beside the constants that they must beat",
     "prune": "remove layers from a model, and heal what is left",
     "remove-norm": "remove the norms of a trained model",

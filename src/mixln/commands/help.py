@@ -47,6 +47,11 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "How": ["--epochs", "--batch-size", "--sequence-length", "--learning-rate"],
         "Where": ["--device", "--out"],
     },
+    "rlhf": {
+        "What is trained": ["models", "prompts", "--reward", "--judge"],
+        "How": ["--steps", "--prompts-per-step", "--max-new-tokens", "--learning-rate", "--beta", "--method"],
+        "Where": ["--device", "--out"],
+    },
     "evaluate": {
         "What is evaluated": ["models", "--names", "--tasks", "--task-path", "--limit"],
         "How": ["--num-fewshot", "--apply-chat-template", "--batch-size"],

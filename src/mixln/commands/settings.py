@@ -210,6 +210,34 @@ class NormRemovalFields(TypedDict, total=False):
     compile: Literal["always", "never"]
 
 
+class RLHFFields(TypedDict, total=False):
+    """The fields of a `RLHFConfig`, as keyword arguments; see there."""
+
+    epochs: float
+    steps: int | None
+    prompts_per_step: int
+    completions_per_prompt: int
+    micro_batch_size: int | None
+    method: Literal["full", "lora"]
+    learning_rate: float | None
+    beta: float
+    reward_clip: float | None
+    missing_end_penalty: float
+    rank: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    too_long: Literal["refuse", "drop"]
+    validation_fraction: float
+    max_validation_prompts: int
+    samples: int
+    greedy: bool
+    evaluation_batch_size: int
+    seed: int
+    precision: WantedPrecision
+    checkpoint_every: int | None
+
+
 class FineTuningFields(TypedDict, total=False):
     """The fields of a `FineTuningConfig`, as keyword arguments; see there."""
 

@@ -177,6 +177,25 @@ def _render(
     return text
 
 
+def conversation_text(
+    messages: Sequence[Message], place: str, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
+) -> str:
+    """Return a conversation as the tokenizer's chat template writes it, or the plain one if it has none.
+
+    An answer may be empty: it need not be one to learn from.
+
+    Args:
+        messages: each with a role and a content.
+        place: of its row, for messages.
+        tokenizer: whose template it is.
+        add_generation_prompt: end with what stands before an answer of the assistant.
+
+    Raises:
+        InputError: the template refuses them.
+    """
+    return _render(messages, place, tokenizer, add_generation_prompt=add_generation_prompt)
+
+
 class ExampleEncoder:
     """Turns examples into tokens, as the model will see them in use.
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from mixln.data import TrainingData
 from mixln.errors import InputError
 from mixln.measure.texts import longest_window
+from mixln.models.dtypes import OriginalDtypes
 from mixln.models.encoding import require_embedded
 from mixln.models.finite import require_finite_parameters
 from mixln.models.load import load_causal_lm, load_config
@@ -25,6 +24,9 @@ from mixln.tasks.language_model import LanguageModelTask, feed_forward_widths
 from mixln.tasks.objective import CausalLanguageModelObjective, choose_attention
 from mixln.tasks.objectives import SingleDocumentsObjective
 from mixln.tasks.recipe import TextTrainingConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class FineTuning(LanguageModelTask):
@@ -50,7 +52,7 @@ class FineTuning(LanguageModelTask):
         self._low_rank = low_rank
         self._fingerprint = model_fingerprint(folder)
         if low_rank is not None:
-            _require_peft()
+            require_peft()
             if config.execution.strategy == "fsdp":
                 raise InputError("execution.strategy fsdp cannot merge low-rank updates: use ddp, or train all weights")
 
@@ -83,7 +85,7 @@ class FineTuning(LanguageModelTask):
             )
         require_finite_parameters(model)
         # of the folder alone: read now, since nothing may fail for want of it after the last step
-        self._saved_dtype, self._dtypes = model.dtype, {name: one.dtype for name, one in _floating_tensors(model)}
+        self._dtypes = OriginalDtypes(model)
         nn.Module.float(model)
         if self._low_rank is not None:
             _add_low_rank(model, self._low_rank, self.config.seed)
@@ -113,31 +115,31 @@ class FineTuning(LanguageModelTask):
         model = objective.model
         if self._low_rank is not None:
             _merge_low_rank(model)
-        dtypes = self._dtypes
-        wanted = {
-            id(tensor): dtypes.get(name) or dtypes.get(f"{name.rpartition('.')[0]}.weight", self._saved_dtype)
-            for name, tensor in _floating_tensors(model)
-        }
-        nn.Module._apply(model, lambda tensor: tensor.to(wanted.get(id(tensor), tensor.dtype)))
+        self._dtypes.restore(model)
 
 
-def _floating_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the floating-point parameters and buffers of a model with their names."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_floating_point():
-            yield name, tensor
+def lora_settings(config: LowRankConfig, **more: Any) -> LoraConfig:
+    """Return low-rank updates as PEFT has them.
 
-
-def _add_low_rank(model: PreTrainedModel, config: LowRankConfig, seed: int) -> None:
+    Args:
+        config: which.
+        **more: fields of PEFT's.
+    """
     from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
 
-    settings = LoraConfig(
+    return LoraConfig(
         r=config.rank,
         lora_alpha=2 * config.rank if config.alpha is None else config.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=list(config.targets) or "all-linear",
         bias="none",
+        **more,
     )
+
+
+def _add_low_rank(model: PreTrainedModel, config: LowRankConfig, seed: int) -> None:
+    from peft.tuners.lora import LoraModel
+
+    settings = lora_settings(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -157,7 +159,8 @@ def _merge_low_rank(model: PreTrainedModel) -> None:
     vars(model).pop("peft_config", None)  # PEFT warns of it when it adds updates again
 
 
-def _require_peft() -> None:
+def require_peft() -> None:
+    """Raise InputError if PEFT is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
