@@ -22,10 +22,13 @@ NOT_RAISED = {
         [
             ("mixln.data.example_data", "sequence_length"),
             ("mixln.data.example_data", "weights"),
+            ("mixln.data.preferences", "sequence_length"),
+            ("mixln.data.preferences", "unusable"),
+            ("mixln.data.preferences", "validation_data"),
             ("mixln.measure.texts", "sequence_length"),
             ("mixln.studies.measured_models", "tokenizer"),
         ],
-        "`rlhf` reads rows, asks for the longest window and names models, and packs, measures and opens none by these",
+        "`rlhf` reads rows, writes answers, asks for the longest window and names models, and does no more by these",
     ),
     ("mixln.data.corpus", "text_field"): "`export` opens a run, and reads no text",
     (

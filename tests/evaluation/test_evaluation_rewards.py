@@ -13,7 +13,6 @@ from tiny import save_tiny_llama, with_begin_token
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from mixln.data import train_tokenizer
-from mixln.data.conversations import PLAIN_CHAT
 from mixln.data.prompt_rows import Prompt
 from mixln.errors import InputError
 from mixln.evaluation.rewards import ModelReward, open_reward
@@ -40,20 +39,14 @@ def score_alone(folder: Path, ids: list[Any]) -> float:
         return model(input_ids=torch.tensor([ids])).logits[0, 0].item()
 
 
-@pytest.mark.parametrize("padding", [None, "own"])
-def test_a_model_scores_each_text_as_it_does_alone(
-    padding: str | None, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    """In its own tokens, behind its own begin token, at the end token, whatever else is in the batch."""
-    own = copy.deepcopy(tokenizer)
-    if padding:
-        own.add_special_tokens({"pad_token": "<|pad|>"})
-    folder = save_reward(tmp_path / "reward", own, pad_token_id=own.pad_token_id if padding else None)
-    expected = []
+def test_a_model_scores_each_text_as_it_does_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """In its own tokens, behind its own begin token, at the end token, whatever else is in the batch; one is empty."""
+    folder = save_reward(tmp_path / "reward", tokenizer)
+    expected: list[float] = []
     for text, answer in zip(TEXTS, ANSWERS, strict=True):
-        ids = own(text + answer)["input_ids"]
-        assert ids[0] == own.bos_token_id
-        expected.append(score_alone(folder, [*ids, own.eos_token_id]))
+        ids = parts(tokenizer, text, answer)
+        assert ids[0] == tokenizer.bos_token_id
+        expected.append(score_alone(folder, [*ids, tokenizer.eos_token_id]))
     for batch_size in (1, 3):
         for source in (folder, folder / "model"):
             reward = open_reward(str(source), batch_size=batch_size)
@@ -61,32 +54,41 @@ def test_a_model_scores_each_text_as_it_does_alone(
     assert len(set(expected)) == 3
 
 
+def parts(tokenizer: PreTrainedTokenizerFast, text: str, answer: str) -> list[Any]:
+    """Tokens of prompt and answer together, or, where a token would span both, of each."""
+    whole: Any = tokenizer(text + answer)["input_ids"]
+    before: Any = tokenizer(text)["input_ids"]
+    if whole[: len(before)] == before:
+        return whole
+    behind: Any = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*before, *behind]
+
+
 def test_a_conversation_is_written_by_the_reward_s_own_template(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
+    """A text too, if that is the form that the reward was trained in."""
     own = copy.deepcopy(tokenizer)
     own.chat_template = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
-    prompt = Prompt("", ({"role": "user", "content": "Why?"},), "here")
-    for template, text in ((own.chat_template, "[user]Why?[assistant]So."), (None, None)):
-        own.chat_template = template
-        folder = save_reward(tmp_path / str(bool(template)), own)
-        if text is None:
-            text: Any = own.apply_chat_template(
-                [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
-                tokenize=False,
-                chat_template=PLAIN_CHAT,
-            )
-        ids = own(text, add_special_tokens=False)["input_ids"]
-        ids = ids if ids[-1] == own.eos_token_id else [*ids, own.eos_token_id]
-        expected = score_alone(folder, ids)
-        assert open_reward(str(folder)).score([prompt], ["So."]) == pytest.approx([expected], abs=1e-5)
+    folder = save_reward(tmp_path / "reward", own, (0.7, 0.6, 0.8), form={"name": "chat", "prompt": "", "answer": ""})
+    conversation = Prompt("", ({"role": "user", "content": "Why?"},), "here")
+    expected: list[float] = []
+    for answer in ("So.", ""):
+        ids: Any = own(f"[user]Why?[assistant]{answer}", add_special_tokens=False)["input_ids"]
+        expected.append(score_alone(folder, [*ids, own.eos_token_id]))
+    reward = open_reward(str(folder))
+    assert reward.score([conversation] * 2, ["So.", ""]) == pytest.approx(expected, abs=1e-5)
+    assert reward.score(prompts_of(["Why?"] * 2), ["So.", ""]) == pytest.approx(expected, abs=1e-5)
+    plain = open_reward(str(save_reward(tmp_path / "plain", tokenizer, (0.7, 0.6, 0.8))))
+    with pytest.raises(InputError, match="here is a conversation, which the template completion cannot write"):
+        plain.score([conversation], ["So."])
 
 
 def test_a_text_that_is_too_long_loses_its_beginning(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     folder = save_reward(tmp_path / "reward", tokenizer, max_position_embeddings=12)
     reward = open_reward(str(folder))
     assert isinstance(reward, ModelReward)
-    ids = [*tokenizer(TEXTS[2] + ANSWERS[2])["input_ids"], tokenizer.eos_token_id]
+    ids = [*parts(tokenizer, TEXTS[2], ANSWERS[2]), tokenizer.eos_token_id]
     assert len(ids) > 12
     expected = score_alone(folder, [ids[0], *ids[-11:]])
     assert reward.score(prompts_of(TEXTS[2:]), ANSWERS[2:]) == pytest.approx([expected], abs=1e-5)
@@ -137,9 +139,10 @@ def test_what_a_function_must_return(function: str, message: str, tmp_path: Path
         ("python:{folder}/rewards.py:number", "number is no function"),
         ("python:{folder}/broken.py:vowels", r"raises NameError: .*\(line 1\)"),
         ("{folder}/nowhere", "there is no folder"),
-        ("{folder}/llama", "is a LlamaForCausalLM: a reward has a head"),
-        ("{folder}/two", "is a LlamaForSequenceClassification with 2 labels: a reward has a head"),
+        ("{folder}/llama", "is a language model, which gives no rewards"),
+        ("{folder}/two", "is a classifier with 2 scores of a text, and 1 is wanted"),
         ("{folder}/nan", "not a number"),
+        ("{folder}/endless", "was not trained to see the end of a text"),
         ("{folder}/unread", "does not say how often the reward is right"),
     ],
 )
@@ -150,6 +153,8 @@ def test_what_is_no_reward(source: str, message: str, tokenizer: PreTrainedToken
     save_reward(tmp_path / "two", tokenizer, labels=2)
     save_reward(tmp_path / "unread", tokenizer)
     (tmp_path / "unread" / "reward.json").write_text('{"accuracy": 0.7}')
+    save_reward(tmp_path / "endless", tokenizer)
+    tokenizer.save_pretrained(tmp_path / "endless" / "model")
     spoiled: Any = AutoModelForSequenceClassification.from_pretrained(
         save_reward(tmp_path / "nan", tokenizer) / "model"
     )

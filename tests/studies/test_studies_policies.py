@@ -202,7 +202,7 @@ def test_conversations_are_prompts_too(start: Path, functions: str, tmp_path: Pa
         (["{start}", "{prompts}", "--reward", "{functions}:one_short"], "rewards for"),
         (["{start}", "{prompts}", "--reward", "{functions}:not_a_number"], "gave nan, which is no finite number"),
         (["{start}", "{prompts}", "--reward", "{functions}:raises"], "raises ZeroDivisionError"),
-        (["{start}", "{prompts}", "--reward", "{start}"], "a reward has a head for sequence classification"),
+        (["{start}", "{prompts}", "--reward", "{start}"], "is a language model, which gives no rewards"),
         (["{start}", "{start}", "{prompts}", "--reward", "{vowels}"], "a model is named twice"),
         (
             ["{start}", "{prompts}", "--reward", "{vowels}", "{vowels}"],

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from mixln.models.classifier import give_padding_token
+
+COMPLETION = {"name": "completion", "prompt": "{{ prompt }}", "answer": "{{ completion }}"}
+"""Prompt and answer as they are."""
 
 FUNCTIONS = """
 def vowels(prompts, completions):
@@ -46,9 +52,14 @@ def save_reward(
     tokenizer: PreTrainedTokenizerFast,
     accuracy: tuple[float, float, float] | None = None,
     labels: int = 1,
+    form: dict[str, str] | None = None,
     **fields: Any,
 ) -> Path:
-    """Write a run of a reward: `model/`, and `reward.json` with its accuracy and the ends of its interval."""
+    """Write a run of a reward: `model/`, and `reward.json` with its accuracy and the ends of its interval.
+
+    Its tokenizer pads with a token of its own.
+    """
+    own = copy.deepcopy(tokenizer)
     values: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -61,10 +72,12 @@ def save_reward(
     }
     torch.manual_seed(3)
     model: Any = LlamaForSequenceClassification(LlamaConfig(**values | fields))
+    give_padding_token(model, own)
     model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    own.save_pretrained(folder / "model")
     if accuracy is not None:
         share, low, high = accuracy
-        report = {"accuracy": share, "interval": [low, high], "pairs": 200, "prompts": 100}
-        (folder / "reward.json").write_text(json.dumps(report), encoding="utf-8")
+        report = {"accuracy": share, "interval": [low, high], "pairs": 200, "prompts": 100, "form": form or COMPLETION}
+        for place in (folder, folder / "model"):
+            (place / "reward.json").write_text(json.dumps(report), encoding="utf-8")
     return folder

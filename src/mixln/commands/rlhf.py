@@ -39,7 +39,7 @@ def rlhf(
     **changes: Unpack[RLHFFields],
 ) -> TrainedPolicies:
     """Train policies against a reward by RLOO, and compare each with its start under one judge on held-out prompts.
-    An interrupted run goes on when the same command is run again. This needs mixln[sft].
+    An interrupted run goes on when the same command is run again. This needs mixln[reward].
 
     Example:
         mixln rlhf runs/pre/model runs/mix/model prompts.jsonl --reward runs/reward --out runs/rlhf

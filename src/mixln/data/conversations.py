@@ -103,19 +103,27 @@ def _completion(row: Mapping[str, Any], place: str, tokenizer: PreTrainedTokeniz
     return filled(COMPLETION, row, place)
 
 
-def filled(template: PromptTemplate, row: Mapping[str, Any], place: str) -> Example:
+def filled(template: PromptTemplate, row: Mapping[str, Any], place: str, *, may_be_empty: bool = False) -> Example:
     """A prompt and its answer, written by a template.
+
+    Args:
+        template: of rows with these fields.
+        row: the fields.
+        place: where they are from, for errors.
+        may_be_empty: whether an answer may be empty, which teaches nothing.
 
     Raises:
         InputError: the row lacks a field, or the answer is empty.
     """
     prompt, answer = template.prompt(row, place), template.answer(row, place)
-    if not answer.strip():
+    if not (may_be_empty or answer.strip()):
         raise InputError(f"{place} has an empty answer: there is nothing to learn. Leave the row out")
     return Example([(prompt, False), (answer, True)], place)
 
 
-def conversation(messages: Any, learned_from: int, place: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+def conversation(
+    messages: Any, learned_from: int, place: str, tokenizer: PreTrainedTokenizerBase, *, may_be_empty: bool = False
+) -> Example:
     """A conversation as the chat template writes it; the assistant's turns from a message on are answers.
 
     Args:
@@ -123,11 +131,12 @@ def conversation(messages: Any, learned_from: int, place: str, tokenizer: PreTra
         learned_from: the first message that may be an answer.
         place: where they are from, for errors.
         tokenizer: has the template; without one it is `PLAIN_CHAT`.
+        may_be_empty: whether an answer may be empty, which teaches nothing.
 
     Raises:
         InputError: they are no messages, an answer is empty, or the template cannot write them.
     """
-    checked = _checked_messages(messages, learned_from, place)
+    checked = _checked_messages(messages, len(messages) if may_be_empty else learned_from, place)
     segments: list[tuple[str, bool]] = []
     written = ""
     for number, message in enumerate(checked):

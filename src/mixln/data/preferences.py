@@ -209,19 +209,27 @@ class AnswerWriter:
         """Texts so far whose prompt and answer were put into tokens apart, since together a token spans both."""
         return self._encoder.apart
 
-    def encode(self, pairs: Sequence[tuple[str | Sequence[Message], str | Sequence[Message], str]]) -> list[Tokens]:
+    def encode(
+        self,
+        pairs: Sequence[tuple[str | Sequence[Message], str | Sequence[Message], str]],
+        *,
+        may_be_empty: bool = False,
+    ) -> list[Tokens]:
         """Return prompts with their answers in tokens; what a chat template writes behind the end token is left out.
 
         Args:
             pairs: prompt, answer, and the place for errors.
+            may_be_empty: whether an answer may be empty.
 
         Raises:
             InputError: an answer is empty, or the form cannot write it.
         """
-        found = self._encoder.encode([self._write(*pair) for pair in pairs])
+        found = self._encoder.encode([self._write(*pair, may_be_empty) for pair in pairs])
         return [self._ended(tokens) for tokens in found]
 
-    def _write(self, prompt: str | Sequence[Message], answer: str | Sequence[Message], place: str) -> Example:
+    def _write(
+        self, prompt: str | Sequence[Message], answer: str | Sequence[Message], place: str, may_be_empty: bool
+    ) -> Example:
         if not isinstance(self.form, str):
             if not isinstance(prompt, str) or not isinstance(answer, str):
                 raise InputError(
@@ -229,10 +237,10 @@ class AnswerWriter:
                     "out, and the tokenizer's chat template does"
                 )
             fields = {"prompt": prompt, "instruction": prompt, "completion": answer, "output": answer}
-            return filled(self.form, fields, place)
+            return filled(self.form, fields, place, may_be_empty=may_be_empty)
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         behind = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-        return conversation([*before, *behind], len(before), place, self._tokenizer)
+        return conversation([*before, *behind], len(before), place, self._tokenizer, may_be_empty=may_be_empty)
 
     def _ended(self, tokens: Tokens) -> Tokens:
         last = int(np.flatnonzero(tokens.ids == self._end)[-1]) + 1

@@ -50,16 +50,10 @@ class Prompt:
             return self.text
         return conversation_text(list(self.messages), self.place, tokenizer, add_generation_prompt=True)
 
-    def answered(self, completion: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The prompt with a completion, as one text, in the form of this tokenizer.
-
-        Raises:
-            InputError: as `shown`.
-        """
-        if self.messages is None:
-            return self.text + completion
-        turn = {"role": "assistant", "content": completion}
-        return conversation_text([*self.messages, turn], self.place, tokenizer)
+    @property
+    def value(self) -> str | list[Message]:
+        """The text or the messages."""
+        return self.text if self.messages is None else list(self.messages)
 
     @property
     def is_rendered(self) -> bool:

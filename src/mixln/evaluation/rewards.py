@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.data.prompt_rows import Prompt
 from mixln.device import default_device
 from mixln.errors import InputError
+from mixln.measure.texts import longest_window
 from mixln.models.companions import model_folder
 from mixln.models.encoding import DocumentEncoder, require_embedded
 from mixln.models.finite import require_finite_parameters
 from mixln.models.foreign import naming_failures
-from mixln.models.load import load_config, load_tokenizer, load_whole_model
-from mixln.models.model_class import in_mapping, model_class_of
-from mixln.models.sampling import padded
 from mixln.placement.words import did_you_mean
 from mixln.plugins import first_line, line_of, read_python_file, run_python_file
 from mixln.records import read_json
 from mixln.sources import check_model
 from mixln.tasks.fine_tuning import model_fingerprint
+from mixln.tasks.reward_model import REPORT_FILE, form_record, load_reward_model
 from mixln.tasks.reward_values import checked_rewards
 from mixln.training import MODEL_FOLDER
 
 PYTHON = "python:"
 """What a reward begins with that is a function: `python:FILE:FUNCTION`."""
 
-REWARD_FILE = "reward.json"
-"""Beside the `model/` of a reward that `mixln reward` has trained: how often it is right on held-out pairs."""
+_WITHOUT_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
@@ -188,54 +183,44 @@ def _as_text(prompt: Prompt) -> str:
 
 
 class ModelReward(Reward):
-    """The number that a head for sequence classification gives to prompt and completion in its own tokens.
+    """The number that a reward model gives to prompt and completion, in the form and the tokens of its training.
 
-    A text begins as the reward's tokenizer begins one and is followed by its end-of-text token, as in the training of a
-    reward, whether the completion ended or not; a conversation is written by its own chat template. The head reads the
-    last token that is not padding. Texts longer than the reward's context lose their beginning.
+    The end token stands behind each completion, whether it ended or not. Texts longer than the model's context lose
+    their beginning.
 
     Args:
-        source: folder, folder of a run of `mixln reward`, or name on the hub.
+        source: folder of a run of `mixln reward`, the model in it, any other with one score, or name on the hub.
         batch_size: texts of a forward.
 
     Attributes:
         cut: texts so far that have lost their beginning.
 
     Raises:
-        InputError: it cannot be opened, has no such head, or a weight is no number.
+        InputError: it cannot be opened, is no reward model, or a weight is no number.
     """
 
     def __init__(self, source: str, batch_size: int = 32) -> None:
         self.name = source
-        path = Path(source)
-        inner = path / MODEL_FOLDER
+        inner = Path(source) / MODEL_FOLDER
         named = str(inner if (inner / "config.json").is_file() else source)
         check_model(named)
         folder = model_folder(named)
-        config = load_config(str(folder))
-        model_class = model_class_of(config, source)
-        if not in_mapping(model_class, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING) or config.num_labels != 1:
-            labels = "" if "SequenceClassification" not in model_class.__name__ else f" with {config.num_labels} labels"
-            raise InputError(
-                f"the reward {source} is a {model_class.__name__}{labels}: a reward has a head for sequence "
-                f"classification of one label. Train one by `mixln reward`, or give {PYTHON}FILE:FUNCTION"
-            )
-        self.accuracy = read_accuracy(folder.parent / REWARD_FILE)
+        self._judge = load_reward_model(folder)
+        require_finite_parameters(self._judge.model)
+        nn.Module.to(self._judge.model, default_device())
+        self.accuracy = read_accuracy(folder) or read_accuracy(folder.parent)
         self._fingerprint = model_fingerprint(folder)
-        self._model: PreTrainedModel = load_whole_model(str(folder), dtype="float32", device=default_device())
-        require_finite_parameters(self._model)
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(str(folder))
-        self._encoder = DocumentEncoder(self._tokenizer)
-        context: Any = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self._longest = context if isinstance(context, int) and context > 0 else None
+        config = self._judge.model.config.get_text_config()
+        self._longest = longest_window(self._judge.tokenizer, config, _WITHOUT_LIMIT)
         self._batch_size = batch_size
         self.cut = 0
 
     def identity(self) -> dict[str, Any]:
-        """Config, weights and tokenizer."""
-        tokenizer = self._tokenizer
-        words = [*sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, self._encoder.begin]
-        return {"sha256": self._fingerprint, "tokenizer": hashlib.sha256(repr(words).encode()).hexdigest()}
+        """Config, weights, tokenizer and form."""
+        tokenizer = self._judge.tokenizer
+        words = [*sorted(tokenizer.get_vocab().items()), tokenizer.chat_template, DocumentEncoder(tokenizer).begin]
+        digest = hashlib.sha256(repr(words).encode()).hexdigest()
+        return {"sha256": self._fingerprint, "tokenizer": digest, "form": form_record(self._judge.form)}
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
         """Run the model.
@@ -243,64 +228,29 @@ class ModelReward(Reward):
         Raises:
             InputError: it cannot read a text, or gives what is no number.
         """
-        rows = [self._tokens(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        require_embedded({token for row in rows for token in row}, self._model, self._tokenizer)
-        values = [math.nan] * len(rows)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        for start in range(0, len(rows), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            for row, value in zip(batch, self._forward([rows[row] for row in batch]), strict=True):
-                values[row] = value
-        return self._check(values, prompts, completions)
-
-    def _forward(self, rows: list[list[int]]) -> list[float]:
-        text_config = self._model.config.get_text_config()
-        own = text_config.pad_token_id
-        used = {token for row in rows for token in row}
-        # without one of its own, any token that does not occur: the head finds the last one that is not padding
-        pad = own if isinstance(own, int) else next(token for token in range(len(used) + 1) if token not in used)
-        ids, mask = padded(rows, pad, self._model.device, left=False)
-        text_config.pad_token_id = pad
-        try:
-            what = f"a {type(self._model).__name__} cannot score the completions"
-            with torch.no_grad(), naming_failures(what, "Give another reward"):
-                logits: torch.Tensor = nn.Module.__call__(self._model, input_ids=ids, attention_mask=mask).logits
-        finally:
-            text_config.pad_token_id = own
-        return logits[:, 0].float().tolist()
-
-    def _tokens(self, prompt: Prompt, completion: str) -> list[int]:
-        text = prompt.answered(completion, self._tokenizer)
-        end = [] if self._encoder.eos_token_id is None else [self._encoder.eos_token_id]
-        if prompt.is_rendered:
-            begin: list[int] = []
-            body = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        else:
-            begin, body = list(self._encoder.begin), self._encoder.encode_bare([text])[0].tolist()
-        if body[-1:] != end:
-            body += end
-        if not [*begin, *body]:
-            raise InputError(f"the completion of the prompt {prompt.place} has no token in the reward {self.name}")
-        if self._longest is not None and len(begin) + len(body) > self._longest:
-            self.cut += 1
-            body = body[len(begin) + len(body) - self._longest :]
-        return [*begin, *body]
+        values, places = [prompt.value for prompt in prompts], [prompt.place for prompt in prompts]
+        texts, cut = self._judge.encode(values, completions, places, self._longest)
+        self.cut += cut
+        require_embedded({token for text in texts for token in text.tolist()}, self._judge.model, self._judge.tokenizer)
+        with naming_failures(f"the reward {self.name} cannot score the completions", "Give another reward"):
+            rewards = self._judge.rewards_of(texts, batch_size=self._batch_size)
+        return self._check(rewards, prompts, completions)
 
 
-def read_accuracy(path: Path) -> RewardAccuracy | None:
-    """Return what `mixln reward` has measured of a reward; None: there is no such file.
+def read_accuracy(folder: Path) -> RewardAccuracy | None:
+    """Return what `mixln reward` has measured of the reward model in a folder; None: there is no report.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the report is damaged.
     """
+    path = folder / REPORT_FILE
     if not path.is_file():
         return None
     found: Any = read_json(path)
     try:
         low, high = found["interval"]
-        accuracy = RewardAccuracy(float(found["accuracy"]), (float(low), float(high)), int(found["pairs"]))
+        return RewardAccuracy(float(found["accuracy"]), (float(low), float(high)), int(found["pairs"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not say how often the reward is right (accuracy, interval, pairs): train the reward again"
         ) from error
-    return accuracy

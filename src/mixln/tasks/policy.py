@@ -143,7 +143,7 @@ def require_policy_training(config: RLHFConfig) -> None:
         InputError: it is not, or cannot.
     """
     if find_spec("trl") is None:
-        raise InputError("policy training needs TRL: pip install 'mixln[sft]'")
+        raise InputError("policy training needs TRL: pip install 'mixln[reward]'")
     if config.low_rank is not None:
         require_peft()
     if num_processes() > 1:

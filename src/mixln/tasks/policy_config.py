@@ -39,7 +39,7 @@ class RLHFConfig(Checked):
         validation_fraction: The share of the prompts that is held out.
         max_validation_prompts: Held-out prompts that are completed, at most.
         samples: Completions of each held-out prompt.
-        greedy: Complete held-out prompts by the likeliest token each time; then there is one completion of each.
+        greedy: Complete held-out prompts by the likeliest token each time, so that there is one completion of each.
         evaluation_batch_size: Completions that are sampled or scored together.
         seed: Of the order of the prompts, and of all sampling.
         precision: float32, bfloat16, or auto, which is bfloat16 on a GPU that has it. Weights stay float32.

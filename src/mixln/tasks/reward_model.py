@@ -92,6 +92,33 @@ class RewardModel:
         found = self._writer.encode(list(zip(prompts, answers, places, strict=True)))
         return self.rewards_of([tokens.ids for tokens in found], batch_size=batch_size, report=report)
 
+    def encode(
+        self, prompts: Sequence[str | Sequence[Message]], answers: Sequence[str], places: Sequence[str], longest: int
+    ) -> tuple[list[np.ndarray], int]:
+        """Return prompts with answers that a policy wrote, which may be empty, in tokens, for `rewards_of`.
+
+        Args:
+            prompts: as in `rewards`.
+            answers: as many texts.
+            places: where the prompts are from, for errors.
+            longest: tokens of a text at most; what is longer loses its beginning, behind what a text begins with.
+
+        Returns:
+            The tokens, and how many texts were cut.
+
+        Raises:
+            InputError: the form cannot write a prompt.
+        """
+        encoded = self._writer.encode(list(zip(prompts, answers, places, strict=True)), may_be_empty=True)
+        texts = [tokens.ids for tokens in encoded]
+        begin = np.array(self._writer.begin, dtype=np.int64)
+        begun = [len(begin) if np.array_equal(ids[: len(begin)], begin) else 0 for ids in texts]
+        fitted = [
+            ids if len(ids) <= longest else np.concatenate([ids[:start], ids[len(ids) - longest + start :]])
+            for ids, start in zip(texts, begun, strict=True)
+        ]
+        return fitted, sum(len(ids) > longest for ids in texts)
+
     def rewards_of(
         self, texts: Sequence[np.ndarray], *, batch_size: int = 16, report: Report | None = None
     ) -> list[float]:
