@@ -124,11 +124,16 @@ def test_another_seed_draws_another_head_and_nothing_else(name: str, tmp_path: P
 def test_what_is_no_language_model_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    of_t5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    of_t5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     models: dict[str, Any] = {
-        "bert": BertForMaskedLM(BertConfig(vocab_size=40, **small)),
-        "vit": ViTModel(ViTConfig(image_size=8, patch_size=4, **small)),
+        "bert": BertForMaskedLM(BertConfig(vocab_size=40, intermediate_size=16, **small)),
+        "vit": ViTModel(ViTConfig(image_size=8, patch_size=4, intermediate_size=16, **small)),
         "t5": T5ForConditionalGeneration(T5Config(vocab_size=40, **of_t5)),
     }
     for name, model in models.items():
