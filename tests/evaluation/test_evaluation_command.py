@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedToke
 
 import mixln
 from mixln.cli import main
-from mixln.data import PreparedData
+from mixln.data import PreparedData, train_tokenizer
 from mixln.errors import InputError
 from mixln.evaluation import harness
 from mixln.report.evaluation import EVALUATION_FILE
-from tasks import WORDS, make_items
+from tasks import WORDS, make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
 
@@ -200,6 +201,14 @@ def test_prompts_that_are_cut_are_counted(data: PreparedData, tmp_path: Path) ->
         (["--tasks", "{items}", "--apply-chat-template"], "the tokenizer has no chat template"),
         (["--tasks", "{items}", "--fewshot-as-multiturn"], "--fewshot-as-multiturn needs --apply-chat-template"),
         ([], "tasks"),
+        (["--tasks", "{folder}/one.jsonl"], "one.jsonl:2 has 1 option: any model is right"),
+        (["--tasks", "{folder}/blank.jsonl"], "blank.jsonl:1 has an empty question or option"),
+        (["--tasks", "{folder}/far.jsonl"], "far.jsonl:1: the right answer is given as 7"),
+        (["--tasks", "{folder}/empty.jsonl"], "holds no items"),
+        (["--tasks", "{folder}/fields.jsonl"], "which is no known form of a task"),
+        (["--tasks", "{folder}"], "holds no file test.jsonl"),
+        (["--tasks", "words", "--task-path", "{folder}/none"], "there is no folder"),
+        (["--tasks", "broken", "--task-path", "{folder}/yaml"], "the task broken cannot be loaded: UndefinedError"),
     ],
 )
 def test_bad_requests_end_in_one_message(
@@ -212,10 +221,34 @@ def test_bad_requests_end_in_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mixln.hub._reason_to_stay_offline", lambda: None)
-    filled = [option.format(items=items) for option in options]
+    good = make_items(2)
+    write(tmp_path / "one.jsonl", [good[0], good[1] | {"choices": ["so"], "gold": 0}])
+    write(tmp_path / "blank.jsonl", [good[0] | {"choices": ["so", ""]}])
+    write(tmp_path / "far.jsonl", [good[0] | {"gold": 7}])
+    write(tmp_path / "empty.jsonl", [])
+    write(tmp_path / "fields.jsonl", [{"text": "a"}])
+    write_task(tmp_path / "yaml", good, "broken", doc_to_choice="{{options}}")
+    filled = [option.format(items=items, folder=tmp_path) for option in options]
     assert main(["evaluate", models[0], *filled, "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
     assert message in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["other", "bare"])
+def test_a_folder_without_its_own_tokenizer_is_refused(
+    name: str, models: list[str], items: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(models[0], tmp_path / name))
+    if name == "other":
+        words = (f"{number:05d} {number * 7919:x}" for number in range(20000))
+        train_tokenizer(words, 2000).save_pretrained(folder)
+    else:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    assert main(["evaluate", str(folder), "--tasks", items, "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err
+    assert "tokenizer" in errors
     assert "Traceback" not in errors
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mixln
 from mixln.cli import main
-from mixln.data import PreparedData
+from mixln.data import PreparedData, train_tokenizer
 from mixln.data.example_data import ExampleRequest
 from mixln.errors import InputError
 from mixln.studies.fine_tuned_model import REPORT_FILE, plan_fine_tuning, run_fine_tuning
@@ -148,6 +150,20 @@ def test_another_request_in_the_folder_is_refused(
     assert (out / "model" / "model.safetensors").read_bytes() == before
 
 
+def spoilt_models(source: Path, folder: Path) -> dict[str, Path]:
+    """Copies of a model: with the tokenizer of another one, with none, and with a weight that is not a number."""
+    found = {name: Path(shutil.copytree(source, folder / name)) for name in ("other", "bare", "nan")}
+    train_tokenizer((f"{number:05d} {number * 7919:x}" for number in range(20000)), 2000).save_pretrained(
+        found["other"]
+    )
+    for path in found["bare"].glob("tokenizer*"):
+        path.unlink()
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.lm_head.weight.data[3, 3] = float("nan")
+    model.save_pretrained(found["nan"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -164,6 +180,15 @@ def test_another_request_in_the_folder_is_refused(
         (["{llama}", "{rows}", "--method", "lora", "--rank", "0"], "rank"),
         (["{llama}", "{empty}"], "holds no examples"),
         (["{llama}"], "are required: DATA"),
+        (["{llama}", "{no_answer}"], "no_answer.jsonl:2 has an empty answer"),
+        (["{llama}", "{rows}", "--template", "{no_field}"], "'question' is undefined. The row has the fields"),
+        (["{llama}", "{rows}", "--template", "{half}"], "must have a prompt and an answer"),
+        (["{llama}", "{rows}", "{no_completion}"], "no_completion.jsonl:2 has no completion"),
+        (["{llama}", "{cut_off}"], "cut_off.jsonl.gz"),
+        (["{llama}", "{folder}/empty"], "holds no file of JSON lines"),
+        (["{other}", "{rows}"], "tokenizer"),
+        (["{bare}", "{rows}"], "tokenizer"),
+        (["{nan}", "{rows}"], "not a number"),
     ],
 )
 def test_bad_requests_end_in_one_message(
@@ -174,8 +199,24 @@ def test_bad_requests_end_in_one_message(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    empty = write(tmp_path / "empty.jsonl", [])
-    filled = [one.format(llama=llama, rows=rows, folder=tmp_path, empty=empty) for one in arguments]
+    good = evenness(range(2))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "field.yaml").write_text("prompt: '{{ question }}'\nanswer: '{{ completion }}'\n")
+    (tmp_path / "half.yaml").write_text("prompt: '{{ prompt }}'\n")
+    (tmp_path / "cut_off.jsonl.gz").write_bytes(gzip.compress(rows.read_bytes())[:-20])
+    places = {
+        "llama": llama,
+        "rows": rows,
+        "folder": tmp_path,
+        "empty": write(tmp_path / "empty.jsonl", []),
+        "no_answer": write(tmp_path / "no_answer.jsonl", [good[0], good[1] | {"completion": " "}]),
+        "no_completion": write(tmp_path / "no_completion.jsonl", [good[0], {"prompt": "a"}]),
+        "no_field": tmp_path / "field.yaml",
+        "half": tmp_path / "half.yaml",
+        "cut_off": tmp_path / "cut_off.jsonl.gz",
+        **(spoilt_models(llama, tmp_path) if {"{other}", "{bare}", "{nan}"} & set(arguments) else {}),
+    }
+    filled = [one.format(**places) for one in arguments]
     assert main(["finetune", *filled, "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
     assert message in errors

@@ -25,6 +25,7 @@ from mixln.errors import InputError
 from mixln.evaluation.local_tasks import is_local_task, read_local_task
 from mixln.hub import hub_access
 from mixln.measure.forward import model_device
+from mixln.models.encoding import embedding_size, require_embedded
 from mixln.placement.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def run_task(
         one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
         if prompting.num_fewshot is not None:
             one.set_config(key="num_fewshot", value=prompting.num_fewshot)
-    with _quiet(), torch.random.fork_rng(), _counting(model, task, report):
+    with _quiet(), torch.random.fork_rng(), _watching(model, tokenizer, task, report):
         torch.manual_seed(_FEWSHOT_SEED)
         # it gives the tokenizer a padding token; its registry hides the arguments from type checkers
         wrap, tokenizer = cast("Any", huggingface.HFLM), copy.deepcopy(tokenizer)
@@ -201,6 +202,8 @@ def run_task(
                 apply_chat_template=prompting.apply_chat_template,
                 fewshot_as_multiturn=prompting.fewshot_as_multiturn,
             )
+        except InputError:
+            raise
         except _WRONG_TASK as error:
             raise InputError(f"the task {task.name} cannot be run: {_reason(error)}") from error
         finally:
@@ -232,19 +235,25 @@ def _cut_items(
 
 
 @contextmanager
-def _counting(model: PreTrainedModel, task: LoadedTask, report: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Report the rows that go through a model; the harness's own bars are for one terminal."""
-    if report is None:
-        yield
-        return
-    rows = 0
+def _watching(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: LoadedTask,
+    report: Callable[[int, int], None] | None,
+) -> Iterator[None]:
+    """Refuse tokens that a model does not have, and report its rows; the harness's own bars are for one terminal."""
+    rows, embedded = 0, embedding_size(model)
 
-    def count(_module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def look(_module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         nonlocal rows
-        rows += len(next(one for one in (*positional, *named.values()) if isinstance(one, torch.Tensor)))
-        report(rows, max(rows, sum(len(part.instances) for part in task.parts.values())))
+        ids = next(one for one in (*positional, *named.values()) if isinstance(one, torch.Tensor))
+        if embedded is not None and int(ids.max()) >= embedded:
+            require_embedded(ids.flatten().tolist(), model, tokenizer)
+        rows += len(ids)
+        if report is not None:
+            report(rows, max(rows, sum(len(part.instances) for part in task.parts.values())))
 
-    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield
     finally:
