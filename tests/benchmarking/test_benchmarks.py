@@ -25,7 +25,9 @@ from benchmarks.measure import Measurement
 from benchmarks.report import SchemeReport
 from benchmarks.settings import SEQUENCE_LENGTH, Settings
 from benchmarks.step_profile import Operator, divide
+from tiny import save_tiny_llama
 
+from mixln.data import PreparedData
 from mixln.tasks.build import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,3 +206,24 @@ def test_a_mode_from_beginning_to_end(mode: list[str], corpus: Path, tmp_path: P
     elif results["summary"]["disturbed"] == 0:  # on a machine that has other work, nothing is summed up
         assert summary["tokens_per_second"]["median"] > 0
         assert summary["peak_bytes"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_measured_beside_trl_on_the_same_rows(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("trl", reason="needs mixln[sft]")
+    from benchmarks import fine_tuning_speed
+
+    model = save_tiny_llama(tmp_path / "model", data.tokenizer, 2)
+    rows = [{"prompt": f"is {number} even? ", "completion": ("yes", "no")[number % 2]} for number in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--batch-size", "2", "--sequence-length", "48", "--steps", "3", "--rounds", "2", "--precision", "float32"]
+    output = tmp_path / "speed.json"
+    assert fine_tuning_speed.main([str(model), str(tmp_path / "rows.jsonl"), *words, "--output", str(output)]) == 0
+    assert "times as fast as TRL's SFTTrainer" in capsys.readouterr().out
+    found = json.loads(output.read_text())["rounds"]
+    assert [len(one["step_seconds"]) for of_round in found for one in of_round.values()] == [3, 3, 3, 3]
+    losses = [of_round[name]["first_loss"] for of_round in found for name in ("mixln", "trl")]
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-4)
+    assert fine_tuning_speed.main([str(tmp_path / "none"), str(tmp_path / "rows.jsonl")]) == 2

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
+from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
 from mixln.commands.settings import RunFields, settled_recipe
 from mixln.commands.start import announce_recipe
-from mixln.commands.steps import read_step
+from mixln.commands.steps import read_step, written_step
 from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
@@ -87,6 +88,7 @@ def compare(
     num_rates = len(learning_rates or [recipe.optimizer.learning_rate])
     runs_of_a_seed = (len(schemes) - len(rates_of)) * num_rates + len(rates_of)
     announce_recipe(recipe, out, cache, schemes, runs_of_a_seed * len(seeds))
+    announce(*(("then", written_step(one)) for one in then))
     from mixln.data.prepare import prepare_data
     from mixln.device import is_main_process
     from mixln.placement import Placement

@@ -59,16 +59,15 @@ WrittenStep = str | Mapping[str, Any]
 """`"finetune=rows.jsonl --epochs 3"`, or in Python also `{"finetune": "rows.jsonl", "epochs": 3}`."""
 
 
-def read_step(written: WrittenStep) -> Callable[[], Step]:
+def read_step(step: WrittenStep) -> Callable[[], Step]:
     """Return what makes a step; its options are checked already, and what they name is when it is made.
 
     Raises:
         InputError: there is no such step or option, or a value is wrong.
     """
-    is_text = isinstance(written, str)
-    text = written if is_text else _as_text(written)
+    text = written_step(step)
     try:
-        kind, values, names = _read_text(written) if is_text else _read_mapping(written)
+        kind, values, names = _read_text(step) if isinstance(step, str) else _read_mapping(step)
     except InputError as error:
         raise InputError(f"`then={text}`: {error}") from error
 
@@ -78,11 +77,11 @@ def read_step(written: WrittenStep) -> Callable[[], Step]:
     def make() -> Step:
         module, name = kind.maker
         try:
-            step: Step = getattr(importlib.import_module(module), name)(text, **values)
+            made: Step = getattr(importlib.import_module(module), name)(text, **values)
         except InputError as error:
             raise InputError(f"`then={text}`: {worded(str(error))}") from error
-        step.worded = worded
-        return step
+        made.worded = worded
+        return made
 
     return make
 
@@ -154,13 +153,15 @@ def _interface(name: str, kind: StepKind) -> Interface:
     return replace(command, options=options, defaults=defaults)
 
 
-def _as_text(written: Mapping[str, Any]) -> str:
-    """A step as it would be written on the command line."""
+def written_step(step: WrittenStep) -> str:
+    """Return a step as it is written on the command line."""
+    if isinstance(step, str):
+        return step
 
     def joined(value: Any) -> str:
         several = isinstance(value, Sequence) and not isinstance(value, str)
         return " ".join(shlex.quote(str(one)) for one in (value if several else [value]))
 
-    (name, subject), *rest = written.items() or [("", "")]
+    (name, subject), *rest = step.items() or [("", "")]
     options = [f"--{key.replace('_', '-')} {joined(value)}" for key, value in rest]
     return " ".join([f"{name}={joined(subject)}", *options])
