@@ -21,9 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import mixln
 from mixln.data import PreparedData
 from mixln.errors import InputError
-from mixln.tasks.policy import CHECKPOINTS_FOLDER, METRICS_FILE, prompt_order, train_policy
+from mixln.tasks.policy import prompt_order, train_policy
 from mixln.tasks.policy_config import RLHFConfig
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
 from mixln.training import TrainingDivergedError, TrainingInterrupted
+from mixln.training.callbacks.metrics import METRICS_FILE
 
 pytest.importorskip("trl", reason="needs mixln[sft]")
 

@@ -30,7 +30,7 @@ from mixln.models.load import load_tokenizer
 from mixln.studies.reward_model import RUN_FILE, plan_reward_model, run_reward_model
 from mixln.tasks.reward_config import RewardConfig
 from mixln.tasks.reward_model import REPORT_FILE, load_reward_model
-from mixln.tasks.reward_training import CHECKPOINTS_FOLDER
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
 from mixln.training import TrainingDivergedError, TrainingInterrupted
 
 pytest.importorskip("trl", reason="needs mixln[reward]")
@@ -246,7 +246,7 @@ def test_a_killed_command_goes_on_by_the_same_command(llama: Path, pairs: Path, 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     cut = tmp_path / "cut"
     process = subprocess.Popen([*command, str(cut)], env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(cut.glob(f"{CHECKPOINTS_FOLDER}/*/whole.json")):
+    while process.poll() is None and not list(cut.glob(f"{CHECKPOINTS_FOLDER}/*/manifest.json")):
         pass
     process.kill()
     process.wait()

@@ -53,15 +53,11 @@ from mixln.studies.kept_parts import KeptParts
 from mixln.studies.machine import describe_machine
 from mixln.studies.measured_models import display_names
 from mixln.tasks.fine_tuning import model_fingerprint
-from mixln.tasks.policy import (
-    CHECKPOINTS_FOLDER,
-    METRICS_FILE,
-    describe_kept_policy,
-    require_policy_training,
-    train_policy,
-)
+from mixln.tasks.policy import describe_kept_policy, require_policy_training, train_policy
 from mixln.tasks.policy_config import RLHFConfig
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
 from mixln.training import MODEL_FOLDER, differences
+from mixln.training.callbacks.metrics import METRICS_FILE
 from mixln.version import __version__
 
 REQUEST_FILE = "policy.json"

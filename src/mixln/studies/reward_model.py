@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixln.announce import announce
 from mixln.data.preferences import EncodedPair, PreferenceCounts, PreferenceData, PreferenceRequest, prepare_preferences
-from mixln.device import default_device, num_processes
+from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.evaluation.preferences import (
     LengthBias,
@@ -45,7 +45,8 @@ from mixln.tasks.fine_tuning import model_fingerprint
 from mixln.tasks.language_model import feed_forward_widths
 from mixln.tasks.reward_config import RewardConfig
 from mixln.tasks.reward_model import REPORT_FILE, RewardModel, TextForm, load_reward_model
-from mixln.tasks.reward_training import CHECKPOINTS_FOLDER, newest_checkpoint, require_trl, train_reward_model
+from mixln.tasks.reward_training import train_reward_model
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, describe_kept_checkpoint, require_trl
 from mixln.training import MODEL_FOLDER, ReportStep, differences
 from mixln.training.decisions import agree_on_precision
 from mixln.training.distributed import Processes
@@ -229,9 +230,7 @@ def plan_reward_model(source: str, request: PreferenceRequest, config: RewardCon
     Raises:
         InputError: the model or the pairs cannot be used, or TRL is not installed.
     """
-    require_trl()
-    if num_processes() > 1:
-        raise InputError("this command works in one process: start it without torchrun")
+    require_trl("a reward model")
     limit = row_length(source, config.sequence_length)
     folder = model_folder(source)
     tokenizer = load_tokenizer(str(folder))
@@ -293,10 +292,7 @@ def describe_kept(out: Path) -> str:
     """Return what an interrupted run has kept."""
     if (out / MODEL_FOLDER).exists():
         return f"the model is whole, in {out / MODEL_FOLDER}"
-    found = newest_checkpoint(out)
-    if found is None:
-        return f"there was no checkpoint yet in {out}, so the same command begins anew"
-    return f"the checkpoint of step {found[1]} is kept in {out}. Run the same command again to go on"
+    return describe_kept_checkpoint(out)
 
 
 def describe_counts(counts: PreferenceCounts, limit: int) -> Iterator[str]:

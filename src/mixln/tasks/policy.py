@@ -20,31 +20,19 @@ import copy
 import json
 import math
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 
 from mixln.data.order import permute
-from mixln.device import default_device, num_processes
+from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.manifest import MANIFEST_FILE, read_manifest, write_manifest
 from mixln.models.dtypes import OriginalDtypes
 from mixln.models.encoding import require_embedded
 from mixln.models.finite import require_finite_parameters
@@ -52,18 +40,21 @@ from mixln.models.foreign import naming_failures
 from mixln.models.load import load_causal_lm
 from mixln.models.sampling import Sampling, end_tokens, generation_settings
 from mixln.quiet import quiet_transformers
-from mixln.storage import disk_errors, put_on_disk, write_file
+from mixln.storage import write_file
 from mixln.tasks.fine_tuning import lora_settings, require_peft
 from mixln.tasks.policy_config import RLHFConfig
 from mixln.tasks.reward_values import checked_rewards
-from mixln.training import MODEL_FOLDER, TrainingDivergedError, TrainingInterrupted
-from mixln.training.interrupt import Interruption, deferred_interrupt
+from mixln.tasks.trl_runs import (
+    CHECKPOINTS_FOLDER,
+    SHARED_ARGUMENTS,
+    describe_kept_checkpoint,
+    quiet_trainer,
+    require_trl,
+    run_trainer,
+)
+from mixln.training import MODEL_FOLDER, TrainingDivergedError
+from mixln.training.callbacks.metrics import METRICS_FILE
 from mixln.training.run_folder import fill_folder
-
-CHECKPOINTS_FOLDER = "trainer"
-METRICS_FILE = "metrics.jsonl"
-_PREFIX = "checkpoint-"
-_KEPT = 2
 
 ScoreCompletions = Callable[[Sequence[int], Sequence[str]], Sequence[float]]
 """From the numbers of prompts (from 0), and a completion of each as text, to rewards."""
@@ -107,16 +98,20 @@ def train_policy(
     original, settings, dtypes = copy.deepcopy(model.config), model.generation_config, OriginalDtypes(model)
     nn.Module.float(model)
     _take_dropout_off(model)
-    checkpoints = out / CHECKPOINTS_FOLDER
-    resumed = _newest_checkpoint(checkpoints)
-    with deferred_interrupt() as interruption, quiet_transformers(), warnings.catch_warnings(), _naming_failures(model):
-        warnings.simplefilter("ignore", FutureWarning)  # of TRL's use of transformers, which is not ours to change
-        watcher = _Watcher(out, interruption, report_step)
-        trainer = _trainer(model, tokenizer, prompts, score, config, checkpoints, watcher)
-        with disk_errors(f"the run could not be kept in {out}", "Make room, and run the same command again"):
-            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-        if interruption.signal_number and trainer.state.global_step < trainer.state.max_steps:
-            raise TrainingInterrupted(interruption.signal_number, trainer.state.global_step)
+
+    def report(logs: Mapping[str, Any], step: int) -> None:
+        if report_step is not None:
+            report_step(step, float(logs["reward"]))
+
+    def write_metrics(state: TrainerState) -> None:
+        steps = [entry for entry in state.log_history if "reward" in entry]
+        write_file(out / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in steps))
+
+    with _naming_failures(model):
+        trainer = run_trainer(
+            lambda: _trainer(model, tokenizer, prompts, score, config, out), out, report, write_metrics
+        )
+    write_metrics(trainer.state)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained = trained.merge_and_unload() if config.low_rank is not None else trained
     trained.config, trained.generation_config = original, settings  # the trainer writes special tokens into them
@@ -133,7 +128,7 @@ def train_policy(
         tokenizer.save_pretrained(temporary)
 
     fill_folder(out / MODEL_FOLDER, fill, "Make room, and run the same command again")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(out / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
 def require_policy_training(config: RLHFConfig) -> None:
@@ -142,12 +137,9 @@ def require_policy_training(config: RLHFConfig) -> None:
     Raises:
         InputError: it is not, or cannot.
     """
-    if find_spec("trl") is None:
-        raise InputError("policy training needs TRL: pip install 'mixln[reward]'")
+    require_trl("a policy")
     if config.low_rank is not None:
         require_peft()
-    if num_processes() > 1:
-        raise InputError("policies are trained in one process: start it without torchrun")
     if default_device().type == "cuda" and torch.cuda.device_count() > 1:
         raise InputError(
             "TRL's RLOOTrainer trains on one GPU, and this process sees several. Choose one by CUDA_VISIBLE_DEVICES"
@@ -158,10 +150,7 @@ def describe_kept_policy(out: Path) -> str:
     """Return in words what is kept of a run that has ended before its time."""
     if (out / MODEL_FOLDER).exists():
         return f"the trained policy is kept in {out}. Run the same command again to go on"
-    newest = _newest_checkpoint(out / CHECKPOINTS_FOLDER)
-    if newest is None:
-        return "nothing is kept of the policy, which had no checkpoint yet"
-    return f"the checkpoint of step {_step_of(newest)} is kept. Run the same command again to go on"
+    return describe_kept_checkpoint(out)
 
 
 def prompt_order(prompts: int, config: RLHFConfig) -> list[int]:
@@ -183,8 +172,7 @@ def _trainer(
     prompts: Sequence[Sequence[int]],
     score: ScoreCompletions,
     config: RLHFConfig,
-    checkpoints: Path,
-    watcher: TrainerCallback,
+    out: Path,
 ) -> Any:
     from datasets import Dataset
     from trl.trainer.rloo_config import RLOOConfig
@@ -216,7 +204,7 @@ def _trainer(
 
     set_seed(config.seed)
     arguments = RLOOConfig(
-        output_dir=str(checkpoints),
+        output_dir=str(out / CHECKPOINTS_FOLDER),
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.completions_per_step // micro,
@@ -239,26 +227,18 @@ def _trainer(
         remove_unused_columns=False,
         bf16=config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16),
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=False,
         seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show the loss before in place of NaN
-        save_strategy="steps",
         save_steps=config.checkpoint_every or math.ceil(steps / 10),
-        save_total_limit=_KEPT,
-        report_to="none",
-        disable_tqdm=True,
+        **SHARED_ARGUMENTS,
     )
-    trainer = RLOOTrainer(
+    trainer = quiet_trainer(RLOOTrainer)(
         model,
         reward_funcs=reward,
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": [names[number] for number in order]}),
         processing_class=_with_tokens(tokenizer, dict(zip(names.values(), prompts, strict=True)), model),
-        callbacks=[watcher],
         peft_config=None if config.low_rank is None else lora_settings(config.low_rank, task_type="CAUSAL_LM"),
     )
-    trainer.remove_callback(PrinterCallback)
     known = getattr(trainer, "eos_token_ids", [tokenizer.eos_token_id])
     if set(known) != set(ends):
         raise InputError(
@@ -313,74 +293,6 @@ def _forget_trainer(model: Any) -> None:
     model.eval()
     if isinstance(getattr(model, "model_tags", None), list):
         model.model_tags = None
-
-
-class _Watcher(TrainerCallback):
-    """Metrics on disk, whole checkpoints marked as such, Ctrl-C after the step, and a loss that is no number."""
-
-    def __init__(self, out: Path, interruption: Interruption, report_step: ReportPolicyStep | None) -> None:
-        self._out = out
-        self._interruption = interruption
-        self._report_step = report_step
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop after a checkpoint, if somebody has asked for it."""
-        del args, state
-        if self._interruption.signal_number:
-            control.should_save = control.should_training_stop = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Look at the numbers of a step."""
-        del args, control
-        logs = logs or {}
-        for name in ("loss", "grad_norm"):
-            if name in logs and not math.isfinite(float(logs[name])):
-                raise TrainingDivergedError(
-                    f"the {name} of step {state.global_step} is {float(logs[name])}: the policy is lost. Lower the "
-                    f"learning rate, in another folder. {describe_kept_policy(self._out)}"
-                )
-        if self._report_step is not None and "reward" in logs:
-            self._report_step(state.global_step, float(logs["reward"]))
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint as whole."""
-        del args, control
-        self._write_metrics(state)
-        folder = self._out / CHECKPOINTS_FOLDER / f"{_PREFIX}{state.global_step}"
-        write_manifest(folder, {"step": state.global_step})
-        put_on_disk(folder)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the numbers of all steps."""
-        del args, control
-        self._write_metrics(state)
-
-    def _write_metrics(self, state: TrainerState) -> None:
-        steps = [entry for entry in state.log_history if "reward" in entry]
-        write_file(self._out / METRICS_FILE, "".join(json.dumps(entry) + "\n" for entry in steps))
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; what a kill has left behind is removed when the trainer saves again."""
-    for path in sorted(folder.glob(f"{_PREFIX}*"), key=_step_of, reverse=True):
-        try:
-            if (path / MANIFEST_FILE).exists() and read_manifest(path) is not None:
-                return path
-        except ValueError:
-            continue
-    return None
-
-
-def _step_of(checkpoint: Path) -> int:
-    number = checkpoint.name.removeprefix(_PREFIX)
-    return int(number) if number.isdigit() else -1
 
 
 @contextmanager
