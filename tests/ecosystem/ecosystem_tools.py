@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from mixln.models import ARCHITECTURES
+from mixln.models import language_models
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.tasks import ModelConfig, model_config
 
@@ -20,7 +20,7 @@ PLACEMENTS = ["mix(alpha=0.5)", "hybrid", "pre+qk_norm+gpas", "admin"]
 
 OTHER_ARCHITECTURES = [
     name if name in ("gpt2", "olmo2") else pytest.param(name, marks=pytest.mark.slow)
-    for name in ARCHITECTURES
+    for name in language_models()
     if name != "llama"
 ]
 """All but Llama, which the placements above are tested with; two that differ most from it are enough for every day."""
@@ -39,7 +39,9 @@ def build(placement: str, vocab_size: int, architecture: str = "llama", **fields
     }
     model = ModelConfig(architecture=architecture, placement=placement, **(sizes | fields))
     config = model_config(model, LENGTH, vocab_size)
-    return ARCHITECTURES[architecture].causal_lm_class(config).initialize(0)
+    built = language_models()[architecture].whole_class(config)
+    assert isinstance(built, PlacedForCausalLM)
+    return built.initialize(0)
 
 
 def grown(model: PlacedForCausalLM) -> PlacedForCausalLM:

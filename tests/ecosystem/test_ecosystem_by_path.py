@@ -18,7 +18,7 @@ from ecosystem_tools import PLACEMENTS, assert_same_weights, build, grown, load,
 from transformers import AutoConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 from mixln.data import PreparedData
-from mixln.models import ARCHITECTURES
+from mixln.models import language_models
 from mixln.models.decoder import PlacedForCausalLM
 
 ROWS = 8
@@ -173,7 +173,7 @@ def test_a_trainer_of_trl_under_a_placement(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "llama"])
+@pytest.mark.parametrize("architecture", [name for name in language_models() if name != "llama"])
 def test_dpo_of_an_architecture(
     architecture: str, folders: Callable[..., Path], data: PreparedData, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from ecosystem_tools import build, grown
 from tiny import SHARED
 
 from mixln.data import PreparedData
-from mixln.models import ARCHITECTURES
+from mixln.models import language_models
 from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
@@ -62,7 +62,7 @@ def test_a_model_and_its_folder_have_the_same_scores(placement: str, data: Prepa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - {"llama"}))
+@pytest.mark.parametrize("architecture", sorted({*language_models()} - {"llama"}))
 def test_so_have_other_architectures(architecture: str, data: PreparedData, tmp_path: Path) -> None:
     check("mix(alpha=0.5)", architecture, make_items(), data, tmp_path)
 

@@ -11,7 +11,7 @@ from ecosystem_tools import OTHER_ARCHITECTURES, PLACEMENTS, build, grown, logit
 from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
 
 import mixln
-from mixln.models import ARCHITECTURES
+from mixln.models import language_models
 from mixln.models.decoder import PlacedForCausalLM
 
 SCHEMES = [scheme for scheme in mixln.schemes() if scheme != "mix"]
@@ -78,7 +78,7 @@ def test_every_placement_is_exported_for_any_size(placement: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", language_models())
 def test_every_architecture_is_exported_for_any_size(architecture: str) -> None:
     model = model_of("mix(alpha=0.5)+qk_norm", architecture)
     check(export(model, any_size=True), model, any_size=True)

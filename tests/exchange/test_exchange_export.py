@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES, PLACEMENTS, STOCK, tiny_architecture, tiny_architecture_config
+from architecture_tools import CAUSAL, NAMES, PLACEMENTS, STOCK, inputs_of, tiny_architecture, tiny_architecture_config
 from cover import shared_out
-from models_tools import ALL, generate, logits_of, tensors_of, token_ids
+from models_tools import ALL, as_given, generate, logits_of, pixels, tensors_of, token_ids
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -65,6 +65,12 @@ EXPORTED = {
     },
     **{("olmo", text): "OlmoForCausalLM" for text, found in LLAMA_LIKE.items() if found == "LlamaForCausalLM"},
     **{("gpt2", text): "GPT2LMHeadModel" for text, found in LLAMA_LIKE.items() if found == "LlamaForCausalLM"},
+    **{
+        (name, text): ARCHITECTURES[name].whole_class.__name__.removeprefix("MixLN")
+        for name in NAMES
+        for text, found in LLAMA_LIKE.items()
+        if name not in CAUSAL and found == "LlamaForCausalLM"
+    },
 }
 """By architecture and placement, the class that an export gives. Whatever is not here is refused."""
 
@@ -80,8 +86,9 @@ def expected_class(name: str, text: str) -> str | None:
     return EXPORTED.get((name, text.replace("+scaled_init", "")))
 
 
-def relative_difference(one: nn.Module, other: nn.Module) -> float:
-    ids = token_ids(length=20)
+def relative_difference(one: Any, other: nn.Module) -> float:
+    example = next(one.parameters())
+    ids = token_ids(length=20) if one.can_generate() else pixels().to(example.dtype)
     expected = logits_of(one, ids).double()
     return ((logits_of(other, ids).double() - expected).abs().max() / expected.abs().max()).item()
 
@@ -106,7 +113,7 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_dtype(model: PlacedPreTrainedModel, dtype: torch.dtype, folder: Path) -> PlacedPreTrainedModel:
     """The model as it is when it is opened in another dtype, which leaves the rotary frequencies in float32."""
     model.save_pretrained(folder)
-    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    opened: Any = type(model).from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     return opened
 
 
@@ -206,11 +213,11 @@ def test_a_stack_without_a_head_exports_too(name: str) -> None:
     whole = tiny_architecture(name, "lns")
     assert isinstance(whole.base_model, PlacedPreTrainedModel)
     stock = stock_model(whole.base_model)
-    ids = token_ids()
+    given = as_given(inputs_of(name))
     assert type(stock).__name__ == {"gpt2": "GPT2Model"}.get(name, type(stock).__name__)
     assert not hasattr(stock, "lm_head")
-    expected = whole.base_model(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(stock(input_ids=ids).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
+    expected = whole.base_model(**given).last_hidden_state
+    torch.testing.assert_close(stock(**given).last_hidden_state, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("exact_norms")
@@ -439,7 +446,7 @@ def test_a_real_model_survives_the_round_trip() -> None:
     if not (folder / "config.json").is_file():
         pytest.skip("SmolLM2 is not on this machine")
     model, _ = apply_placement(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), "lns")
-    assert isinstance(model, ARCHITECTURES["llama"].causal_lm_class)
+    assert isinstance(model, ARCHITECTURES["llama"].whole_class)
     stock = stock_model(model)
     assert type(stock) is LlamaForCausalLM
     difference, largest = compare_logits(model, stock)

@@ -159,7 +159,7 @@ def test_a_file_holds_what_its_architecture_needs_and_no_more(name: str, tmp_pat
     assert imported <= {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
     defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert len(defined) == len(set(defined))
-    own = ARCHITECTURES[name].causal_lm_class.__name__.removesuffix("ForCausalLM")
+    own = ARCHITECTURES[name].whole_class.__name__.partition("For")[0]
     assert {one.removeprefix("MixLN")[:3] for one in defined if one.startswith("MixLN")} == {
         own.removeprefix("MixLN")[:3]
     }
@@ -181,7 +181,7 @@ def test_nothing_that_is_taken_from_a_module_is_completed_by_statements_that_are
     """A module that fills a table after its definition, or defines something in an `if`, could not be taken apart."""
     for name in NAMES:
         config_class = ARCHITECTURES[name].config_class
-        roots = [(one.__module__, one.__name__) for one in (config_class, ARCHITECTURES[name].causal_lm_class)]
+        roots = [(one.__module__, one.__name__) for one in (config_class, ARCHITECTURES[name].whole_class)]
         roots += [(entry.function.__module__, entry.function.__name__) for entry in SCHEMES.values()]
         for module in {statement.module for statement in bundle(roots, ["mixln"]).statements}:
             path = Path(str(sys.modules[module].__file__))

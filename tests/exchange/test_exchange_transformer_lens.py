@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES, stack_of, tiny_architecture
+from architecture_tools import CAUSAL, stack_of, tiny_architecture
 from models_tools import VOCABULARY, logits_of, tensors_of, tiny_model, token_ids
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 """Of logits of order 10, in float32."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in NAMES},
+    **{name: (name, {}) for name in CAUSAL},
     "gpt2, tied": ("gpt2", {"tie_word_embeddings": True}),
     "gpt2, scores by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt2, scores as they are": ("gpt2", {"scale_attn_weights": False}),

@@ -67,9 +67,18 @@ def generate(model: nn.Module, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor
     return output
 
 
-def logits_of(model: nn.Module, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+def pixels(rows: int = 2, size: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def as_given(inputs: torch.Tensor) -> dict[str, Any]:
+    """Tokens or pixels by the name that a model takes them under, and without a cache."""
+    return {"pixel_values": inputs} if inputs.is_floating_point() else {"input_ids": inputs, "use_cache": False}
+
+
+def logits_of(model: nn.Module, inputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     with torch.no_grad():
-        return cast(torch.Tensor, model(input_ids=ids, use_cache=False, **kwargs).logits)
+        return cast(torch.Tensor, model(**as_given(inputs), **kwargs).logits)
 
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -85,10 +94,15 @@ def assert_same_tensors(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(tensor, right[name]), name
 
 
-def gradients_of(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def labels_of(inputs: torch.Tensor) -> torch.Tensor:
+    """The tokens themselves, or a class for each image."""
+    return torch.arange(len(inputs)) if inputs.is_floating_point() else inputs
+
+
+def gradients_of(model: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of the model's own loss."""
     model.zero_grad()
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    model(**as_given(inputs), labels=labels_of(inputs)).loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     return {name: gradient for name, gradient in found.items() if gradient is not None}

@@ -110,10 +110,10 @@ def test_each_parameter_of_every_class_is_of_the_part_that_runs_there(name: str)
 @pytest.mark.parametrize("placement", ["pre", "none", "peri+qk_norm"])
 def test_our_architectures_declare_what_is_found_in_the_stock_ones(architecture: str, placement: str) -> None:
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
-    config = ARCHITECTURES[architecture].config_class.from_recipe(
-        **sizes, vocab_size=50, intermediate_size=24, placement=placement
-    )
-    model = ARCHITECTURES[architecture].causal_lm_class(config)
+    if ARCHITECTURES[architecture].is_causal:
+        sizes["vocab_size"] = 50
+    config = ARCHITECTURES[architecture].config_class.from_recipe(**sizes, intermediate_size=24, placement=placement)
+    model = ARCHITECTURES[architecture].whole_class(config)
     anatomy = find_anatomy(model)
     stack = anatomy.stack.name
     assert anatomy.final_norm_module() is model.get_submodule(

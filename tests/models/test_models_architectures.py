@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from architecture_tools import (
+    CAUSAL_PAIRS,
     NAMES,
     PAIRS,
     STOCK,
+    inputs_of,
     logits_written_out,
     stack_of,
     tiny_architecture,
@@ -22,8 +24,17 @@ from architecture_tools import (
 )
 from cover import shared_out
 from models_reference import BLOCKS, CASES
-from models_tools import assert_close_by_tensor, assert_same_tensors, generate, gradients_of, logits_of, token_ids
-from transformers import AutoConfig, AutoModelForCausalLM
+from models_tools import (
+    as_given,
+    assert_close_by_tensor,
+    assert_same_tensors,
+    generate,
+    gradients_of,
+    labels_of,
+    logits_of,
+    token_ids,
+)
+from transformers import AutoConfig
 
 import mixln
 from mixln import models
@@ -33,9 +44,9 @@ from mixln.placement import FusedRoles
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 
 
-def of_every_pair(share: int) -> pytest.MarkDecorator:
+def of_every_pair(share: int, pairs: list[tuple[str, str]] = PAIRS) -> pytest.MarkDecorator:
     """Of the 7 tests over every pair, the fast suite runs each with a part of the pairs."""
-    return shared_out(("name", "text"), PAIRS, share=share, of=7)
+    return shared_out(("name", "text"), pairs, share=share, of=7)
 
 
 def test_architectures_are_found_by_being_there() -> None:
@@ -43,7 +54,7 @@ def test_architectures_are_found_by_being_there() -> None:
     for name, found in ARCHITECTURES.items():
         assert (Path(models.__file__).parent / "architectures" / f"{name}.py").is_file()
         assert getattr(mixln, found.config_class.__name__) is found.config_class
-        assert getattr(mixln, found.causal_lm_class.__name__) is found.causal_lm_class
+        assert getattr(mixln, found.whole_class.__name__) is found.whole_class
     with pytest.raises(AttributeError, match="MixLNNothingConfig"):
         _ = mixln.MixLNNothingConfig  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -52,12 +63,12 @@ def test_architectures_are_found_by_being_there() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_stock_placement_is_the_stock_model(name: str, tied: bool, tmp_path: Path) -> None:
     """Parameter names, logits and gradients are those of transformers' own class, which opens the folder."""
-    model, ids = tiny_architecture(name, STOCK[name], tie_word_embeddings=tied), token_ids()
+    model, ids = tiny_architecture(name, STOCK[name], tie_word_embeddings=tied), inputs_of(name)
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["model_type"] = ARCHITECTURES[name].stock_model_type
     (tmp_path / "config.json").write_text(json.dumps(config))
-    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    opened: Any = ARCHITECTURES[name].auto_class.from_pretrained(tmp_path, output_loading_info=True)
     stock, info = opened
     assert type(stock).__module__.startswith("transformers.")
     assert not info["missing_keys"]
@@ -74,12 +85,12 @@ def test_stock_classes_refuse_other_placements(name: str, tmp_path: Path) -> Non
         config["model_type"] = ARCHITECTURES[name].stock_model_type
         (tmp_path / text / "config.json").write_text(json.dumps(config))
         with pytest.raises(Exception, match="mixln placement"):
-            AutoModelForCausalLM.from_pretrained(tmp_path / text)
+            ARCHITECTURES[name].auto_class.from_pretrained(tmp_path / text)
 
 
 @pytest.mark.parametrize(("name", "text"), [pair for pair in PAIRS if pair[1] in CASES])
 def test_logits_are_those_of_the_equations_around_the_architectures_own_parts(name: str, text: str) -> None:
-    model, ids = tiny_architecture(name, text), token_ids()
+    model, ids = tiny_architecture(name, text), inputs_of(name)
     scheme, options = CASES[text]
     with torch.no_grad():
         expected = logits_written_out(model, ids, scheme, **options)
@@ -90,7 +101,7 @@ def test_logits_are_those_of_the_equations_around_the_architectures_own_parts(na
 @pytest.mark.parametrize("name", NAMES)
 def test_placements_differ(name: str) -> None:
     """So that agreement with one reference says something."""
-    ids = token_ids()
+    ids = inputs_of(name)
     plain = logits_of(tiny_architecture(name, "pre"), ids)
     for text in BLOCKS:
         if text not in ("pre", "pre+gpas"):
@@ -101,22 +112,22 @@ def test_placements_differ(name: str) -> None:
 def test_meta_init_is_normal_init(name: str, text: str) -> None:
     config = tiny_architecture_config(name, text)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = ARCHITECTURES[name].auto_class.from_config(config)
     assert all(parameter.is_meta for parameter in model.parameters())
     model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(torch.nan)
     model.initialize(3)
-    assert_same_tensors(model, AutoModelForCausalLM.from_config(config).initialize(3))
+    assert_same_tensors(model, ARCHITECTURES[name].auto_class.from_config(config).initialize(3))
 
 
 @of_every_pair(1)
 def test_saving_and_loading_is_bitwise(name: str, text: str, tmp_path: Path) -> None:
-    model, ids = tiny_architecture(name, text), token_ids()
+    model, ids = tiny_architecture(name, text), inputs_of(name)
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(loaded, ARCHITECTURES[name].causal_lm_class)
+    loaded = ARCHITECTURES[name].auto_class.from_pretrained(tmp_path)
+    assert isinstance(loaded, ARCHITECTURES[name].whole_class)
     assert_same_tensors(model, loaded)
     assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
     config, own = AutoConfig.from_pretrained(tmp_path), model.config
@@ -127,14 +138,14 @@ def test_saving_and_loading_is_bitwise(name: str, text: str, tmp_path: Path) -> 
 @of_every_pair(2)
 def test_every_parameter_gets_a_finite_gradient(name: str, text: str) -> None:
     model = tiny_architecture(name, text)
-    gradients = gradients_of(model, token_ids())
+    gradients = gradients_of(model, inputs_of(name))
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for parameter, gradient in gradients.items():
         assert gradient.isfinite().all(), parameter
         assert gradient.any(), parameter
 
 
-@of_every_pair(3)
+@of_every_pair(3, CAUSAL_PAIRS)
 def test_cached_steps_give_the_uncached_logits(name: str, text: str) -> None:
     model, ids = tiny_architecture(name, text), token_ids(2, 9)
     expected = logits_of(model, ids)
@@ -153,18 +164,19 @@ def test_cached_steps_give_the_uncached_logits(name: str, text: str) -> None:
 
 @of_every_pair(4)
 def test_eager_attention_is_sdpa(name: str, text: str) -> None:
-    model, ids = tiny_architecture(name, text), token_ids()
+    model, ids = tiny_architecture(name, text), inputs_of(name)
     expected = logits_of(model, ids)
     model.set_attn_implementation("eager")
     torch.testing.assert_close(logits_of(model, ids), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     with torch.no_grad():
-        output = model(input_ids=ids, output_attentions=True, output_hidden_states=True)
+        output = model(**as_given(ids), output_attentions=True, output_hidden_states=True)
     assert len(output.attentions) == 4
     assert len(output.hidden_states) == 5
-    torch.testing.assert_close(output.attentions[2].sum(-1), torch.ones(2, 4, 12))
+    tokens = output.hidden_states[0].shape[1]
+    torch.testing.assert_close(output.attentions[2].sum(-1), torch.ones(2, 4, tokens))
 
 
-@of_every_pair(5)
+@of_every_pair(5, CAUSAL_PAIRS)
 def test_left_padding_changes_nothing(name: str, text: str) -> None:
     model, row = tiny_architecture(name, text), token_ids(1, 7)
     ids, mask = torch.cat((torch.zeros(1, 2, dtype=torch.long), row), 1), torch.tensor([[0] * 2 + [1] * 7])
@@ -176,7 +188,7 @@ def test_left_padding_changes_nothing(name: str, text: str) -> None:
 
 @of_every_pair(6)
 def test_gradient_checkpointing_changes_no_gradient(name: str, text: str) -> None:
-    model, ids = tiny_architecture(name, text).train(), token_ids()
+    model, ids = tiny_architecture(name, text).train(), inputs_of(name)
     expected = gradients_of(model, ids)
     model.gradient_checkpointing_enable()
     assert_close_by_tensor(gradients_of(model, ids), expected, 1e-5)
@@ -187,15 +199,15 @@ def test_draws_are_shared_between_placements_and_follow_their_rules(name: str) -
     """Matrices of one rule are equal; DeepNorm's have the gain of their role, each part of a fused one its own."""
     layers = 4
     base, other = (
-        dict(AutoModelForCausalLM.from_config(tiny_architecture_config(name, text)).initialize(5).named_parameters())
+        dict(ARCHITECTURES[name].whole_class(tiny_architecture_config(name, text)).initialize(5).named_parameters())
         for text in ("pre", "deepnorm")
     )
-    post = AutoModelForCausalLM.from_config(tiny_architecture_config(name, "post")).initialize(5)
+    post = ARCHITECTURES[name].auto_class.from_config(tiny_architecture_config(name, "post")).initialize(5)
     prefix = f"{post.base_model_prefix}."
     for parameter_name, parameter in post.named_parameters():
         if parameter.ndim == 2:
             assert torch.equal(parameter, base[parameter_name]), parameter_name
-    for pattern, role in ARCHITECTURES[name].causal_lm_class.parameter_roles.items():
+    for pattern, role in ARCHITECTURES[name].whole_class.parameter_roles.items():
         if "*" not in pattern:
             continue
         parameter_name = prefix + pattern.replace("*", "2")
@@ -226,13 +238,13 @@ def test_initialising_leaves_the_global_generator_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_layers_keep_their_depth(name: str, tmp_path: Path) -> None:
     config = tiny_architecture_config(name, "lns", num_hidden_layers=2, placement_depths=[1, 4], placement_num_layers=6)
-    model = AutoModelForCausalLM.from_config(config).initialize(0)
+    model = ARCHITECTURES[name].auto_class.from_config(config).initialize(0)
     model.save_pretrained(tmp_path)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded: Any = ARCHITECTURES[name].auto_class.from_pretrained(tmp_path)
     for one in (model, loaded):
         _, blocks = stack_of(one)
         assert [block.attention_residual.gain for block in blocks] == [1.0, 0.5]
-    assert torch.equal(logits_of(loaded.eval(), token_ids()), logits_of(model.eval(), token_ids()))
+    assert torch.equal(logits_of(loaded.eval(), inputs_of(name)), logits_of(model.eval(), inputs_of(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -297,10 +309,10 @@ def test_compiled_with_inductor_is_eager(name: str, text: str) -> None:
 
 
 def check_compiled(name: str, text: str, backend: str) -> None:
-    model, ids = tiny_architecture(name, text, num_hidden_layers=2), token_ids()
+    model, ids = tiny_architecture(name, text, num_hidden_layers=2), inputs_of(name)
     expected, gradients = logits_of(model, ids), gradients_of(model, ids)
     compiled = torch.compile(model, backend=backend)
-    output = compiled(input_ids=ids, labels=ids, use_cache=False)
+    output = compiled(**as_given(ids), labels=labels_of(ids))
     torch.testing.assert_close(output.logits.detach(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     output.loss.backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -315,8 +327,8 @@ def test_the_auto_classes_know_it_once_mixln_is_imported(name: str, tmp_path: Pa
     assert isinstance(model, PlacedPreTrainedModel)
     model.save_pretrained(tmp_path)
     code = (
-        "import sys, mixln; from transformers import AutoModelForCausalLM; "
-        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"
+        f"import sys, mixln; from transformers import {ARCHITECTURES[name].auto_class.__name__} as auto_class; "
+        "print(type(auto_class.from_pretrained(sys.argv[1])).__name__)"
     )
     found = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == type(model).__name__
@@ -329,5 +341,5 @@ def test_normed_queries_stay_in_bfloat16(name: str, attention: str, tmp_path: Pa
     for text in dict.fromkeys([STOCK[name], "post+qk_norm"]):
         tiny_architecture(name, text).save_pretrained(tmp_path / text)
         options = {"dtype": torch.bfloat16, "attn_implementation": attention}
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / text, **options)
-        assert logits_of(model, token_ids()).dtype == torch.bfloat16
+        model = ARCHITECTURES[name].auto_class.from_pretrained(tmp_path / text, **options)
+        assert logits_of(model, inputs_of(name)).dtype == torch.bfloat16

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from architecture_tools import NAMES, STOCK, stack_of, tiny_architecture
-from models_tools import logits_of, token_ids
+from architecture_tools import CAUSAL, NAMES, STOCK, inputs_of, tiny_architecture
+from models_tools import as_given, logits_of, token_ids
 from torch import nn
 from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -26,7 +26,7 @@ SPY = "mixln_test_spy"
 
 
 @pytest.mark.parametrize("text", NORMED)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_generation_with_the_cache_is_generation_without(name: str, text: str) -> None:
     model: Any = tiny_architecture(name, text)
     ids = token_ids(rows=1)
@@ -39,7 +39,7 @@ def test_generation_with_the_cache_is_generation_without(name: str, text: str) -
 
 
 @pytest.mark.parametrize("text", NORMED)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_left_padding_changes_nothing(name: str, text: str) -> None:
     model: Any = tiny_architecture(name, text)
     ids = token_ids(rows=1)
@@ -77,7 +77,7 @@ def test_attention_is_called_as_without_norms(name: str, text: str, attended: Se
     for one in ("pre", text):
         model: Any = tiny_architecture(name, one)
         model.set_attn_implementation(SPY)
-        model(input_ids=token_ids(), extra_argument=7)
+        model(**as_given(inputs_of(name)), extra_argument=7)
     half = len(attended) // 2
     for (_, plain), (_, normed) in zip(attended[:half], attended[half:], strict=True):
         assert plain.keys() == normed.keys()
@@ -99,7 +99,7 @@ def test_query_and_key_are_those_of_the_equation(name: str, per_head: bool, atte
         lambda _module, args, kwargs: inputs.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
     with torch.no_grad():
-        model(input_ids=token_ids(rows=1, length=1))  # at position 0 a rotation is the identity
+        model(**as_given(one_position(name)))
         hidden = inputs[0]
         if hasattr(attention, "c_attn"):
             projected = (hidden @ attention.c_attn.weight + attention.c_attn.bias).chunk(3, dim=-1)
@@ -120,22 +120,28 @@ def test_query_and_key_are_those_of_the_equation(name: str, per_head: bool, atte
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
+def one_position(name: str) -> torch.Tensor:
+    """A token at position 0, where a rotation is the identity; or an image, which has no rotation."""
+    return token_ids(rows=1, length=1) if name in CAUSAL else inputs_of(name, rows=1)
+
+
 @pytest.mark.parametrize("text", ["pre+qk_norm", "hybrid"])
 @pytest.mark.parametrize("name", NAMES)
 def test_norms_stand_behind_adapters(name: str, text: str) -> None:
     """Norm(W x + B A x): the update belongs to the matrix, which merging shows."""
     peft = pytest.importorskip("peft")
     model = tiny_architecture(name, text)
-    targets = list(stack_of(model)[1][0].get_submodule("attn" if name == "gpt2" else "self_attn").projection_parts)  # pyright: ignore[reportArgumentType]
+    attention: Any = next(one for one in model.modules() if isinstance(one, PlacedAttention))
+    targets = list(attention.projection_parts)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, fan_in_fan_out=name == "gpt2"))
     for parameter_name, parameter in adapted.named_parameters():
         if "lora_B" in parameter_name:
             nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = adapted(input_ids=token_ids()).logits
-        assert not torch.allclose(expected, logits_of(tiny_architecture(name, text), token_ids()), atol=1e-2)
+        expected = adapted(**as_given(inputs_of(name))).logits
+        assert not torch.allclose(expected, logits_of(tiny_architecture(name, text), inputs_of(name)), atol=1e-2)
     merged = adapted.merge_and_unload()
-    torch.testing.assert_close(logits_of(merged, token_ids()), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(merged, inputs_of(name)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

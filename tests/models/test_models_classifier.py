@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES, PAIRS, STOCK, tiny_architecture, tiny_architecture_config
+from architecture_tools import CAUSAL, CAUSAL_PAIRS, STOCK, tiny_architecture, tiny_architecture_config
 from cover import shared_out
 from models_tools import assert_same_tensors, token_ids
 from safetensors.torch import load_file, save_file
@@ -47,7 +47,7 @@ def score_alone(model: Any, ids: list[int]) -> torch.Tensor:
         return hidden[0, -1] @ model.score.weight.T
 
 
-@shared_out(("name", "placement"), PAIRS, share=0, of=3)
+@shared_out(("name", "placement"), CAUSAL_PAIRS, share=0, of=3)
 def test_a_padded_row_has_the_score_that_it_has_alone(name: str, placement: str) -> None:
     model = classifier(name, placement)
     texts = [ids[:length].tolist() for ids, length in zip(token_ids(3, 9), (9, 4, 6), strict=True)]
@@ -61,7 +61,7 @@ def test_a_padded_row_has_the_score_that_it_has_alone(name: str, placement: str)
         torch.testing.assert_close(scores(model, ids, attention_mask=mask), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_one_row_needs_no_padding_token_and_several_do(name: str) -> None:
     model = classifier(name, STOCK[name], pad_token_id=None)
     ids = token_ids(2, 7)
@@ -70,7 +70,7 @@ def test_one_row_needs_no_padding_token_and_several_do(name: str) -> None:
         model(input_ids=ids)
 
 
-@shared_out(("name", "placement"), PAIRS, share=1, of=3)
+@shared_out(("name", "placement"), CAUSAL_PAIRS, share=1, of=3)
 def test_a_language_model_opens_with_a_new_head_and_nothing_else_is_new(
     name: str, placement: str, tmp_path: Path
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_language_model_opens_with_a_new_head_and_nothing_else_is_new(
     torch.testing.assert_close(scores(again.eval(), ids), scores(model.eval(), ids))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_a_checkpoint_that_lacks_or_has_more_is_refused(name: str, tmp_path: Path) -> None:
     """Also of a classifier's own head, which a language model may lack."""
     tiny_architecture(name, STOCK[name]).save_pretrained(tmp_path / "language_model")
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_lacks_or_has_more_is_refused(name: str, tmp_path: Pat
         AutoModelForCausalLM.from_pretrained(tmp_path / "classifier")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_it_is_the_stock_one_at_its_stock_placement(name: str, tmp_path: Path) -> None:
     config = tiny_architecture_config(name, STOCK[name], pad_token_id=PAD, num_labels=3)
     torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_it_is_the_stock_one_at_its_stock_placement(name: str, tmp_path: Path) -
     assert pickle.loads(pickle.dumps(type(model))) is type(model)
 
 
-@shared_out(("name", "placement"), PAIRS, share=2, of=3)
+@shared_out(("name", "placement"), CAUSAL_PAIRS, share=2, of=3)
 def test_every_parameter_of_a_classifier_learns(name: str, placement: str) -> None:
     model = classifier(name, placement, num_labels=3).train()
     model(input_ids=token_ids(4, 8), labels=torch.tensor([0, 2, 1, 1])).loss.backward()
@@ -155,7 +155,7 @@ def test_every_parameter_of_a_classifier_learns(name: str, placement: str) -> No
 
 
 def test_a_placement_without_a_last_norm_warns_that_scores_are_unbounded() -> None:
-    for name, placement in itertools.product(NAMES, ("none", "pre", "mix")):
+    for name, placement in itertools.product(CAUSAL, ("none", "pre", "mix")):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             AutoModelForSequenceClassification.from_config(tiny_architecture_config(name, placement))

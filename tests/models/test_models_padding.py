@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES, PAIRS, tiny_architecture
+from architecture_tools import CAUSAL, CAUSAL_PAIRS, tiny_architecture
 from cover import shared_out
 from tiny import save_tiny_llama
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -56,7 +56,7 @@ def test_where_the_end_token_pads_it_is_not_read(tokenizer: PreTrainedTokenizerF
         assert with_end[0] == pytest.approx((hidden @ model.score.weight[0]).item(), rel=1e-4)  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue, reportIndexIssue]
 
 
-@shared_out(("name", "placement"), PAIRS, share=0, of=6)
+@shared_out(("name", "placement"), CAUSAL_PAIRS, share=0, of=6)
 def test_a_new_token_changes_no_score_and_is_saved(
     name: str, placement: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_token_that_is_there_is_kept_and_spare_rows_are_used(
     assert other.pad_token == f"<{PAD_TOKEN}>"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_another_seed_draws_another_head_and_nothing_else(name: str, tmp_path: Path) -> None:
     tiny_architecture(name, "mix(alpha=0.5)").save_pretrained(tmp_path)
     torch.manual_seed(5)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models_tools import generate, logits_of, token_ids
+from models_tools import as_given, generate, logits_of, pixels, token_ids
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
@@ -26,21 +26,18 @@ def write_case(folder: Path, model: PlacedPreTrainedModel, without: str = "") ->
 
     In the end the model's weights are others.
     """
-    ids = token_ids()
+    inputs = token_ids() if model.can_generate() else pixels()
     save_self_contained(model, folder / "model")
     with torch.no_grad():
-        hidden: Any = model.base_model(input_ids=ids, use_cache=False)
-    classifier: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder / "model", num_labels=1, pad_token_id=0
-    ).eval()
-    expected = {
-        "score": classifier.score.weight.detach(),
-        "rewards": classifier(input_ids=ids, use_cache=False).logits.detach(),
-        "ids": ids,
-        "logits": logits_of(model, ids),
-        "hidden": hidden.last_hidden_state,
-        "text": generate(model, ids, max_new_tokens=6, use_cache=True),
-    }
+        hidden: Any = model.base_model(**as_given(inputs))
+    expected = {"inputs": inputs, "logits": logits_of(model, inputs), "hidden": hidden.last_hidden_state}
+    if model.can_generate():
+        classifier: Any = AutoModelForSequenceClassification.from_pretrained(
+            folder / "model", num_labels=1, pad_token_id=0
+        ).eval()
+        expected["score"] = classifier.score.weight.detach()
+        expected["rewards"] = logits_of(classifier, inputs)
+        expected["text"] = generate(model, inputs, max_new_tokens=6, use_cache=True)
     save_file({key: tensor.contiguous() for key, tensor in expected.items()}, folder / "expected.safetensors")
     weights = {key: tensor.sum().item() for key, tensor in model.initialize(3).named_parameters()}
     registered = [[scheme for scheme in SCHEMES if scheme != without], list(MODIFIERS)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_tools import NAMES
+from architecture_tools import CAUSAL
 from models_tools import logits_of, tensors_of, token_ids
 from norm_removal_reference import LITERAL
 from norm_removal_tools import END_OF_TEXT, freeze_all, frozen_model, trained, with_norms
@@ -20,7 +20,7 @@ from mixln.tasks.norm_removal import check_norms_removable, install_frozen_norms
 from mixln.tasks.norm_removal.frozen_norm import FIRST_POSITION
 from mixln.tasks.objective import document_mask
 
-PRE_LN = [name for name in NAMES if name not in ("olmo2", "qwen3")]
+PRE_LN = [name for name in CAUSAL if name not in ("olmo2", "qwen3")]
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.placement.PlacementWarning")
 

@@ -10,7 +10,7 @@ from tiny import tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from mixln.errors import InputError
-from mixln.models import ARCHITECTURES
+from mixln.models import language_models
 from mixln.placement import PlacementError
 from mixln.tasks import Recipe, check_model, model_config
 from mixln.tasks.recipes import find_recipe, list_recipes, load_recipe
@@ -128,8 +128,8 @@ def test_what_does_not_go_with_the_model_is_refused(overrides: list[str], reason
         read("nano", *overrides)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_recipe_may_name_any_architecture(name: str) -> None:
+@pytest.mark.parametrize("name", language_models())
+def test_a_recipe_may_name_any_language_model(name: str) -> None:
     config = model_config(read("nano", "--model.architecture", name).model, 256, 300)
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (128, 12, 300)
     assert config.placement == "pre"

@@ -208,6 +208,7 @@ _COMPANIONS = (
     "vocab.*",
     "merges.txt",
     "generation_config.json",
+    "preprocessor_config.json",
 )
 
 

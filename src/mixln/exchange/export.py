@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.exchange.convert import copy_companions
 from mixln.exchange.fold import Folded, fold, names_of_role
 from mixln.exchange.layouts import LayoutError, StockLayout, layouts_for
 from mixln.exchange.neutral_norms import neutral_layout
-from mixln.models.decoder import PlacedForCausalLM, PlacedWithHead
+from mixln.models.companions import model_folder
+from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.graft import has_adapters
-from mixln.models.load import load_bare_causal_lm, load_tokenizer
+from mixln.models.load import load_bare_causal_lm, load_config, load_tokenizer, load_whole_model
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.models.registry import architecture_of
+from mixln.models.stack import PlacedWithHead
 from mixln.placement import Placement, StackPlan
 from mixln.placement.departures import departures
 from mixln.quiet import quiet_transformers
@@ -54,12 +57,12 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
     """
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
-    if isinstance(model, PlacedWithHead) and not isinstance(model, PlacedForCausalLM):
+    config = model.config
+    assert isinstance(config, PlacedConfig)
+    if not _has_exported_head(model):
         raise InputError(f"the head of a {type(model).__name__} cannot be exported: export its stack, model.base_model")
     if has_adapters(model):
         raise InputError("the model has adapters, which no stock class has: merge them first (merge_and_unload)")
-    config = model.config
-    assert isinstance(config, PlacedConfig)
     folded = fold(model)
     reasons: list[str] = []
     layouts = [neutral_layout(config)] if neutral_norms else list(layouts_for(config))
@@ -67,7 +70,7 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
         if not layout.has_placement_of(folded):
             continue
         candidate = Folded(folded.plan, dict(folded.weights), folded.tied)
-        stock_class = layout.model_class(has_head=bool(names_of_role(model, "head")))
+        stock_class = layout.model_class(type(model))
         try:
             return _build(stock_class, layout, model, candidate)
         except (LayoutError, StrictDataclassError) as error:
@@ -76,16 +79,28 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
     raise InputError(_refusal(model, folded.plan, layouts[0], reasons, neutral_norms=neutral_norms))
 
 
+def _has_exported_head(model: PlacedPreTrainedModel) -> bool:
+    """Whether a model has no head, or one that its architecture is made for."""
+    found = architecture_of(model.config)
+    is_of_language = found is None or found.is_causal
+    return not isinstance(model, PlacedWithHead) or not is_of_language or isinstance(model, PlacedForCausalLM)
+
+
 def _build(
     stock_class: type[PreTrainedModel], layout: StockLayout, model: PlacedPreTrainedModel, folded: Folded
 ) -> PreTrainedModel:
     config: Any = layout.build(model.config, folded)
     own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     weights = {name: tensor.clone() if tensor.data_ptr() in own else tensor for name, tensor in folded.weights.items()}
-    if config.tie_word_embeddings:
+    if getattr(config, "tie_word_embeddings", False):
         weights = {name: tensor for name, tensor in weights.items() if name not in names_of_role(model, "head")}
     loaded: Any = stock_class.from_pretrained(
-        None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=model.dtype,
+        output_loading_info=True,
+        **model.options_like(model),
     )
     stock, info = loaded
     if info["missing_keys"] or info["unexpected_keys"]:
@@ -111,9 +126,10 @@ class StockExport:
 
 
 def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = False) -> StockExport:
-    """Export a checkpoint of this library and write it to `out`, whole or not at all; the tokenizer comes along.
+    """Export a checkpoint of this library and write it to `out`, whole or not at all.
 
-    What was written is opened again and compared with the given model on random tokens.
+    The tokenizer comes along, or the preparation of images. What was written is opened again and compared with the
+    given model on random tokens or pixels.
 
     Args:
         source: folder, or name on the hub.
@@ -130,7 +146,7 @@ def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = Fal
     """
     out = Path(out)
     require_new_folder(out)
-    model = load_bare_causal_lm(str(source))
+    model = _load(str(source))
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(
             f"{source} holds a {type(model).__name__}, which is a class of transformers already. If the published "
@@ -140,12 +156,14 @@ def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = Fal
     saving = disk_errors(f"{out} could not be written", "Make room, or choose another place")
     with saving, quiet_transformers(), whole_folder(out) as temporary:
         stock.save_pretrained(temporary)
-        if Path(source).is_dir():
-            copy_companions(Path(source), temporary)
+        is_of_language = isinstance(model, PlacedForCausalLM)
+        if Path(source).is_dir() or not is_of_language:
+            copy_companions(model_folder(str(source)), temporary)
         else:
             load_tokenizer(str(source)).save_pretrained(temporary)
+        stock_class = type(stock)
         del stock
-        written = AutoModelForCausalLM.from_pretrained(temporary, trust_remote_code=False).eval()
+        written = stock_class.from_pretrained(temporary).eval()
         difference, largest = compare_logits(model, written)
         if torch.finfo(model.dtype).eps <= torch.finfo(torch.float32).eps and difference > TOLERANCE * largest:
             raise InputError(
@@ -155,10 +173,16 @@ def save_stock(source: str | Path, out: str | Path, *, neutral_norms: bool = Fal
     return StockExport(written, difference, largest)
 
 
+def _load(source: str) -> PreTrainedModel:
+    """Open a language model, or a model of this library that is none."""
+    found = architecture_of(load_config(source))
+    return load_bare_causal_lm(source) if found is None or found.is_causal else load_whole_model(source)
+
+
 def compare_logits(model: PreTrainedModel, other: PreTrainedModel) -> tuple[float, float]:
-    """Return the largest difference of two models' logits on two rows of random tokens, and the first's largest."""
-    ids = random_tokens(model)
-    first, second = precise_logits(model, ids), precise_logits(other, ids)
+    """Return the largest difference of two models' logits on random tokens or pixels, and the first's largest."""
+    given = random_tokens(model) if model.can_generate() else random_pixels(model)
+    first, second = precise_logits(model, given), precise_logits(other, given)
     return (first - second).abs().max().item(), first.abs().max().item()
 
 
@@ -169,10 +193,18 @@ def random_tokens(model: PreTrainedModel) -> Tensor:
     return torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
 
+def random_pixels(model: PreTrainedModel) -> Tensor:
+    """Return two random images that a model takes, (2, channels, height, width), always the same ones."""
+    config: Any = model.config
+    size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size,) * 2
+    return torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
-def precise_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Return the logits of a model for some tokens, in float64."""
-    return model(input_ids=ids.to(model.device), use_cache=False).logits.double()
+def precise_logits(model: PreTrainedModel, given: Tensor) -> Tensor:
+    """Return the logits of a model for some tokens or images, in float64."""
+    options = {"use_cache": False} if model.can_generate() else {}
+    return model(**{model.main_input_name: given.to(model.device)}, **options).logits.double()
 
 
 _WAYS = (
@@ -191,12 +223,12 @@ def _refusal(
     model: PlacedPreTrainedModel, plan: StackPlan, layout: StockLayout, reasons: list[str], *, neutral_norms: bool
 ) -> str:
     config: Any = model.config
-    name = layout.model_class(has_head=bool(names_of_role(model, "head"))).__name__
+    name = layout.model_class(type(model)).__name__
     found = departures(plan, Placement.parse(layout.placement).plan(len(plan.blocks)))
     target = f"{name} with neutral norms ({layout.placement})" if neutral_norms else name
     parts = f" Its departures from {target} that weights cannot take up: {'; '.join(found)}." if found else ""
     return (
         f"no class of transformers computes placement {config.placement!r}.{parts} "
         f"{''.join(f'{reason}. ' for reason in reasons)}{_WAYS.format(model_type=config.model_type)}"
-        f"{'' if neutral_norms or plan.norms else _NEUTRAL_WAY}"
+        f"{'' if neutral_norms or plan.norms or not model.can_generate() else _NEUTRAL_WAY}"
     )

@@ -4,6 +4,7 @@
     N(x) without w:        M (gain * N(x))     = (gain * M) N(x), M each matrix that reads it
     token t:               N(factor * E[t])    is a constant of the token, and becomes E[t]
     gate:                  G(h) = (1 - silu(g)) h is the identity where g = 0
+    layer scale:           gamma * (M x + b)   = (gamma M) x + gamma b, or of N_branch as of N above
 
 Each is an identity of real numbers; rounded weights follow it up to the rounding of one product. A gate with g != 0
 has none: its factor multiplies the stream, of which the next norm takes it off again, but for the eps in the norm.
@@ -12,12 +13,13 @@ has none: its factor multiplies the stream, of which the next norm takes it off 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.roles import READERS, RoleMatrix, role_matrices
+from mixln.models.roles import READERS, WRITER, RoleMatrix, role_matrices
 from mixln.placement import PlacedBlock, Role, StackPlan
 from mixln.placement.plan import SUBLAYERS
 
@@ -43,9 +45,10 @@ def fold(model: PlacedPreTrainedModel) -> Folded:
     config = model.config
     assert isinstance(config, PlacedConfig)
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    folded = Folded(config.stack_plan, weights, tied=bool(config.tie_word_embeddings))
+    folded = Folded(config.stack_plan, weights, tied=bool(getattr(config, "tie_word_embeddings", False)))
     _fold_gains(model, folded)
     _fold_gates(model, folded)
+    _fold_layer_scales(model, folded)
     _fold_embedding(model, folded)
     return folded
 
@@ -104,6 +107,26 @@ def _fold_gates(model: PlacedPreTrainedModel, folded: Folded) -> None:
     folded.plan = replace(folded.plan, blocks=tuple(blocks))
 
 
+def _fold_layer_scales(model: PlacedPreTrainedModel, folded: Folded) -> None:
+    """Fold what a branch is multiplied with at its end into its norm there, or into the matrix that it comes from."""
+    weights = folded.weights
+    matrices = list(role_matrices(model))
+    for index, (block_name, block) in enumerate(_blocks(model)):
+        for sublayer in SUBLAYERS:
+            parts = block.part_names[sublayer]
+            if "layer_scale" not in parts:
+                continue
+            gamma = weights.pop(f"{block_name}.{parts['layer_scale']}.gamma").double()
+            role = WRITER[sublayer]
+            matrix = next(one.name for one in matrices if one.block == index and one.roles == (role,))
+            source = f"{block_name}.{parts['branch_norm']}.weight" if "branch_norm" in parts else matrix
+            for name in (source, f"{source.rpartition('.')[0]}.bias"):
+                if name in weights:
+                    tensor = weights[name]
+                    scale = gamma if tensor.ndim == 1 else gamma[:, None]
+                    weights[name] = (tensor.double() * scale).to(tensor.dtype)
+
+
 def _fold_embedding(model: PlacedPreTrainedModel, folded: Folded) -> None:
     plan = folded.plan
     config = model.config
@@ -113,7 +136,16 @@ def _fold_embedding(model: PlacedPreTrainedModel, folded: Folded) -> None:
         return
     if plan.embedding_norm is not None and names_of_role(model, "position_embedding"):
         return  # what is normed there is the sum of a token's row and a position's, no constant of either
-    (name,) = names_of_role(model, "embedding")
+    stack: Any = model.base_model
+    names = [
+        name if name in folded.weights else f"{model.base_model_prefix}.{name}" for name in stack.embedding_parameters()
+    ]
+    if len(names) > 1:
+        for name in names:  # parts that are added up, and normed by nothing
+            folded.weights[name] = _scaled(folded.weights[name], factor)
+        folded.plan = replace(plan, embedding_scale=1.0)
+        return
+    (name,) = names
     rows = folded.weights[name]
     # the very operations of the forward, in its dtype: the rows come out bit for bit as the blocks get them
     if factor != 1:

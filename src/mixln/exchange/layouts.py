@@ -29,7 +29,9 @@ from transformers import (
 )
 
 from mixln.exchange.fold import Folded
-from mixln.models.placed import PlacedConfig
+from mixln.models.decoder import PlacedForCausalLM
+from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.models.transformers_internals import stock_base
 from mixln.placement import Placement
 
 
@@ -59,9 +61,13 @@ class StockLayout:
         """Whether the layout's classes execute just what is left to be executed."""
         return folded.plan.same_function_as(Placement.parse(self.placement).plan(len(folded.plan.blocks)))
 
-    def model_class(self, *, has_head: bool) -> type[PreTrainedModel]:
-        """Return transformers' class, with the language model's head or without."""
-        auto: Any = AutoModelForCausalLM if has_head else AutoModel
+    def model_class(self, placed: type[PlacedPreTrainedModel]) -> type[PreTrainedModel]:
+        """Return transformers' class for one of this library: with the same head, or without."""
+        stock = stock_base(placed)
+        assert issubclass(stock, PreTrainedModel)
+        if stock.config_class is self.config_class:
+            return stock
+        auto: Any = AutoModelForCausalLM if issubclass(placed, PlacedForCausalLM) else AutoModel
         return auto._model_mapping[self.config_class]
 
 
@@ -92,20 +98,22 @@ def register_layout(config_class: type[PreTrainedConfig], placement: str) -> Cal
 
 
 def _stock_config_class(config: PlacedConfig) -> type[PreTrainedConfig]:
-    return next(one for one in type(config).__mro__ if one.__module__.startswith("transformers.models."))
-
-
-_PLACEMENT_FIELDS = {field.name for field in fields(PlacedConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    return stock_base(type(config))
 
 
 def _own(config: PlacedConfig, folded: Folded) -> PreTrainedConfig:
+    if config.beyond_stock is not None:
+        raise LayoutError(config.beyond_stock)
+    build: Any = _stock_config_class(config)
     # PreTrainedConfig's own: a PlacedConfig's has marks that stock classes stumble over
     found = PreTrainedConfig.to_dict(config)
+    ours = {field.name for field in fields(config)} - {field.name for field in fields(build)}
     # auto_map: of a folder that brings this library's code along
-    left_out = {*_PLACEMENT_FIELDS, "model_type", "architectures", "transformers_version", "auto_map"}
+    left_out = {*ours, "model_type", "architectures", "transformers_version", "auto_map"}
     values: dict[str, Any] = {name: value for name, value in found.items() if name not in left_out}
-    build: Any = _stock_config_class(config)
-    return build(**values | {"tie_word_embeddings": folded.tied})
+    if "tie_word_embeddings" in values:
+        values["tie_word_embeddings"] = folded.tied
+    return build(**values)
 
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "olmo2")

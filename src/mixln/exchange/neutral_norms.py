@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mixln.errors import InputError
 from mixln.exchange.fold import Folded
 from mixln.exchange.layouts import LayoutError, StockLayout, own_layout
 from mixln.models.placed import PlacedConfig
-from mixln.models.registry import ARCHITECTURES, Architecture
+from mixln.models.registry import Architecture, architecture_of
 from mixln.models.roles import WRITERS
 from mixln.models.transformers_internals import Conv1D
 from mixln.placement import Placement, find_role
@@ -30,7 +31,14 @@ NEUTRAL_WEIGHT = float(2**20)
 
 
 def neutral_layout(config: PlacedConfig) -> StockLayout:
-    """Return the layout of an architecture's own classes with every norm made the identity."""
+    """Return the layout of an architecture's own classes with every norm made the identity.
+
+    Raises:
+        InputError: it is no architecture of language models.
+    """
+    found = architecture_of(config)
+    if found is not None and not found.is_causal:
+        raise InputError(f"norms are neutralised in the classes of language models alone, and {found.name} is none")
     own = own_layout(config)
     return StockLayout(own.config_class, "none", partial(_neutralise, own))
 
@@ -42,7 +50,8 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
         LayoutError: the norms have no gain, or the dtype cannot hold it; or they take off a mean that the stream has;
             or the head has a bias for which there is no place.
     """
-    found = next(one for one in ARCHITECTURES.values() if one.config_class is type(config))
+    found = architecture_of(config)
+    assert found is not None
     eps_name = config.norm_eps_name
     norm = config.norm_factory()
     if eps_name is None or not norm.has_weight:
@@ -58,7 +67,7 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
     setattr(stock_config, eps_name, NEUTRAL_EPS)
     has_head = "lm_head.weight" in folded.weights
     with torch.device("meta"):
-        stock = own.model_class(has_head=has_head)(stock_config)
+        stock = own.model_class(found.whole_class if has_head else found.model_class)(stock_config)
     if norm.centered:
         _check_mean_free(found, own, stock, folded)
     for name, parameter in stock.named_parameters():
@@ -80,7 +89,7 @@ def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedMod
     plan = Placement.parse(own.placement).plan(len(folded.plan.blocks))
     if not _norms_only_readers(plan):
         raise LayoutError("its norms take the mean off, and not only of what is read from the stream")
-    prefix, roles = f"{stock.base_model_prefix}.", found.causal_lm_class.parameter_roles
+    prefix, roles = f"{stock.base_model_prefix}.", found.whole_class.parameter_roles
     for name, tensor in folded.weights.items():
         owner = name.rpartition(".")[0]
         role = find_role(f"{owner}.weight".removeprefix(prefix), roles)

@@ -1,7 +1,7 @@
 """The code of a model as one python file, for folders that transformers opens where mixln is not installed.
 
 `save_self_contained` writes the file beside the weights and `auto_map` into config.json, by which
-`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` finds its classes.
+the Auto classes find its classes: `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mixln.errors import InputError
 from mixln.exchange.source_bundle import Bundle, BundleError, Statement, bundle
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.registry import ARCHITECTURES, Architecture, auto_class_of
+from mixln.models.registry import Architecture, architecture_of, auto_class_of
 from mixln.placement import Placement, register_modifier, register_scheme
 from mixln.placement.registry import MODIFIERS, SCHEMES, Entry
 from mixln.version import __version__
@@ -99,7 +99,7 @@ def modelling_file(config: PlacedConfig) -> ModellingFile:
         InputError: the architecture is not registered; or a scheme that was registered elsewhere is not written so that
             it can be taken over.
     """
-    found = next((one for one in ARCHITECTURES.values() if one.config_class is type(config)), None)
+    found = architecture_of(config)
     if found is None:
         raise InputError(
             f"{type(config).__name__} belongs to no registered architecture, so nothing says which classes make up its "
@@ -109,8 +109,8 @@ def modelling_file(config: PlacedConfig) -> ModellingFile:
     named: dict[str, type[Any]] = {
         "AutoConfig": found.config_class,
         "AutoModel": found.model_class,
-        "AutoModelForCausalLM": found.causal_lm_class,
-        **{auto_class_of(head).__name__: head for head in found.head_classes},
+        # of two that one Auto class opens, the one that the architecture is made for
+        **{auto_class_of(head).__name__: head for head in (*found.head_classes, found.whole_class)},
     }
     functions = [entry.function for entry in schemes]
     roots = [(one.__module__, one.__qualname__) for one in (*functions, *named.values())]
@@ -125,8 +125,8 @@ def modelling_file(config: PlacedConfig) -> ModellingFile:
     header = _HEADER.format(
         version=__version__,
         model_type=found.config_class.model_type,
-        # the language model of transformers that ours inherits from last: LlamaForCausalLM
-        stock=f"transformers' {found.causal_lm_class.__bases__[-1].__name__}",
+        # the class of transformers that ours inherits from last: LlamaForCausalLM
+        stock=f"transformers' {found.whole_class.__bases__[-1].__name__}",
     )
     return ModellingFile(
         name=f"{stem}.py",

@@ -15,6 +15,7 @@ from mixln.models.placed import PlacedConfig as PlacedConfig
 from mixln.models.placed import PlacedPreTrainedModel as PlacedPreTrainedModel
 from mixln.models.registry import ARCHITECTURES as ARCHITECTURES
 from mixln.models.registry import Architecture as Architecture
+from mixln.models.registry import language_models as language_models
 from mixln.models.registry import register_architecture as register_architecture
 
 check_internals()

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.models.causal import without_heads
-from mixln.models.decoder import PlacedDecoderLayer, PlacedModel
 from mixln.models.encoding import input_embeddings
+from mixln.models.stack import PlacedLayer, PlacedStack
 
 BlockList = nn.ModuleList | nn.Sequential
 
@@ -156,7 +156,7 @@ def block_anatomy(block: nn.Module) -> BlockAnatomy:
     children = [name for name, _ in block.named_children()]
     attention = {name for name in children if _ATTENTION.search(name)}
     feed_forward = {name for name in children if _FEED_FORWARD.search(name)} - attention
-    if isinstance(block, PlacedDecoderLayer):
+    if isinstance(block, PlacedLayer):
         attention, feed_forward = {block.attention_name}, {"mlp"}
     norms = {name for name, _ in block.named_modules() if _NORM.search(name.split(".")[-1])}
     return BlockAnatomy(frozenset(attention), frozenset(feed_forward), frozenset(norms))
@@ -292,7 +292,7 @@ def _evaluated(node: ast.AST, *, is_called: bool = False) -> Iterator[tuple[str,
 
 def _declared_final_norm(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
-        if isinstance(module, PlacedModel):
+        if isinstance(module, PlacedStack):
             return f"{name}.{module.final_norm_name}" if name else module.final_norm_name
     return None
 

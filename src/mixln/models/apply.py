@@ -78,8 +78,9 @@ def apply_placement(
     found = placeable_architecture(model)
     config = placed_config(found, model, placement)
     change = _describe_change(_plan_of(found, model), config.stack_plan, str(config.placement))
+    target = _target_class(found, model)
     with torch.device("meta"):
-        placed = _target_class(found, model)(config)
+        placed = target(config, **target.options_like(model))
     fresh = take_tensors(placed, model, norm_sources(_plan_of(found, model), config.stack_plan, placed))
     placed.train(model.training)
     if hasattr(model, "generation_config"):
@@ -136,7 +137,7 @@ def placeable_architecture(model: PreTrainedModel) -> Architecture:
     found = families.get(model_type.removeprefix("mixln_"))
     if found is None or not any(issubclass(one, type(model)) for one in found.model_classes):
         raise PlacementError(
-            f"a {type(model).__name__} cannot be given a placement: give the language model, the classifier of texts "
+            f"a {type(model).__name__} cannot be given a placement: give the language model, the classifier "
             f"or the bare stack of {', '.join(sorted(families))}, before adapters or other heads are put on it"
         )
     if getattr(model, "is_quantized", False) or len(set(getattr(model, "hf_device_map", {}).values())) > 1:

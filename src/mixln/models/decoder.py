@@ -1,16 +1,12 @@
 """What decoders of every architecture share: blocks, stack and language model, built from transformers' own parts.
 
 input_ids -> embedding -> * embedding factor -> [embedding_norm] -> block 1 .. L -> final norm -> head -> logits
-                                                                      |
-                                  attention and feed-forward, each inside a `Residual` (see mixln.placement.residual)
 
-An architecture's file names the stock classes and what departs from Llama; the parts are found by transformers' own
-naming of them (`LlamaAttention`, `LlamaMLP`, `LlamaRotaryEmbedding`).
+An architecture's file names the stock classes and what departs from Llama.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -20,9 +16,10 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from mixln.models.attention import PlacedAttention
-from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
-from mixln.models.transformers_internals import GradientCheckpointingLayer, stock_base, stock_part
-from mixln.placement import ParameterRole, PlacedBlock, PlacementWarning
+from mixln.models.placed import PlacedConfig
+from mixln.models.stack import PlacedLayer, PlacedStack, PlacedWithHead
+from mixln.models.transformers_internals import stock_base, stock_part
+from mixln.placement import ParameterRole, PlacementWarning
 
 LLAMA_ROLES: Mapping[str, ParameterRole] = {
     "embed_tokens.weight": "embedding",
@@ -39,28 +36,15 @@ LLAMA_ROLES: Mapping[str, ParameterRole] = {
 """The roles of the matrices of Llama with any head, and of all that are named like it."""
 
 
-class PlacedDecoderLayer(PlacedBlock, GradientCheckpointingLayer):
-    """One block: an architecture's attention and feed-forward, with the norms where the plan puts them.
+class PlacedDecoderLayer(PlacedLayer):
+    """One block of a decoder, whose attention is of (config, layer_idx) and takes what it needs by name."""
 
-    Attributes:
-        attention_class: of (config, layer_idx).
-        mlp_class: of (config).
-        attention_name: what the architecture calls its attention.
-    """
-
-    attention_class: ClassVar[type[PlacedAttention]]
-    mlp_class: ClassVar[Callable[[Any], nn.Module]]
     attention_name: ClassVar[str] = "self_attn"
-    mlp: nn.Module
 
-    def __init__(self, config: PlacedConfig, layer_idx: int) -> None:
-        super().__init__()
-        plan, norm = config.stack_plan.blocks[layer_idx], config.norm_factory()
-        attention = self.attention_class(config=config, layer_idx=layer_idx)
-        attention.add_qkv_norms(plan.attention.qkv_norm, norm)
-        self.add_module(self.attention_name, attention)
-        self.mlp = type(self).mlp_class(config)
-        self.add_placement(plan, norm, config.hidden_size)
+    def build_attention(self, config: Any, layer_idx: int) -> PlacedAttention:
+        """Return the attention, which keeps its keys and values under the block's position."""
+        build: Any = self.attention_class
+        return build(config=config, layer_idx=layer_idx)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the block's output (batch, sequence, hidden); `kwargs` are those of the architecture's attention."""
@@ -70,35 +54,25 @@ class PlacedDecoderLayer(PlacedBlock, GradientCheckpointingLayer):
         )
 
 
-class PlacedModel(PlacedPreTrainedModel):
-    """The stack without the head. Mixed in before an architecture's own model, whose forward runs the blocks.
+class PlacedModel(PlacedStack):
+    """The stack of a decoder. Mixed in before an architecture's own model, whose forward runs the blocks.
 
     Attributes:
-        config_class: of this library.
-        layer_class: of the blocks; if an architecture does not give one, it is made of its attention and feed-forward.
         rotary_class: of (config), or None without rotary positions.
-        embedding_norm_name: what `build_parts` calls the norm on the embedding.
-        final_norm_name: what it calls the norm before the head.
     """
 
-    layer_class: ClassVar[type[PlacedDecoderLayer]]
+    layer_base = PlacedDecoderLayer
+    layer_name = "DecoderLayer"
     rotary_class: ClassVar[Callable[..., nn.Module] | None]
     parameter_roles: ClassVar[Mapping[str, ParameterRole]] = LLAMA_ROLES
     embedding_norm_name: ClassVar[str] = "embedding_norm"
     final_norm_name: ClassVar[str] = "norm"
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        stock = stock_base(cls)
-        attention = stock_part(stock, "Attention")
-        if not hasattr(cls, "layer_class"):
-            own = placed_class(cls, attention, (PlacedAttention, attention))
-            parts = {"attention_class": own, "mlp_class": stock_part(stock, "MLP")}
-            cls.layer_class = placed_class(cls, stock_part(stock, "DecoderLayer"), (PlacedDecoderLayer,), **parts)
+    @classmethod
+    def _name_parts(cls) -> None:
         if not hasattr(cls, "rotary_class"):
-            cls.rotary_class = stock_part(stock, "RotaryEmbedding")
-        cls._no_split_modules = [cls.layer_class.__name__]
-        cls._can_record_outputs = {"hidden_states": cls.layer_class, "attentions": attention}
-        super().__init_subclass__(**kwargs)
+            cls.rotary_class = stock_part(stock_base(cls), "RotaryEmbedding")
+        super()._name_parts()
 
     def __init__(self, config: PlacedConfig) -> None:
         # not the architecture's constructor, which would build stock layers to be thrown away
@@ -109,8 +83,8 @@ class PlacedModel(PlacedPreTrainedModel):
         self.build_parts(
             embedding=nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id),
             embedding_norm=None if plan.embedding_norm is None else norm(plan.embedding_norm),
-            layers=nn.ModuleList(self.layer_class(config, i) for i in range(config.num_hidden_layers)),
-            final_norm=nn.Identity() if plan.final_norm is None else norm(plan.final_norm),
+            layers=self.build_layers(),
+            final_norm=self.build_final_norm(),
         )
         self.post_init()
 
@@ -147,27 +121,9 @@ class PlacedModel(PlacedPreTrainedModel):
             inputs_embeds = self.embedding_norm(inputs_embeds)
         return super().forward(None, *args, inputs_embeds=inputs_embeds, **kwargs)
 
-
-class PlacedWithHead(PlacedPreTrainedModel):
-    """A stack with a head. Mixed in before an architecture's own class, whose forward it is.
-
-    Attributes:
-        model_class: of the stack.
-    """
-
-    model_class: ClassVar[type[PlacedModel]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        stack: type[PlacedModel] | None = getattr(cls, "model_class", None)
-        if stack is not None:
-            cls.config_class, cls.parameter_roles = stack.config_class, stack.parameter_roles
-            cls._no_split_modules, cls._can_record_outputs = stack._no_split_modules, stack._can_record_outputs
-        super().__init_subclass__(**kwargs)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # what an architecture has of its own stands in the class of its stack
-        stack: Any = self.base_model
-        stack._init_weights(module)
+    def embedding_parameters(self) -> list[str]:
+        """Return the name of the table of tokens."""
+        return [name for name, role in self.parameter_roles.items() if role == "embedding"]
 
 
 class PlacedForCausalLM(PlacedWithHead, GenerationMixin):
@@ -236,11 +192,3 @@ class PlacedForSequenceClassification(PlacedWithHead):
         }
         kwargs |= {name: value for name, value in given.items() if value is not None}
         return super().forward(input_ids, *args, **kwargs)
-
-
-def placed_class(owner: type, stock: type, bases: tuple[type, ...], **attributes: Any) -> Any:
-    """Make the class `MixLN...` for a stock one, in the module of its owner, where pickle looks for it."""
-    module = owner.__module__
-    made = type(f"MixLN{stock.__name__}", bases, {"__module__": module, "__doc__": bases[0].__doc__, **attributes})
-    setattr(sys.modules[module], made.__name__, made)
-    return made

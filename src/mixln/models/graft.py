@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mixln.models.decoder import PlacedModel
 from mixln.models.placed import PlacedPreTrainedModel, mark_as_loaded
+from mixln.models.stack import PlacedStack
 from mixln.placement import PlacedBlock, PlacementError, StackPlan
 
 
@@ -39,7 +39,7 @@ def norm_sources(before: StackPlan, after: StackPlan, target: PlacedPreTrainedMo
             attention = f"{name}.{getattr(block, 'attention_name', '')}"
             found |= dict.fromkeys((f"{attention}.{letter}_norm" for letter in "qkv"), "")
     for module_name, module in target.named_modules():
-        if isinstance(module, PlacedModel):
+        if isinstance(module, PlacedStack):
             prefix = f"{module_name}." if module_name else ""
             pairs = (
                 (module.final_norm_name, before.final_norm, after.final_norm),

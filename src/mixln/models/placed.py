@@ -19,6 +19,7 @@ from mixln.models.transformers_internals import LOADED_MARK, Conv1D
 from mixln.placement import (
     ActivationGate,
     GroupedNorm,
+    LayerScale,
     ParameterRole,
     PlacedBlock,
     PointwiseNorm,
@@ -29,7 +30,7 @@ from mixln.placement import (
 
 __all__ = ["PlacedConfig", "PlacedPreTrainedModel"]
 
-_PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, PointwiseNorm)
+_PLACEMENT_MODULES = (Residual, ActivationGate, GroupedNorm, LayerScale, PointwiseNorm)
 
 
 def mark_as_loaded(tensor: torch.Tensor) -> None:
@@ -53,6 +54,15 @@ class PlacedPreTrainedModel(PreTrainedModel):
 
     new_head: ClassVar[frozenset[str]] = frozenset()
     """The parameters that a checkpoint of a model with another head may lack: they are drawn, to be trained."""
+
+    @classmethod
+    def options_like(cls, model: Any) -> dict[str, Any]:  # noqa: ARG003
+        """Return what the constructor of this class, and of its stock one, needs beside the config for such a model.
+
+        Args:
+            model: of this class, or of its stock one.
+        """
+        return {}
 
     def initialize(self, seed: int) -> Self:
         """Draw all weights anew, whatever they held, each from the generator of (seed, parameter name).

@@ -132,14 +132,25 @@ class PlacedConfig(PreTrainedConfig):
         return self.stack_plan.init_rule("embedding").standard_deviation(
             base_std=self.initializer_range,
             hidden_size=self.hidden_size,
-            fan_in=self.hidden_size,
-            fan_out=self.vocab_size,
+            fan_in=self.embedding_fans[0],
+            fan_out=self.embedding_fans[1],
         )
+
+    @property
+    def embedding_fans(self) -> tuple[int, int]:
+        """The sizes of the embedding's matrix."""
+        return self.hidden_size, self.vocab_size
+
+    @property
+    def beyond_stock(self) -> str | None:
+        """What the model does beside its placement that transformers' own class does not, in words; None: nothing."""
+        return None
 
     @property
     def is_stock(self) -> bool:
         """Whether transformers' own class of the architecture computes the same function of the same weights."""
-        return self.stack_plan.same_function_as(_plan(self.stock_placement, self.num_hidden_layers, None, None))
+        stock = _plan(self.stock_placement, self.num_hidden_layers, None, None)
+        return self.beyond_stock is None and self.stack_plan.same_function_as(stock)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what goes into config.json: for a placement that stock classes would ignore, one that they refuse."""

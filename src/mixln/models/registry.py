@@ -13,13 +13,21 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedModel,
 )
 
-from mixln.models.decoder import PlacedForCausalLM, PlacedModel, PlacedWithHead
+from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
+from mixln.models.stack import PlacedStack, PlacedWithHead
 
-_AUTO_CLASSES = {"ForSequenceClassification": AutoModelForSequenceClassification}
+_AUTO_CLASSES = {
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForImageClassificationWithTeacher": AutoModelForImageClassification,
+}
 """By the end of the name of a class: the Auto class that opens it."""
 
 
@@ -31,15 +39,20 @@ class Architecture:
         name: in recipes and on the command line.
         config_class: of its configuration.
         model_class: of the stack without the head.
-        causal_lm_class: of the language model.
+        whole_class: of the model with the head that it is made for: a language model, or a classifier of images.
         head_classes: of models with another head.
     """
 
     name: str
     config_class: type[PlacedConfig]
-    model_class: type[PlacedModel]
-    causal_lm_class: type[PlacedForCausalLM]
+    model_class: type[PlacedStack]
+    whole_class: type[PlacedWithHead]
     head_classes: tuple[type[PlacedWithHead], ...] = ()
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether it is a language model, whose tokens see only those before them."""
+        return issubclass(self.whole_class, PlacedForCausalLM)
 
     @property
     def stock_model_type(self) -> str:
@@ -49,14 +62,35 @@ class Architecture:
     @property
     def model_classes(self) -> tuple[type[PlacedPreTrainedModel], ...]:
         """The classes of its models, with every head and without."""
-        return (self.model_class, self.causal_lm_class, *self.head_classes)
+        return (self.model_class, self.whole_class, *self.head_classes)
+
+    @property
+    def auto_class(self) -> Any:
+        """The Auto class of transformers that opens `whole_class`."""
+        return auto_class_of(self.whole_class)
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
+def auto_class_of(model_class: type[PreTrainedModel]) -> Any:
+    """Return the Auto class of transformers that opens a model with a head."""
+    name = model_class.__name__
+    return next(found for ending, found in _AUTO_CLASSES.items() if name.endswith(ending))
+
+
+def language_models() -> dict[str, Architecture]:
+    """Return the architectures that predict the next token."""
+    return {name: found for name, found in ARCHITECTURES.items() if found.is_causal}
+
+
+def architecture_of(config: object) -> Architecture | None:
+    """Return the architecture that a config of this library is of; None: it is of none that is registered."""
+    return next((found for found in ARCHITECTURES.values() if found.config_class is type(config)), None)
+
+
 def register_architecture(
-    name: str, causal_lm_class: type[PlacedForCausalLM], heads: Sequence[type[PlacedWithHead]] = ()
+    name: str, whole_class: type[PlacedWithHead], heads: Sequence[type[PlacedWithHead]] = ()
 ) -> None:
     """Register an architecture, with this library's registry and with transformers' Auto classes.
 
@@ -66,31 +100,32 @@ def register_architecture(
 
     Args:
         name: in recipes and on the command line.
-        causal_lm_class: of the language model; it names the stack, and the stack names the config.
+        whole_class: of the language model, or of the classifier of images; it names the stack, and the stack names the
+            config.
         heads: the classes of models with other heads, on the same stack.
 
     Raises:
         PlacementError: the architecture's norm is not the one that its config describes.
     """
-    model_class = causal_lm_class.model_class
+    model_class = whole_class.model_class
     config_class = model_class.config_class
     assert config_class is not None
     assert issubclass(config_class, PlacedConfig)
     config_class().norm_factory().check()
-    ARCHITECTURES[name] = Architecture(name, config_class, model_class, causal_lm_class, tuple(heads))
+    ARCHITECTURES[name] = Architecture(name, config_class, model_class, whole_class, tuple(heads))
     AutoConfig.register(config_class.model_type, config_class)
     AutoModel.register(config_class, model_class)
-    AutoModelForCausalLM.register(config_class, causal_lm_class)
-    for head_class in heads:
-        auto_class_of(head_class).register(config_class, head_class)
+    by_auto_class: dict[Any, list[type[PreTrainedModel]]] = {}
+    for one in (whole_class, *heads):
+        by_auto_class.setdefault(auto_class_of(one), []).append(one)
+    for auto_class, classes in by_auto_class.items():
+        auto_class.register(config_class, classes[0])
+        if len(classes) > 1:
+            # which of them it is then says `architectures` in config.json
+            auto_class._model_mapping.register(config_class, tuple(classes), exist_ok=True)
     for module in _transformers_modules():
-        for registered in (config_class, model_class, causal_lm_class, *heads):
+        for registered in (config_class, model_class, whole_class, *heads):
             setattr(module, registered.__name__, registered)
-
-
-def auto_class_of(head_class: type[PlacedWithHead]) -> Any:
-    """Return the Auto class of transformers that opens a model with another head, by the end of its name."""
-    return next(found for ending, found in _AUTO_CLASSES.items() if head_class.__name__.endswith(ending))
 
 
 def _transformers_modules() -> list[ModuleType]:

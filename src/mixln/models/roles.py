@@ -17,7 +17,13 @@ READERS: dict[SublayerName, tuple[Role, ...]] = {
 }
 """The matrices that are multiplied with a sublayer's normalised input."""
 
-WRITERS: tuple[Role, ...] = ("embedding", "position_embedding", "attention_output", "down")
+WRITER: dict[SublayerName, Role] = {"attention": "attention_output", "feed_forward": "down"}
+"""The matrix that a sublayer's output comes from."""
+
+WRITERS: tuple[Role, ...] = (
+    *("embedding", "patch_embedding", "class_token", "position_embedding"),
+    *WRITER.values(),
+)
 """The matrices whose products are added to the stream."""
 
 

@@ -20,7 +20,7 @@ def put_refusal_on(output: dict[str, Any], placement: str) -> None:
     """Change what goes into config.json so that stock classes refuse it, with the reason and the way that works."""
     output[_OWN_INITIALIZER_RANGE] = output["initializer_range"]
     output["initializer_range"] = (
-        f"{_REFUSAL} {placement!r}: `import mixln`, then load with AutoModelForCausalLM "
+        f"{_REFUSAL} {placement!r}: `import mixln`, then load with an Auto class "
         "(or, if the folder holds its own code, with trust_remote_code=True)"
     )
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mixln.placement.profile import set_residual_scales as set_residual_scales
     from mixln.placement.residual import ActivationGate as ActivationGate
     from mixln.placement.residual import Block as Block
+    from mixln.placement.residual import DropPath as DropPath
+    from mixln.placement.residual import LayerScale as LayerScale
     from mixln.placement.residual import NormFactory as NormFactory
     from mixln.placement.residual import PlacedBlock as PlacedBlock
     from mixln.placement.residual import Residual as Residual
@@ -51,7 +53,7 @@ _NEEDING_PYTORCH = {
     "initialization": ("FusedRoles", "ParameterRole", "draw", "find_role", "initialize"),
     "norms": ("ArchitectureNorm", "DynamicErf", "DynamicTanh", "GroupedNorm", "PointwiseNorm", "norm_factory"),
     "profile": ("has_residual_scales_to_profile", "profile_residual_scales", "set_residual_scales"),
-    "residual": ("ActivationGate", "Block", "NormFactory", "PlacedBlock", "Residual"),
+    "residual": ("ActivationGate", "Block", "DropPath", "LayerScale", "NormFactory", "PlacedBlock", "Residual"),
 }
 
 

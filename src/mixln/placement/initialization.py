@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mixln.placement.plan import PlacementError, Role, StackPlan
+from mixln.placement.plan import CONTENT_ROLES, PlacementError, Role, StackPlan
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def initialize(
                 continue
             role, block = found
             fused = role if isinstance(role, FusedRoles) else FusedRoles((role,), dim=0)
-            rows, columns = parameter.shape[0], parameter.shape[1]
+            rows, columns = matrix_shape(parameter)
             part = parameter.shape[fused.dim] // len(fused.roles)
             stds = [
                 embedding_std
-                if one == "embedding" and embedding_std is not None
+                if one in CONTENT_ROLES and embedding_std is not None
                 else plan.init_rule(one, block).standard_deviation(
                     base_std=base_std,
                     hidden_size=hidden_size,
@@ -96,6 +96,16 @@ def initialize(
             draw(parameter, draw_name(name), std=stds, seed=seed, dim=fused.dim)
     if not matched:
         raise PlacementError(f"no parameter of {type(module).__name__} has a role; the patterns are {list(roles)}")
+
+
+def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
+    """Return (rows, columns) of a parameter as the matrix that it is.
+
+    The kernel of a convolution, (out, in, height, width), is one of (out, in * height * width); tokens or positions of
+    shape (1, tokens, hidden) are one of (tokens, hidden).
+    """
+    matrix = parameter[0] if parameter.ndim == 3 and parameter.shape[0] == 1 else parameter
+    return matrix.shape[0], matrix.shape[1:].numel()
 
 
 def find_role(name: str, roles: Mapping[str, ParameterRole]) -> tuple[ParameterRole, int | None] | None:

@@ -17,9 +17,27 @@ from types import MappingProxyType
 from typing import Literal
 
 Role = Literal[
-    "embedding", "position_embedding", "query", "key", "value", "attention_output", "gate", "up", "down", "head"
+    "embedding",
+    "patch_embedding",
+    "class_token",
+    "position_embedding",
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "gate",
+    "up",
+    "down",
+    "head",
 ]
-"""What a weight matrix does in a transformer. Initialisation is keyed on it, never on a parameter's name."""
+"""What a weight matrix does in a transformer. Initialisation is keyed on it, never on a parameter's name.
+
+`embedding` is the table of tokens, `patch_embedding` the projection of an image's patches, `class_token` a learned
+token that no input has (DeiT has a second, for distillation).
+"""
+
+CONTENT_ROLES: tuple[Role, ...] = ("embedding", "patch_embedding")
+"""The roles of what turns a model's input into vectors; `embedding_std` is of these."""
 
 SublayerName = Literal["attention", "feed_forward"]
 

@@ -7,6 +7,7 @@ x_block (the block's input)                x (the sublayer's input)
    |                                  |         gain *
    |                                  S         F
    |                                  |         N_branch
+   |                                  |         D
    |__ bypass * ____________________> + <_______|
                                       |
                                     N_out
@@ -43,7 +44,11 @@ Sublayer = Callable[[torch.Tensor], torch.Tensor]
 class Residual(nn.Module):
     """One residual connection around one sublayer F:
 
-        y = P( N_out( bypass * x_block  +  S( rho * x )  +  N_branch( F( gain * N_in(x) ) ) ) )
+        y = P( N_out( bypass * x_block  +  S( rho * x )  +  D( N_branch( F( gain * N_in(x) ) ) ) ) )
+
+    D is the model's own, not the placement's: a learned scale of each channel and dropped paths (stochastic depth),
+    where it has them. It stands at the end of the branch, so that a dropped branch leaves bypass and stream alone, and
+    so that no norm but N_out takes the scale off again.
 
     The norms and the gate belong to the block (so that parameters keep their usual names) and are handed to `forward`.
     The scalars are plain Python floats: they need no loading, sharding or moving between devices, and `torch.compile`
@@ -79,6 +84,8 @@ class Residual(nn.Module):
         block_input: torch.Tensor,
         input_norm: nn.Module | None = None,
         branch_norm: nn.Module | None = None,
+        layer_scale: nn.Module | None = None,
+        drop_path: nn.Module | None = None,
         output_norm: nn.Module | None = None,
         gate: nn.Module | None = None,
     ) -> torch.Tensor:
@@ -89,6 +96,10 @@ class Residual(nn.Module):
         branch = sublayer(branch)
         if branch_norm is not None:
             branch = branch_norm(branch)
+        if layer_scale is not None:
+            branch = layer_scale(branch)
+        if drop_path is not None:
+            branch = drop_path(branch)
         stream = hidden_states * self.residual_scale if self.has_residual_scale else hidden_states
         if gate is not None and self.gate_position == "stream":
             stream = gate(stream)
@@ -129,6 +140,62 @@ class ActivationGate(nn.Module):
         return hidden_states - F.silu(self.weight) * hidden_states.detach()
 
 
+class LayerScale(nn.Module):
+    """A learned factor of each channel: gamma * x (Touvron et al. 2021, arXiv 2103.17239).
+
+    Args:
+        width: channels; x is of shape (..., width).
+        initial_value: of every gamma.
+    """
+
+    def __init__(self, width: int, initial_value: float) -> None:
+        super().__init__()
+        self.initial_value = initial_value
+        self.gamma = nn.Parameter(torch.full((width,), initial_value))
+
+    def reset_parameters(self) -> None:
+        """Set gamma to its initial value."""
+        nn.init.constant_(self.gamma, self.initial_value)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the scaled tensor, of the same shape."""
+        return hidden_states * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): while it trains, a branch is 0 for some of the rows.
+
+        D(x) = x * b / (1 - p), with b of each row 0 with probability p, else 1
+
+    At evaluation it is the identity. Unlike the ones of libraries it does not branch on p, which would compile each
+    block anew.
+
+    Args:
+        probability: p, at least 0 and below 1.
+
+    Raises:
+        PlacementError: p is outside of that.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise PlacementError(f"a path is dropped with a probability of at least 0 and below 1, not {probability}")
+        self.keep = 1.0 - float(probability)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return D(x) for x of shape (batch, ...)."""
+        if not self.training:
+            return hidden_states
+        shape = (hidden_states.shape[0], *(1,) * (hidden_states.ndim - 1))
+        drawn = torch.rand(shape, device=hidden_states.device) < self.keep
+        return hidden_states * (drawn / self.keep).to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"probability={1 - self.keep:.4g}"
+
+
 class PlacedBlock(nn.Module):
     """A block whose norms stand where a `BlockPlan` says. Inherit from it, or use `Block`.
 
@@ -164,6 +231,27 @@ class PlacedBlock(nn.Module):
                 self.part_names[name]["gate"] = "activation_gate"
         self.attention_residual = Residual(plan.attention, hidden_size)
         self.feed_forward_residual = Residual(plan.feed_forward, hidden_size)
+
+    def add_branch_end(self, hidden_size: int, *, layer_scale: float | None = None, drop_path: float = 0.0) -> None:
+        """Let both branches end in what the model has beside its norms; call it after `add_placement`.
+
+        Args:
+            hidden_size: of the stream.
+            layer_scale: initial value of `attention_layer_scale` and `feed_forward_layer_scale`; None: there is none.
+            drop_path: probability with which a branch is dropped while it trains.
+
+        Raises:
+            PlacementError: that is no probability below 1.
+        """
+        for name, parts in self.part_names.items():
+            ends: dict[str, nn.Module] = {}
+            if layer_scale is not None:
+                ends["layer_scale"] = LayerScale(hidden_size, layer_scale)
+            if drop_path:
+                ends["drop_path"] = DropPath(drop_path)
+            for part, module in ends.items():
+                self.add_module(f"{name}_{part}", module)
+                parts[part] = f"{name}_{part}"
 
     @classmethod
     def norm_attributes(cls, plan: BlockPlan) -> list[tuple[str, str, str, NormPlan]]:

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mixln.errors import InputError
-from mixln.models import ARCHITECTURES, PlacedConfig, PlacedPreTrainedModel
+from mixln.models import PlacedConfig, PlacedPreTrainedModel, language_models
 from mixln.placement import PlacementError
 from mixln.placement.words import unknown
 from mixln.tasks.recipe import ModelConfig, Recipe
@@ -39,9 +39,10 @@ def model_config(
         PlacementError: the placement is not one.
         InputError: the sizes do not fit together, or the placement does not fit the number of layers.
     """
-    if model.architecture not in ARCHITECTURES:
-        raise InputError(f"model.architecture: {unknown('architecture', model.architecture, ARCHITECTURES)}")
-    config_class, defaults = ARCHITECTURES[model.architecture].config_class, ModelConfig()
+    known = language_models()
+    if model.architecture not in known:
+        raise InputError(f"model.architecture: {unknown('architecture', model.architecture, known)}")
+    config_class, defaults = known[model.architecture].config_class, ModelConfig()
     # without what the architecture does not have, unless somebody has set it
     fields: dict[str, Any] = {
         name: value

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mixln.data import PreparedData
 from mixln.errors import InputError
-from mixln.models import ARCHITECTURES, PlacedConfig, PlacedPreTrainedModel
+from mixln.models import PlacedConfig, PlacedPreTrainedModel, language_models
 from mixln.models.apply import apply_placement
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.placement import Placement, StackPlan
@@ -134,7 +134,7 @@ def removable_plan(config: PreTrainedConfig) -> tuple[StackPlan, str]:
 
 
 def _family(config: PreTrainedConfig) -> type[PlacedConfig]:
-    families = {one.stock_model_type: one.config_class for one in ARCHITECTURES.values()}
+    families = {one.stock_model_type: one.config_class for one in language_models().values()}
     if config.model_type not in families:
         raise InputError(
             f"norms can be removed from language models of {', '.join(sorted(families))}; this is a {config.model_type}"
