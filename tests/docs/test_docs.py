@@ -28,6 +28,9 @@ FEWER = {
 REFERENCE = ROOT / "docs" / "reference"
 TUTORIALS = ROOT / "docs" / "tutorials"
 """Their blocks belong together: `test_docs_tutorials.py` runs them."""
+NEEDS = {"timm.md": "timm"}
+"""The package that a document's Python needs beside what everybody has."""
+
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -57,6 +60,8 @@ def registry() -> Iterator[None]:
     ids=lambda path: path.name,
 )
 def test_the_python_in_a_document_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if document.name in NEEDS:
+        pytest.importorskip(NEEDS[document.name], reason="needs mixln[vision]")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "document"}
     for block in blocks(document, "python"):

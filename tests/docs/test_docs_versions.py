@@ -17,6 +17,7 @@ PACKAGES = {
     "lm-evaluation-harness": "lm-eval",
     "pipeline": "transformers",
     "accelerate": "accelerate",
+    "timm": "timm",
     "torch.export": "torch",
 }
 

@@ -133,6 +133,7 @@ def test_placements_differ_in_timm_too() -> None:
 def test_registered_models_train_in_scripts_of_timm() -> None:
     """`create_model`, timm's optimiser and EMA, and pickling, as its train.py has them."""
     import timm
+    from timm.models import register_model
     from timm.optim._optim_factory import create_optimizer_v2
     from timm.utils.model_ema import ModelEmaV3
 
@@ -145,9 +146,14 @@ def test_registered_models_train_in_scripts_of_timm() -> None:
         "num_classes": 3,
     }
     torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", block_fn=timm_block_fn("mix(alpha=0.5)", 4), drop_path_rate=0.1, **sizes
-    )
+
+    @register_model
+    def vit_tiny_mix(pretrained: bool = False, **options: Any) -> Any:
+        block_fn = timm_block_fn("mix(alpha=0.5)", 4)
+        return timm.create_model("vit_tiny_patch16_224", pretrained=pretrained, block_fn=block_fn, **options)
+
+    assert callable(vit_tiny_mix)
+    model = timm.create_model("vit_tiny_mix", drop_path_rate=0.1, **sizes)
     assert sum(isinstance(block, PlacedBlock) for block in model.modules()) == 4
     optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.05)
     averaged = ModelEmaV3(model, decay=0.5)

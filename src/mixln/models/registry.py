@@ -21,6 +21,7 @@ from transformers import (
 from mixln.models.decoder import PlacedForCausalLM
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.stack import PlacedStack, PlacedWithHead
+from mixln.models.transformers_internals import register_with
 
 _AUTO_CLASSES = {
     "ForCausalLM": AutoModelForCausalLM,
@@ -119,10 +120,7 @@ def register_architecture(
     for one in (whole_class, *heads):
         by_auto_class.setdefault(auto_class_of(one), []).append(one)
     for auto_class, classes in by_auto_class.items():
-        auto_class.register(config_class, classes[0])
-        if len(classes) > 1:
-            # which of them it is then says `architectures` in config.json
-            auto_class._model_mapping.register(config_class, tuple(classes), exist_ok=True)
+        register_with(auto_class, config_class, classes)
     for module in _transformers_modules():
         for registered in (config_class, model_class, whole_class, *heads):
             setattr(module, registered.__name__, registered)

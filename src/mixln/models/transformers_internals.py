@@ -9,6 +9,8 @@
 | `PreTrainedModel._init_weights`, `_from_config`, `_no_split_modules`, `_can_record_outputs` | building, initialising |
 | the mark `_is_hf_initialized` on what is loaded | initialisation that passes over it (`placed.py`) |
 | `gradient_checkpointing_enable`, later `activation_checkpointing_enable` | activation checkpointing |
+| embeddings of encoders add up their parts and end in `dropout`; blocks are called with states and mask | `encoder.py` |
+| `_model_mapping` of an Auto class | two classes of one config and one Auto class |
 | `CONFIG_MAPPING._extra_content`, what is registered with `AutoConfig` | model types on demand (`mixln.auto_classes`) |
 | the package that code from a checkpoint's folder is imported into | saving such a model (`stock_refusal.py`) |
 
@@ -66,6 +68,13 @@ def check_internals() -> None:
         raise unsupported_transformers(
             f"GPT2Block.forward takes {', '.join(block)}, and its attention {', '.join(attention)}"
         )
+
+
+def register_with(auto_class: Any, config_class: type, classes: list[type[PreTrainedModel]]) -> None:
+    """Register the classes that an Auto class opens for a config; of several, `config.architectures` says which."""
+    auto_class.register(config_class, classes[0])
+    if len(classes) > 1:
+        auto_class._model_mapping.register(config_class, tuple(classes), exist_ok=True)
 
 
 def stock_base(placed: type) -> type:
