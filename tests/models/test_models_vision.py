@@ -316,3 +316,12 @@ def test_a_stack_without_a_pooler_is_placed_and_goes_back_without_one() -> None:
     with torch.no_grad():
         assert torch.equal(placed(images).last_hidden_state, model(images).last_hidden_state)
     assert mixln.stock_model(placed).pooler is None
+
+
+def test_two_classifiers_of_one_config_are_told_apart_by_what_the_folder_names(tmp_path: Path) -> None:
+    config = tiny_architecture_config("deit", "mix(alpha=0.5)")
+    teacher = ARCHITECTURES["deit"].head_classes[0]
+    for built in (teacher, ARCHITECTURES["deit"].whole_class):
+        built(config).initialize(0).save_pretrained(tmp_path / built.__name__)
+        assert type(AutoModelForImageClassification.from_pretrained(tmp_path / built.__name__)) is built
+    assert type(AutoModelForImageClassification.from_config(config)) is ARCHITECTURES["deit"].whole_class

@@ -9,7 +9,7 @@
 | `PreTrainedModel._init_weights`, `_from_config`, `_no_split_modules`, `_can_record_outputs` | building, initialising |
 | the mark `_is_hf_initialized` on what is loaded | initialisation that passes over it (`placed.py`) |
 | `gradient_checkpointing_enable`, later `activation_checkpointing_enable` | activation checkpointing |
-| embeddings of encoders add up their parts and end in `dropout`; blocks are called with states and mask | `encoder.py` |
+| embeddings of encoders end in `dropout`, blocks are called with (states, mask) | `encoder.py` |
 | `_model_mapping` of an Auto class | two classes of one config and one Auto class |
 | `CONFIG_MAPPING._extra_content`, what is registered with `AutoConfig` | model types on demand (`mixln.auto_classes`) |
 | the package that code from a checkpoint's folder is imported into | saving such a model (`stock_refusal.py`) |
