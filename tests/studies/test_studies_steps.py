@@ -26,7 +26,7 @@ from mixln.studies.compare import plan_jobs
 from mixln.studies.steps.fine_tuning_step import OUTCOME_FILE
 from mixln.tasks import Recipe
 from mixln.training import differences
-from tasks import make_items
+from tasks import make_items, write_task
 
 pytest.importorskip("lm_eval", reason="needs mixln[evaluation]")
 
@@ -259,6 +259,8 @@ def test_a_fine_tuning_that_diverges_ends_the_way_of_its_model_alone(
         (["evaluate={first}", "evaluate={first},{first}"], "a task is named twice"),
         (["evaluate=none.jsonl"], "there is no file none.jsonl"),
         (["evaluate={first} --limit 0"], "--limit must be at least 1"),
+        (["evaluate={first} --num-fewshot 500"], "cannot be run"),
+        (["evaluate=broken --task-path {folder}"], "item 1 of broken: the right answer 7 is none of its 3 options"),
         (["evaluate={first} --names a"], "has no option --names"),
         (["evaluate={first} --apply-chat-template"], "the tokenizer has no chat template"),
     ],
@@ -275,7 +277,10 @@ def test_a_bad_step_ends_in_one_message_before_anything_is_trained(
 ) -> None:
     damaged = write(tmp_path / "damaged.jsonl", [{"prompt": "a", "completion": "b"}] * 2 + [{"prompt": "a"}])
     empty = write(tmp_path / "empty.jsonl", [])
-    filled = [step.format(rows=rows, empty=empty, damaged=damaged, first=tasks[0]) for step in steps]
+    items = make_items(3)
+    broken = write_task(tmp_path / "tasks", [items[0], items[1] | {"gold": 7}, items[2]], "broken")
+    places = {"rows": rows, "empty": empty, "damaged": damaged, "first": tasks[0], "folder": broken}
+    filled = [step.format(**places) for step in steps]
     sizes = {"hidden-size": 32, "intermediate-size": 64, "num-hidden-layers": 2, "num-attention-heads": 4}
     sizes |= {"data.vocab-size": 400, "sequence-length": 64, "validation-fraction": 0.2, "steps": 4}
     options = [f"--{name}={value}" for name, value in sizes.items()]

@@ -29,6 +29,7 @@ from mixln.models.encoding import embedding_size, require_embedded
 from mixln.placement.words import did_you_mean
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
@@ -175,43 +176,84 @@ def run_task(
     Raises:
         InputError: the task's own templates fail on its data, or a chat template is asked for that is not there.
     """
-    from lm_eval.evaluator import evaluate
     from lm_eval.models import huggingface
 
     prompting = prompting or Prompting()
     require_chat_template(tokenizer, prompting)
-    fewshots = {name: one.get_config("num_fewshot") for name, one in task.parts.items()}
-    for one in task.parts.values():
-        one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
-        if prompting.num_fewshot is not None:
-            one.set_config(key="num_fewshot", value=prompting.num_fewshot)
     with _quiet(), torch.random.fork_rng(), _watching(model, tokenizer, task, report):
         torch.manual_seed(_FEWSHOT_SEED)
         # it gives the tokenizer a padding token; its registry hides the arguments from type checkers
         wrap, tokenizer = cast("Any", huggingface.HFLM), copy.deepcopy(tokenizer)
         wrapped = wrap(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
         wrapped._device = model_device(model)  # it would take the one of offloaded weights
-        try:
-            # not simple_evaluate, which besides describes the machine, for seconds, every time
-            found = evaluate(
-                wrapped,
-                {"tasks": dict(task.parts)},
-                limit=limit,
-                bootstrap_iters=0,
-                system_instruction=prompting.system_instruction,
-                apply_chat_template=prompting.apply_chat_template,
-                fewshot_as_multiturn=prompting.fewshot_as_multiturn,
-            )
-        except InputError:
-            raise
-        except _WRONG_TASK as error:
-            raise InputError(f"the task {task.name} cannot be run: {_reason(error)}") from error
-        finally:
-            for name, number in fewshots.items():
-                task.parts[name].set_config(key="num_fewshot", value=number)
-    given = cast("dict[str, Any]", found)  # None on other processes alone
+        given = _evaluate(task, wrapped, limit, prompting)
     samples = given["samples"]
     return TaskRun(given["results"], samples, _cut_items(samples, tokenizer, wrapped.max_length))
+
+
+def rehearse_task(task: LoadedTask, *, limit: int | None = None, prompting: Prompting | None = None) -> TaskRun:
+    """Run a task without a model, to see whether its templates and examples fit its data; the scores mean nothing.
+
+    Args:
+        task: what `load_task` gave.
+        limit: items of each task; None: all.
+        prompting: how items become prompts, but for a chat template, which is of a tokenizer.
+
+    Raises:
+        InputError: the task cannot be run.
+    """
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.dummy import DummyLM
+
+    class Silent(DummyLM):
+        """Gives every option the same likelihood, and no text."""
+
+        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            del disable_tqdm
+            return [(-1.0, False) for _ in requests]
+
+        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+            del disable_tqdm
+            return [-1.0 for _ in requests]
+
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+            del disable_tqdm
+            return ["" for _ in requests]
+
+    plain = Prompting(num_fewshot=None if prompting is None else prompting.num_fewshot)
+    with _quiet():
+        given = _evaluate(task, Silent(), limit, plain)
+    return TaskRun(given["results"], given["samples"], 0)
+
+
+def _evaluate(task: LoadedTask, model: LM, limit: int | None, prompting: Prompting) -> dict[str, Any]:
+    """Run a task on a model of the harness, and leave the task as it was."""
+    from lm_eval.evaluator import evaluate
+
+    fewshots = {name: one.get_config("num_fewshot") for name, one in task.parts.items()}
+    for one in task.parts.values():
+        one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
+        if prompting.num_fewshot is not None:
+            one.set_config(key="num_fewshot", value=prompting.num_fewshot)
+    try:
+        # not simple_evaluate, which besides describes the machine, for seconds, every time
+        found = evaluate(
+            model,
+            {"tasks": dict(task.parts)},
+            limit=limit,
+            bootstrap_iters=0,
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=prompting.apply_chat_template,
+            fewshot_as_multiturn=prompting.fewshot_as_multiturn,
+        )
+    except InputError:
+        raise
+    except _WRONG_TASK as error:
+        raise InputError(f"the task {task.name} cannot be run: {_reason(error)}") from error
+    finally:
+        for name, number in fewshots.items():
+            task.parts[name].set_config(key="num_fewshot", value=number)
+    return cast("dict[str, Any]", found)  # None on other processes alone
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.evaluation.harness import Prompting, load_task, require_chat_template
+from mixln.evaluation.answers import read_answers
+from mixln.evaluation.harness import Prompting, load_task, rehearse_task, require_chat_template
+from mixln.evaluation.local_tasks import is_local_task
 from mixln.models.load import load_model
 from mixln.progress import StageProgress
 from mixln.report.evaluation import EvaluationReport
@@ -72,6 +74,9 @@ class EvaluationStep(Step):
         self._request = Request(limit, batch_size, prompting)
         self._tasks = [load_task(task, include_path=task_path) for task in tasks]
         require_different(self._tasks)
+        for name, task in zip(tasks, self._tasks, strict=True):
+            # every row of a file is checked already, but not whether there are as many solved items as are wanted
+            read_answers(task, rehearse_task(task, limit=1 if is_local_task(name) else limit, prompting=prompting))
 
     def prepare(self, models: ModelsToCome) -> ModelsToCome:
         """Check what depends on the tokenizer."""
