@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import shutil
+import signal
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import forkserver
 
 import mixln
 from mixln.cli import main
@@ -204,6 +209,43 @@ def test_a_comparison_that_is_interrupted_in_a_step_goes_on(
     assert steps == [*range(3, per_run + 1), *range(1, per_run + 1), *range(1, per_run + 1)]
     assert [run.values for run in again.then[1].runs] == [run.values for run in result.then[1].runs]
     assert again.then[0] == result.then[0]
+
+
+def compare_until(request: dict[str, Any], out: Path, path: str, number: int) -> None:
+    """Compare in this process, and die by SIGKILL when a file of that name is opened for the `number`-th time."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event == "open" and isinstance(arguments[0], str) and path in arguments[0] and str(out) in arguments[0]:
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    compared(request, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [("/then/answers/", 6), ("/checkpoints/", 4), (OUTCOME_FILE, 3), ("finetuning.json", 2), ("evaluation.json", 5)],
+)
+def test_a_comparison_that_is_killed_in_a_step_ends_as_if_it_was_not(
+    path: str, number: int, result: Comparison, request_: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "whole" / "runs", tmp_path / "runs")
+    request = request_ | {
+        "then": [request_["then"][0], {**request_["then"][1], "checkpoint_every": 2}, *request_["then"][2:]]
+    }
+    child = forkserver().Process(target=compare_until, args=(request, tmp_path, path, number))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    again = compared(request, tmp_path)
+    for one, other in zip(again.then, result.then, strict=True):
+        assert (one.runs, one.summaries, one.constants) == (other.runs, other.summaries, other.constants)
+        assert one.verdicts == other.verdicts
 
 
 def test_a_diverged_run_is_left_out_with_a_word(request_: dict[str, Any], tmp_path: Path, tasks: list[str]) -> None:

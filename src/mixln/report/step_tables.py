@@ -104,8 +104,9 @@ def step_findings(steps: Sequence[StepResult], number: int, baseline: str | None
 
 
 def _told(step: StepResult, baseline: str | None) -> Iterator[str]:
-    if baseline is None:
-        return
+    """Quantities of which the same is to be said share a sentence."""
+    said: dict[str, list[str]] = {}
+    count = 0
     for quantity in step.quantities:
         groups: dict[str, list[str]] = {"better": [], "worse": [], "cannot be told": []}
         for one in step.summaries:
@@ -113,9 +114,17 @@ def _told(step: StepResult, baseline: str | None) -> Iterator[str]:
                 is_better = (one.difference.value > 0) == quantity.higher_is_better
                 name = "cannot be told" if one.difference.holds_zero else "better" if is_better else "worse"
                 groups[name].append(f"`{one.placement}`")
+                count += 1
         parts = [f"{name}: {', '.join(labels)}" for name, labels in groups.items() if labels]
         if parts:
-            yield f"{quantity.name} against the baseline `{baseline}`: {'; '.join(parts)}."
+            said.setdefault("; ".join(parts), []).append(quantity.name)
+    for sentence, names in said.items():
+        yield f"{', '.join(names)} against the baseline `{baseline}`: {sentence}."
+    if count > 1:
+        yield (
+            f"These are {count} separate 95 % intervals, not corrected for their number: the more there are, the "
+            "likelier one of them stands out by chance."
+        )
 
 
 def step_tables(step: StepResult, baseline: str | None) -> Iterator[Table]:

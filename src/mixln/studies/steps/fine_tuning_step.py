@@ -31,6 +31,9 @@ from mixln.training import MODEL_FOLDER, Precision, ReportStep, TrainingDiverged
 
 OUTCOME_FILE = "outcome.json"
 
+_NOT_DECIDING = ("seed", "checkpoint_every")
+"""Fields that do not decide what a step does: the seed is that of each run."""
+
 _UNIT = "nats per token of held-out answers"
 _BEFORE, _AFTER = Quantity("loss before", _UNIT, False), Quantity("loss after", _UNIT, False)
 
@@ -93,7 +96,7 @@ class FineTuningStep(Step):
 
     def identity(self) -> dict[str, Any]:
         """The rows, where they are from, and the settings."""
-        settings = {name: value for name, value in asdict(self._config).items() if name != "seed"}
+        settings = {name: value for name, value in asdict(self._config).items() if name not in _NOT_DECIDING}
         return {"data": self._data.fingerprint, "sources": list(self._request.sources), "config": settings}
 
     def run(self, runs: Sequence[ChosenRun], place: StepPlace) -> tuple[StepResult, list[ChosenRun]]:
