@@ -97,16 +97,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
-def reward_of(model: Any, tokenizer: Any, text: str) -> float:
-    """By the class of transformers, one text at a time."""
-    ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+def reward_of(model: Any, tokenizer: Any, *parts: str) -> float:
+    """By the class of transformers, one text at a time; parts of it are in tokens apart."""
+    ids = torch.tensor([[*(id for part in parts for id in tokenizer(part)["input_ids"]), tokenizer.eos_token_id]])
     with torch.no_grad():
         return model(input_ids=ids).logits.item()
 
 
-def test_the_loss_and_its_gradient_are_bradley_and_terrys(llama: Path, pairs: Path, tmp_path: Path) -> None:
-    """-log sigmoid(r_chosen - r_rejected), by hand on the first batch, one text at a time and without padding."""
-    config = RewardConfig(learning_rate=1e-2, precision="float32", batch_size=6, epochs=0.04)
+@pytest.mark.parametrize("center", [0.0, 0.3])
+def test_the_loss_and_its_gradient_are_bradley_and_terrys(
+    center: float, llama: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """-log sigmoid(r_chosen - r_rejected), by hand on the first batch, one text at a time and without padding.
+
+    With a center c, c (r_chosen + r_rejected)^2 is added.
+    """
+    config = RewardConfig(learning_rate=1e-2, precision="float32", batch_size=6, epochs=0.04, center=center)
     plan = plan_reward_model(str(llama), PreferenceRequest([str(pairs)]), config)
     run_reward_model(plan, tmp_path / "out")
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
@@ -118,7 +124,7 @@ def test_the_loss_and_its_gradient_are_bradley_and_terrys(llama: Path, pairs: Pa
     losses = []
     for pair in data.train:
         rewards = [model(input_ids=torch.tensor([ids.tolist()])).logits[0, 0] for ids in (pair.chosen, pair.rejected)]
-        losses.append(torch.log(1 + torch.exp(rewards[1] - rewards[0])))
+        losses.append(torch.log(1 + torch.exp(rewards[1] - rewards[0])) + center * (rewards[0] + rewards[1]) ** 2)
     # the order is that of the trainer's sampler
     order = RandomSampler(data.train, generator=torch.Generator().manual_seed(config.seed))
     batch = list(order)[:6]
@@ -201,6 +207,23 @@ def test_the_folder_is_what_the_report_says(llama: Path, pairs: Path, tmp_path: 
     assert frame["accuracy"][0] == trained.report.accuracy
     copied = trained.save(tmp_path / "copy")
     assert load_reward_model(copied).rewards(["a\n"], ["b"]) == trained.judge.rewards(["a\n"], ["b"])
+
+
+def test_dialogues_are_read_as_the_policy_will_write_them(llama: Path, tmp_path: Path) -> None:
+    """The tokenizer gets the plain chat template, which is saved, and the judge writes messages and texts with it."""
+    rows = [
+        {side: f"\n\nHuman: Hello.\n\nAssistant: Yes?\n\nHuman: {row['prompt']}\n\nAssistant: {row[side]}"
+         for side in ("chosen", "rejected")}
+        for row in polite(40, prompts=40)
+    ]  # fmt: skip
+    trained = mixln.reward(llama, write(tmp_path / "rows.jsonl", rows), out=tmp_path / "out", epochs=0.5, **SMALL)
+    assert trained.report.form.name == "chat"
+    model: Any = AutoModelForSequenceClassification.from_pretrained(trained.folder)
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    # a policy is given the tokens that the prompt has alone, and goes on from there
+    expected = reward_of(model, tokenizer, "User: order 3\n\nAssistant: ", "wait here")
+    prompt = [{"role": "user", "content": "order 3"}]
+    assert trained.judge.rewards(["order 3", prompt], ["wait here"] * 2) == pytest.approx([expected] * 2, abs=1e-5)
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(llama: Path, pairs: Path, tmp_path: Path) -> None:
