@@ -32,6 +32,11 @@ def check_model(name_or_path: str) -> None:
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name_or_path.startswith(".")):
         raise InputError(f"there is no folder {path}. Give one that save_pretrained wrote, or a name on the hub")
     if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise InputError(
+                f"{path} holds an adapter of PEFT, not a model. Merge it into its model, and give the folder of that: "
+                f'AutoPeftModelForCausalLM.from_pretrained("{path}").merge_and_unload().save_pretrained(FOLDER)'
+            )
         raise InputError(f"{path} has no config.json: give the folder that holds the model itself (in a run: model/)")
     if path.is_file():
         raise InputError(f"{path} is a file: give the folder that holds config.json and the weights")

@@ -8,128 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any, cast
 
 import pytest
 import torch
-from datasets import Dataset
 from ecosystem_tools import PLACEMENTS, assert_same_weights, build, grown, load, logits_of, token_rows
+from ecosystem_trl import COMMON, ROWS, Make, dpo, grpo, kto, rloo, sft
 from transformers import AutoConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 from mixln.data import PreparedData
 from mixln.models import language_models
 from mixln.models.decoder import PlacedForCausalLM
-
-ROWS = 8
-COMMON: dict[str, Any] = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "report_to": "none",
-    "seed": 3,
-}
-Make = Callable[[Any, PreTrainedTokenizerFast, Path], Any]
-
-
-@pytest.fixture(scope="module")
-def folders(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Write a model with its tokenizer once for each placement and architecture."""
-    root = tmp_path_factory.mktemp("models")
-
-    def folder(placement: str = PLACEMENTS[0], architecture: str = "llama") -> Path:
-        path = root / f"{architecture}-{placement}"
-        if not path.exists():
-            model = grown(build(placement, len(data.tokenizer), architecture))
-            model.save_pretrained(path)
-            data.tokenizer.save_pretrained(path)
-        return path
-
-    return folder
-
-
-def words(name: str) -> str:
-    return topics[name][:120]
-
-
-def texts() -> Dataset:
-    return Dataset.from_dict({"text": [words(name) for name in sorted(topics)[:ROWS]]})
-
-
-def preferences() -> Dataset:
-    names = sorted(topics)[:ROWS]
-    return Dataset.from_dict(
-        {
-            "prompt": [f"What is {name}?\n" for name in names],
-            "chosen": [words(name) for name in names],
-            "rejected": [words(name)[::-1] for name in names],
-        }
-    )
-
-
-def judgements() -> Dataset:
-    names = sorted(topics)[:ROWS]
-    labels = [number % 2 == 0 for number in range(ROWS)]
-    return Dataset.from_dict({"prompt": names, "completion": [words(name) for name in names], "label": labels})
-
-
-def prompts() -> Dataset:
-    return Dataset.from_dict({"prompt": [f"What is {name}?" for name in sorted(topics)[:ROWS]]})
-
-
-def share_of_vowels(*_: Any, completions: list[str], **__: Any) -> list[float | None]:
-    return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]
-
-
-def sft(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> Any:
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import SFTTrainer
-
-    arguments = SFTConfig(output_dir=str(out), max_length=32, bf16=False, **COMMON)
-    return SFTTrainer(model, arguments, train_dataset=texts(), processing_class=tokenizer)
-
-
-def dpo(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> Any:
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    arguments = DPOConfig(output_dir=str(out), max_length=48, bf16=False, **COMMON)
-    return DPOTrainer(model, args=arguments, train_dataset=preferences(), processing_class=tokenizer)
-
-
-def kto(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> Any:
-    from trl.trainer.kto_config import KTOConfig
-    from trl.trainer.kto_trainer import KTOTrainer
-
-    arguments = KTOConfig(output_dir=str(out), max_length=48, bf16=False, **COMMON)
-    return KTOTrainer(model, args=arguments, train_dataset=judgements(), processing_class=tokenizer)
-
-
-def grpo(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> Any:
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
-    # beta: with the reference model, which TRL opens by the folder of the model that it trains
-    arguments = GRPOConfig(
-        output_dir=str(out), max_completion_length=8, num_generations=2, beta=0.1, bf16=False, **COMMON
-    )
-    return GRPOTrainer(
-        model, reward_funcs=share_of_vowels, args=arguments, train_dataset=prompts(), processing_class=tokenizer
-    )
-
-
-def rloo(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> Any:
-    from trl.trainer.rloo_config import RLOOConfig
-    from trl.trainer.rloo_trainer import RLOOTrainer
-
-    arguments = RLOOConfig(output_dir=str(out), max_completion_length=8, num_generations=2, bf16=False, **COMMON)
-    return RLOOTrainer(
-        model, reward_funcs=share_of_vowels, args=arguments, train_dataset=prompts(), processing_class=tokenizer
-    )
 
 
 def trained(make: Make, model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> tuple[list[Any], Any]:

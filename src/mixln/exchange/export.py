@@ -105,6 +105,7 @@ def _build(
     stock, info = loaded
     if info["missing_keys"] or info["unexpected_keys"]:
         raise LayoutError(f"it has other parameters ({info['missing_keys']}, {info['unexpected_keys']})")
+    stock.config.name_or_path = ""  # it was loaded from nowhere
     if stock.can_generate():
         stock.generation_config = copy.deepcopy(model.generation_config)
     return stock.to(model.device).train(model.training)

@@ -62,6 +62,9 @@ def apply_placement(
     stand where they stood keep their weights; new ones, gates and learned scales are at their initial values. Hooks are
     not taken over: put them on afterwards, as adapters.
 
+    The new model has no `name_or_path`: other libraries open what that names to have the model once more (TRL its
+    reference, PEFT the base of an adapter), and it names a model of another placement. Save the new one and open it.
+
     Args:
         model: a stock model of a supported family, with a head that is supported or without, or one of this library.
         placement: text form, as `mix(alpha=0.25)`.
@@ -168,7 +171,7 @@ def placed_config(found: Architecture, model: PreTrainedModel, placement: str) -
     Placement.parse(placement).plan(int(model.config.num_hidden_layers))
     # not the to_dict of this library's configs: it adds the mark that makes stock classes refuse the present placement
     values = PreTrainedConfig.to_dict(model.config)
-    for name in ("model_type", "architectures", "transformers_version", "layer_types", "placement"):
+    for name in ("model_type", "architectures", "transformers_version", "layer_types", "placement", "_name_or_path"):
         values.pop(name, None)
     own_types = getattr(model.config, "layer_types", None)
     if own_types is not None:

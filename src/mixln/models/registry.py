@@ -18,7 +18,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from mixln.lazy import after_import
 from mixln.models.decoder import PlacedForCausalLM
+from mixln.models.peft_targets import CONSTANTS, add_peft_targets
 from mixln.models.placed import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.stack import PlacedStack, PlacedWithHead
 from mixln.models.transformers_internals import register_with
@@ -90,6 +92,16 @@ def architecture_of(config: object) -> Architecture | None:
     return next((found for found in ARCHITECTURES.values() if found.config_class is type(config)), None)
 
 
+def _tell_peft(constants: ModuleType) -> None:
+    for one in ARCHITECTURES.values():
+        add_peft_targets(
+            constants, one.config_class.model_type, one.stock_model_type, one.model_class.parameter_roles.keys()
+        )
+
+
+after_import(CONSTANTS, _tell_peft)  # also of those that are registered until then
+
+
 def register_architecture(
     name: str, whole_class: type[PlacedWithHead], heads: Sequence[type[PlacedWithHead]] = ()
 ) -> None:
@@ -97,7 +109,7 @@ def register_architecture(
 
     Its classes are attributes of `transformers` too: there libraries such as TRL look for the class that
     `architectures` in a config.json names. A class that they do not find they take for code of the folder, or they
-    fail.
+    fail. PEFT adapts the same modules of it as of the stock architecture where it is not told which.
 
     Args:
         name: in recipes and on the command line.
@@ -124,6 +136,8 @@ def register_architecture(
     for module in _transformers_modules():
         for registered in (config_class, model_class, whole_class, *heads):
             setattr(module, registered.__name__, registered)
+    if CONSTANTS in sys.modules:
+        after_import(CONSTANTS, _tell_peft)
 
 
 def _transformers_modules() -> list[ModuleType]:
