@@ -30,6 +30,7 @@ from transformers import (
 import mixln
 from mixln.data import PreparedData
 from mixln.errors import InputError
+from mixln.exchange.self_contained import save_self_contained
 from mixln.models import ARCHITECTURES
 from mixln.models.decoder import PlacedWithHead
 from mixln.models.load import load_whole_model
@@ -55,6 +56,14 @@ def run(make: Make, folder: Path, out: Path, **more: Any) -> Any:
     trainer = make(str(folder), None, out, **more)
     trainer.train()
     return trainer
+
+
+def run_python(code: str, *arguments: object) -> None:
+    """Run code in a process of its own, in which nothing has been imported."""
+    called = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert called.returncode == 0, called.stderr[-3000:]
 
 
 def model_of(trainer: Any) -> Any:
@@ -314,10 +323,56 @@ def test_what_was_written_opens_in_a_process_that_has_imported_mixln_alone(
     opener = "AutoModelForSequenceClassification" if make is reward else "AutoModelForCausalLM"
     torch.save(ids, tmp_path / "ids.pt")
     code = (
-        "import mixln, torch, transformers\n"
-        f"model = transformers.{opener}.from_pretrained({str(tmp_path)!r}).eval()\n"
-        f"ids = torch.load({str(tmp_path / 'ids.pt')!r}, weights_only=True)\n"
-        f"torch.save(model(input_ids=ids, use_cache=False).logits.detach(), {str(tmp_path / 'logits.pt')!r})\n"
+        "import sys, mixln, torch, transformers\n"
+        "folder = sys.argv[1]\n"
+        f"model = transformers.{opener}.from_pretrained(folder).eval()\n"
+        "ids = torch.load(f'{folder}/ids.pt', weights_only=True)\n"
+        "torch.save(model(input_ids=ids, use_cache=False).logits.detach(), f'{folder}/logits.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    run_python(code, tmp_path)
     assert close(torch.load(tmp_path / "logits.pt", weights_only=True), logits_of(model_of(trainer), ids))
+
+
+@pytest.mark.slow
+def test_the_command_of_trl_in_a_process_that_imports_mixln(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"text": "The cat sat on the mat."}\n' * 8)
+    code = "import mixln, runpy; runpy.run_module('trl.scripts.sft', run_name='__main__', alter_sys=True)"
+    options = ["--max_steps", 1, "--use_cpu", "--report_to", "none", "--output_dir", tmp_path / "out"]
+    run_python(code, "--model_name_or_path", folders("lns"), "--dataset_name", tmp_path / "rows", *options)
+    assert load(tmp_path / "out").config.placement == "lns"
+
+
+@pytest.mark.slow
+def test_a_self_contained_folder_where_mixln_is_not_imported(
+    data: PreparedData, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    if OLD_KTO:
+        pytest.skip("TRL 0.29 opens the config of a path without trust_remote_code, whatever it is given")
+    model = grown(build("lns", len(data.tokenizer)))
+    save_self_contained(model, tmp_path / "model")
+    data.tokenizer.save_pretrained(tmp_path / "model")
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from ecosystem_trl import COMMON, preferences\n"
+        "from trl import DPOConfig, DPOTrainer\n"
+        "arguments = DPOConfig(output_dir=sys.argv[2], trust_remote_code=True, bf16=False, **COMMON)\n"
+        "trainer = DPOTrainer(sys.argv[1], args=arguments, train_dataset=preferences())\n"
+        "assert trainer.ref_model.config.placement == trainer.model.config.placement == 'lns'\n"
+        "trainer.train()\n"
+        "trainer.save_model()\n"
+        "assert 'mixln' not in sys.modules\n"
+    )
+    run_python(code, tmp_path / "model", tmp_path / "out")
+    code = (
+        "import sys, torch, transformers\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "torch.save(model.state_dict(), sys.argv[2])\n"
+        "assert 'mixln' not in sys.modules\n"
+    )
+    run_python(code, tmp_path / "out", tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    trained = load(tmp_path / "out").eval()  # here by mixln's own class
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.state_dict().items())
+    assert not torch.allclose(logits_of(trained, ids), logits_of(model, ids), atol=1e-3)
