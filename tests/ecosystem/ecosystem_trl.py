@@ -27,8 +27,8 @@ COMMON: dict[str, Any] = {
 }
 """Fields of every trainer of transformers and TRL."""
 
-OLD_KTO = find_spec("trl") is not None and Version(version("trl")) < Version("1")
-"""Whether KTO is that of `trl.experimental`: it asks for a tokenizer, and copies the model for its reference."""
+OLD_TRL = find_spec("trl") is not None and Version(version("trl")) < Version("1")
+"""Before 1.0 KTO is that of `trl.experimental`: it asks for a tokenizer, and copies the model for its reference."""
 
 Make = Callable[..., Any]
 """Of (model or path, tokenizer or None, folder for the output, any other arguments of the trainer): the trainer.
@@ -91,7 +91,7 @@ def kto(model: Any, tokenizer: PreTrainedTokenizerBase | None, out: Path, **more
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    if tokenizer is None and OLD_KTO:
+    if tokenizer is None and OLD_TRL:
         tokenizer = AutoTokenizer.from_pretrained(model)
     arguments = KTOConfig(output_dir=str(out), max_length=48, bf16=False, **COMMON)
     return KTOTrainer(model, args=arguments, train_dataset=judgements(), processing_class=tokenizer, **more)

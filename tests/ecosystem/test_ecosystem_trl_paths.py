@@ -18,7 +18,7 @@ import pytest
 import torch
 from datasets import Dataset
 from ecosystem_tools import build, grown, load, logits_of
-from ecosystem_trl import OLD_KTO, Make, dpo, grpo, kto, reward, rloo, sft
+from ecosystem_trl import OLD_TRL, Make, dpo, grpo, kto, reward, rloo, sft
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -228,7 +228,7 @@ def test_a_model_with_another_placement_has_no_reference_of_the_old_one(
     build("pre", len(data.tokenizer)).save_pretrained(tmp_path / "pre")
     placed, _ = mixln.apply_placement(load(tmp_path / "pre"), "mix(alpha=0.5)")
     assert not placed.config.name_or_path
-    if make is kto and OLD_KTO:  # a copy of the model
+    if make is kto and OLD_TRL:  # a copy of the model
         assert make(placed, data.tokenizer, tmp_path / "out").ref_model.config.placement == "mix(alpha=0.5)"
     else:
         with pytest.raises(OSError, match="Repo id"):
@@ -347,7 +347,7 @@ def test_the_command_of_trl_in_a_process_that_imports_mixln(folders: Folders, tm
 def test_a_self_contained_folder_where_mixln_is_not_imported(
     data: PreparedData, ids: torch.Tensor, tmp_path: Path
 ) -> None:
-    if OLD_KTO:
+    if OLD_TRL:
         pytest.skip("TRL 0.29 opens the config of a path without trust_remote_code, whatever it is given")
     model = grown(build("lns", len(data.tokenizer)))
     save_self_contained(model, tmp_path / "model")
