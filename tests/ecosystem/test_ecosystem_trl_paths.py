@@ -31,9 +31,9 @@ import mixln
 from mixln.data import PreparedData
 from mixln.errors import InputError
 from mixln.exchange.self_contained import save_self_contained
-from mixln.models import ARCHITECTURES
-from mixln.models.decoder import PlacedWithHead
+from mixln.models import language_models
 from mixln.models.load import load_whole_model
+from mixln.models.stack import PlacedWithHead
 from mixln.report.depth_report import DepthReport
 
 pytest.importorskip("trl", reason="needs mixln[sft]")
@@ -136,7 +136,7 @@ def test_the_placement_matters_for_what_is_compared(folders: Folders, ids: torch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", [name for name, one in ARCHITECTURES.items() if one.head_classes])
+@pytest.mark.parametrize("architecture", [name for name, one in language_models().items() if one.head_classes])
 def test_the_reward_model_of_an_architecture(
     architecture: str, folders: Folders, ids: torch.Tensor, tmp_path: Path
 ) -> None:
