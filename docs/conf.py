@@ -47,12 +47,11 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True  # `Recipe` links to `mixln.Recipe`
 
 nitpicky = True
 # Types of other libraries: their inventories would have to be downloaded.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|transformers|tokenizers|datasets|numpy|pandas|matplotlib|collections|pathlib|typing|os)\..*"),
     ("py:.*", r"(huggingface_hub|rich)\..*"),
-    # what the reference names and does not describe
-    ("py:.*", r"mixln\..+\..+|TrainingDivergedError"),
 ]

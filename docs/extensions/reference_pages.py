@@ -74,11 +74,17 @@ def _commands(_folder: Path) -> str:
 
 
 def _recipe(_folder: Path) -> str:
-    parts = [("", "The recipe itself", Recipe)]
-    parts += [(f"{name}.", f"`{name}`", kind) for name, kind in nested(Recipe)]
+    parts = [("", "The recipe itself", "", Recipe)]
+    parts += [(f"{name}.", f"`{name}`", _target(kind), kind) for name, kind in nested(Recipe)]
     return "\n\n".join(
-        f"## {title}\n\n{describe(kind)}\n\n{field_table(kind, prefix=prefix)}" for prefix, title, kind in parts
+        f"## {title}\n\n{target}{describe(kind)}\n\n{field_table(kind, prefix=prefix)}"
+        for prefix, title, target, kind in parts
     )
+
+
+def _target(kind: type) -> str:
+    """The line that names a class in full, and that links to the class lead to."""
+    return f"```{{eval-rst}}\n.. py:class:: {kind.__module__}.{kind.__qualname__}\n```\n\n"
 
 
 def _short_names(_folder: Path) -> str:
@@ -105,6 +111,7 @@ def _results(folder: Path) -> str:
     schemas.mkdir(parents=True, exist_ok=True)
     sections: list[str] = []
     shown: set[type] = set()
+    elsewhere = (folder.parent / "reference" / "python.md").read_text(encoding="utf-8")
     for name, (kind, of) in _RESULTS.items():
         version = getattr(kind, "SCHEMA_VERSION", None)
         path = schemas / name.replace(".json", ".schema.json")
@@ -114,7 +121,8 @@ def _results(folder: Path) -> str:
         for part in all_parts(kind):
             if part not in shown:
                 shown.add(part)
-                text += f"\n\n### `{part.__name__}`\n\n{describe(part)}\n\n{field_table(part, defaults=False)}"
+                target = "" if re.search(rf"::.*\b{part.__name__}$", elsewhere, re.MULTILINE) else _target(part)
+                text += f"\n\n### `{part.__name__}`\n\n{target}{describe(part)}\n\n{field_table(part, defaults=False)}"
         sections.append(text)
     return "\n\n".join(sections)
 

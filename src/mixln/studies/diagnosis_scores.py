@@ -19,9 +19,12 @@ from mixln.studies.measuring import Entry, Found, series_of
 from mixln.studies.stages import ReportStage
 
 Score = Callable[[nn.Module], float | Sequence[float]]
-"""How good a model is, higher is better: one number, or one for each item (question, document), in the same order each
-time. If it has a `unit`, the report shows that. If it has an `identity`, a text that changes with what it computes, a
-diagnosis that goes on does not take it again."""
+"""A function that says how good a model is; higher is better.
+
+It returns one number, or one for each item (question, document), in the same order each time. If it has a `unit`, the
+report shows that. If it has an `identity`, a text that changes with what it computes, a diagnosis that is called again
+keeps its values.
+"""
 
 
 class Scores(Entry):
