@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -183,3 +184,29 @@ def test_a_full_disk_is_an_input_error_and_leaves_the_old_file(tmp_path, monkeyp
 def test_chromium_shows_the_page_without_complaint(html, tmp_path, width):
     page = write_file(tmp_path / "report.html", html)
     assert_chromium_is_content(page, tmp_path, width)
+
+
+def test_schemes_are_shown_by_their_names_and_numbers_are_kept_by_their_placements(make_result, tmp_path: Path) -> None:
+    made = make_result(2, 3)
+    first = made.summaries[0].placement
+    named = replace(made, names={first: "the first"}, notes=[f"`{first}`, seed 0: a note"])
+    page = write_report(named, tmp_path).read_text(encoding="utf-8")
+    shown = page.replace(f"the first: {first}", "")
+    assert f">{first}<" not in shown
+    assert "the first</code>" in page
+    assert f"the first: {first}" in page
+    assert "<code>the first</code>, seed 0: a note" in page
+    assert "the first" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    kept = from_json((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert kept.runs[0].placement == first
+    assert kept.names == {first: "the first"}
+
+
+def test_a_run_links_to_its_folder_if_that_lies_beside_the_page(make_result, tmp_path: Path) -> None:
+    made = make_result(1, 2)
+    runs = [replace(run, folder=f"runs/seed {run.seed}") for run in made.runs]
+    (tmp_path / "runs" / "seed 0").mkdir(parents=True)
+    page = write_report(replace(made, runs=runs), tmp_path).read_text(encoding="utf-8")
+    links = [address for address in Page(page).addresses if address.startswith("./runs/seed") or "seed%20" in address]
+    assert len(links) == 1
+    assert links[0].endswith("runs/seed%200/")

@@ -23,7 +23,7 @@ from mixln.report import ComparisonResult, from_json, to_json
 from mixln.report.aggregate import depth_of
 from mixln.report.headline import headline
 from mixln.report.statistics import best_summary
-from mixln.studies.compare import Job, compare, plan_jobs
+from mixln.studies.compare import Job, compare, plan_jobs, shown_names
 from mixln.tasks import Recipe, build_model
 from mixln.training import differences
 
@@ -272,6 +272,15 @@ def test_a_request_that_makes_no_sense_is_refused_before_the_first_run(
     given = {"schemes": ["pre"], "seeds": [0], "learning_rates": None, **arguments}
     with pytest.raises(InputError, match=message):
         plan_jobs(recipe, given["schemes"], "", tmp_path, given["seeds"], given["learning_rates"])
+
+
+def test_names_are_one_for_each_scheme() -> None:
+    assert shown_names(["pre", "mix"], ["a", "b"]) == {"pre": "a", "mix(alpha=0.25)": "b"}
+    assert shown_names(["pre"], None) == {}
+    with pytest.raises(InputError, match="`names` has 1 entries, but there are 2 schemes: give one for each"):
+        shown_names(["pre", "mix"], ["a"])
+    with pytest.raises(InputError, match="`names` has the same name twice"):
+        shown_names(["pre", "mix"], ["a", "a"])
 
 
 @pytest.mark.slow

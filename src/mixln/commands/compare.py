@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     schemes: Sequence[str] = ("pre", "post", "mix", "lns"),
+    names: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     learning_rates: Sequence[float] | None = None,
     learning_rate_of: Annotated[
@@ -55,6 +56,7 @@ def compare(
 
     Args:
         schemes: The placements to compare.
+        names: Names of the schemes in the report, one for each. Default: the placements as they are written.
         seeds: One run of every scheme is made for each seed. Default: the recipe's seed and the next one.
         learning_rates: Peak learning rates to try. Each scheme is judged at its own best one. Default: the recipe's.
         learning_rate_of: The rate of a scheme that is run at this one alone, as pre=1e-3 'mix(alpha=0.5)=2e-3'. The
@@ -95,12 +97,13 @@ def compare(
     from mixln.progress import TrainingProgress
     from mixln.report.serialize import RESULTS_FILE, to_json
     from mixln.storage import write_file
-    from mixln.studies.compare import RESULT_FILE, plan_jobs
+    from mixln.studies.compare import RESULT_FILE, plan_jobs, shown_names
     from mixln.studies.compare import compare as compare_schemes
     from mixln.studies.steps.follow import follow, prepare_steps
 
     # everything that can be wrong with the request is found before any work is done
     jobs = plan_jobs(recipe, schemes, "", out, seeds, learning_rates, rates_of)
+    shown_names(schemes, names)
     chosen = str(Placement.parse(baseline or "pre"))
     if baseline is not None and chosen not in {job.recipe.model.placement for job in jobs}:
         raise InputError(f"`baseline={baseline}` is not among the `schemes`: add it, or choose one of them")
@@ -132,6 +135,7 @@ def compare(
             learning_rate_of=rates_of,
             tune_on_first_seed=tune_on_first_seed,
             baseline=chosen,
+            names=names,
             command=command_line,
             report_run=report_run,
             report_stage=shown.stage,

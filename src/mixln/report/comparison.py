@@ -14,6 +14,7 @@ from mixln.report.headline import findings, headline
 from mixln.report.html import write_report
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import to_json
+from mixln.report.shown_names import with_shown_names
 from mixln.report.step_tables import step_findings, step_tables
 from mixln.report.tables import grid_table, summary_table
 from mixln.result import Result
@@ -44,12 +45,12 @@ class Comparison(Result, ComparisonResult):
     @property
     def headline(self) -> str:
         """The main finding, in one sentence."""
-        return headline(self)
+        return headline(with_shown_names(self))
 
     @property
     def findings(self) -> list[str]:
         """What else has to be said to read the numbers rightly."""
-        return findings(self)
+        return findings(with_shown_names(self))
 
     @property
     def summary(self) -> str:
@@ -58,14 +59,15 @@ class Comparison(Result, ComparisonResult):
 
     def parts(self) -> Iterator[RenderableType]:
         """The summary, the grid of learning rates if any, the findings, the steps after it, where the report is."""
-        yield summary_table(self)
-        if (grid := grid_table(self)) is not None:
+        shown = with_shown_names(self)
+        yield summary_table(shown)
+        if (grid := grid_table(shown)) is not None:
             yield grid
         yield self.headline
         yield from (f"- {sentence}" for sentence in self.findings)
-        for number, step in enumerate(self.then):
-            yield from step_tables(step, self.baseline)
-            yield from (f"- {sentence}" for sentence in step_findings(self.then, number, self.baseline))
+        for number, step in enumerate(shown.then):
+            yield from step_tables(step, shown.baseline)
+            yield from (f"- {sentence}" for sentence in step_findings(shown.then, number, shown.baseline))
             yield from (f"- {sentence}" for sentence in step.verdicts)
         if self.saved is not None:
             yield f"Report: {self.saved}"

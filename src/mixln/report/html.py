@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from mixln.report.headline import findings, headline
 from mixln.report.page_figures import Plot, draw_plot, page_color
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import RESULTS_FILE, to_json
+from mixln.report.shown_names import with_shown_names
 from mixln.report.statistics import has_diverged
 from mixln.report.step_tables import (
     change_caption,
@@ -37,13 +38,16 @@ from mixln.report.tables import grid_cells, markdown_table, summary_cells, table
 from mixln.storage import write_file
 
 
-def render_html(result: ComparisonResult, plots: Mapping[str, Plot], files: Sequence[str]) -> str:
+def render_html(
+    result: ComparisonResult, plots: Mapping[str, Plot], files: Sequence[str], run_folders: Collection[str] = ()
+) -> str:
     """The page as text; the same result gives the same text.
 
     Args:
         result: to show.
         plots: the drawn figures, by name.
         files: that lie beside the page, to be linked to.
+        run_folders: of runs, beside the page too.
     """
     several = any(sum(not has_diverged(run) for run in runs) > 1 for runs in best_runs(result).values())
     figures = [(kind, kind.bands if several else "") for kind in FIGURES]
@@ -60,7 +64,9 @@ def render_html(result: ComparisonResult, plots: Mapping[str, Plot], files: Sequ
         grid=grid_cells(result),
         figures=[(kind, bands, plots[kind.name]) for kind, bands in figures if kind.name in plots],
         missing=[spec.title for spec in result.depth_figures if spec.name not in plots],
-        runs=[(has_diverged(run), _run_row(run)) for run in result.runs],
+        runs=[
+            (has_diverged(run), run.folder if run.folder in run_folders else None, _run_row(run)) for run in result.runs
+        ],
         styles=scheme_styles(result),
         files=files,
         steps=[
@@ -90,6 +96,7 @@ def write_report(result: ComparisonResult, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     write_file(folder / RESULTS_FILE, to_json(result))
+    result = with_shown_names(result)
     steps = "".join(f"\n{step_markdown(step, result.baseline)}" for step in result.then)
     write_file(folder / "table.md", markdown_table(result) + steps)
     titles = {kind.name: kind.title for kind in FIGURES} | {spec.name: spec.title for spec in result.depth_figures}
@@ -97,7 +104,8 @@ def write_report(result: ComparisonResult, folder: str | Path) -> Path:
     shown = {name: f"{title} of {names}" for name, title in titles.items()}
     plots = write_plots(dict(draw_figures(result)), folder / "figures", shown)
     files = [RESULTS_FILE, "table.md", "figures/", *(["runs/"] if (folder / "runs").is_dir() else [])]
-    return write_file(folder / "report.html", render_html(result, plots, files))
+    run_folders = {run.folder for run in result.runs if run.folder and (folder / run.folder).is_dir()}
+    return write_file(folder / "report.html", render_html(result, plots, files, run_folders))
 
 
 def write_plots(draws: Mapping[str, Draw], folder: Path, titles: Mapping[str, str]) -> dict[str, Plot]:
@@ -149,7 +157,10 @@ def _run_row(run: RunResult) -> list[tuple[str, float | None]]:
         (str(run.seed), None),
         (cells.learning_rate(run.learning_rate), None),
         ("diverged" if has_diverged(run) else cells.number(run.validation_loss, 4), None),
-        (_over_token_frequencies(run), None),
+        (
+            _over_token_frequencies(run),
+            None if run.over_token_frequencies is None else run.over_token_frequencies.value,
+        ),
         (cells.perplexity(None if has_diverged(run) else run.perplexity), None),
         (cells.tokens(run.train_tokens), run.train_tokens),
         (f"{run.tokens_per_second:,.0f}", None),
@@ -158,10 +169,11 @@ def _run_row(run: RunResult) -> list[tuple[str, float | None]]:
 
 
 def _over_token_frequencies(run: RunResult) -> str:
+    """The difference; in lines below it the interval, and whether the run has not learned word order."""
     if run.over_token_frequencies is None:
         return cells.MISSING
-    mark = "" if run.has_learned_order else ": has not learned word order"
-    return run.over_token_frequencies.format("+.3f") + mark
+    number, *interval = run.over_token_frequencies.format("+.3f").split(" ", 1)
+    return "\n".join([number, *interval, *([] if run.has_learned_order else ["has not learned word order"])])
 
 
 def spread(form: str, meaning: str) -> str:

@@ -57,7 +57,8 @@ class RunResult:
     (docs/reference/measures.md): of the trained model, and `gradient_norm_at_init` of the model that training began
     with. `config` is the whole resolved configuration; `notes` say what could not be measured, and why.
     `over_token_frequencies` is the validation loss minus that of token frequencies, with its 95 % interval over
-    validation documents; None: the run diverged, or an older version made the result.
+    validation documents; None: the run diverged, or an older version made the result. `folder` is the run's own,
+    relative to that of the comparison; None: it is not known.
     """
 
     SCHEMA_VERSION: ClassVar[int] = 3
@@ -81,6 +82,7 @@ class RunResult:
     config: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     over_token_frequencies: Estimate | None = None
+    folder: str | None = None
 
     @property
     def has_learned_order(self) -> bool:
@@ -148,7 +150,8 @@ class ComparisonResult:
     share (corpus, model size, tokens, schedule), in the order to print them; `machine` describes where it ran, and
     `command` the command line that made it. `depth_figures` are drawn of the runs' depth measures; `notes` are
     those of the runs. `constants` are the losses that a run must beat; None in results of older versions. `then` is
-    what was done with the trained models after that, step by step.
+    what was done with the trained models after that, step by step. `names` are the names that schemes are shown by, by
+    their text forms; a scheme without one is shown by its text form.
     """
 
     SCHEMA_VERSION: ClassVar[int] = 4
@@ -166,3 +169,4 @@ class ComparisonResult:
     notes: list[str] = field(default_factory=list)
     constants: Constants | None = None
     then: list[StepResult] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)

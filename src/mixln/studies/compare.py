@@ -76,6 +76,7 @@ def compare(
     learning_rate_of: Mapping[str, float] | None = None,
     tune_on_first_seed: bool = False,
     baseline: str = "pre",
+    names: Sequence[str] | None = None,
     command: str = "",
     report_run: ReportRun | None = None,
     report_stage: ReportStage | None = None,
@@ -96,6 +97,7 @@ def compare(
         tune_on_first_seed: run the whole grid of learning rates with the first seed only, and the other seeds at the
             rate that was best with it.
         baseline: the placement that differences are taken to, if it is among the schemes.
+        names: of the schemes in the report, one for each; None: their text forms.
         command: the command line, for the report.
         report_run: progress; see `ReportRun`.
         report_stage: progress of what is measured of a run.
@@ -106,6 +108,7 @@ def compare(
     """
     folder = Path(folder)
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates, learning_rate_of)
+    shown = shown_names(schemes, names)
     frequencies = TrainingFrequencies(data)
     precision = _common_precision(recipe, folder)
     runs: list[RunResult] = []
@@ -119,7 +122,7 @@ def compare(
             write_file(job.folder / RESULT_FILE, to_json(result))
         else:
             announce(("finished", f"{job.label}: already, at step {recipe.last_step}; nothing to do"))
-        runs.append(result)
+        runs.append(replace(result, folder=job.folder.relative_to(folder).as_posix()))
     placements = list(dict.fromkeys(run.placement for run in runs))
     # summaries come in the order of the schemes, whatever the order of the runs
     runs.sort(key=lambda run: placements.index(run.placement))
@@ -138,7 +141,27 @@ def compare(
         depth_figures=depth_figures(),
         notes=[f"`{run.placement}`, seed {run.seed}: {note}" for run in runs for note in run.notes],
         constants=frequencies.constants,
+        names=shown,
     )
+
+
+def shown_names(schemes: Sequence[str], names: Sequence[str] | None) -> dict[str, str]:
+    """Return the names that schemes are shown by, by their text forms.
+
+    Raises:
+        PlacementError: a scheme is not one.
+        InputError: the names are not one for each scheme, or not different.
+    """
+    if names is None:
+        return {}
+    placements = [str(Placement.parse(scheme)) for scheme in schemes]
+    if len(names) != len(placements):
+        raise InputError(
+            f"`names` has {len(names)} entries, but there are {len(placements)} schemes: give one for each"
+        )
+    if len(set(names)) < len(names):
+        raise InputError("`names` has the same name twice: give each scheme its own")
+    return dict(zip(placements, names, strict=True))
 
 
 def _is_at_best_rate(job: Job, runs: Sequence[RunResult]) -> bool:

@@ -67,7 +67,7 @@ def shared_facts(
         "Token frequencies and pairs": (
             f"losses of {constants.token_frequencies:.4f} and {constants.token_pairs:.4f} nats per token on the "
             f"{constants.validation_tokens:,} predicted validation tokens, by counts of "
-            f"{constants.counted_tokens:,} of {constants.train_tokens:,} predicted training tokens, smoothed as Witten "
-            "and Bell (1991) do"
+            f"{constants.counted_tokens:,} of {constants.train_tokens:,} predicted training tokens, with "
+            "Witten-Bell smoothing (1991)"
         ),
     }

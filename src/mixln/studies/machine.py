@@ -15,6 +15,7 @@ def describe_machine() -> str:
         processor = torch.cuda.get_device_name()
     else:
         name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-        processor = f"{name}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        processor = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
     plugins = "".join(f", plugin {plugin}" for plugin in loaded_plugins())
     return f"{processor}; PyTorch {torch.__version__}, Python {platform.python_version()}{plugins}"

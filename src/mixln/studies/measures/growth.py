@@ -40,9 +40,14 @@ class _Growth(Observed):
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
         if "variance" in model.series and (variance := model.series["variance"].values)[0] > 0:
             yield (
-                f"The variance of the stream grows {variance[-1] / variance[0]:,.3g}-fold from the input of layer 1 to "
+                f"The variance of the stream grows {_factor(variance[-1] / variance[0])}-fold from the input of layer 1 to "
                 f"the output of layer {model.num_layers}."
             )
+
+
+def _factor(factor: float) -> str:
+    """Three digits that count, never as a power of ten."""
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.3g}"
 
 
 ENTRY = _Growth()
