@@ -26,20 +26,27 @@ _TITLES = {
 
 _HEAD = """# Supported models
 
-Made by the sweep in `tests/sweep`, which finds every class of these kinds in transformers' own mappings, builds it
-small from its config (4 layers, random weights so large that each layer matters, on the CPU), and tries on it:
+This page lists which classes of transformers mixln can diagnose, prune and heal. The sweep in `tests/sweep` makes it. It finds every class of
+these kinds in transformers' own mappings, and builds each from its config as a small model: 4 layers, on the CPU, with random weights that are so
+large that each layer matters. Then it tries:
 
-- **diagnose**: removal of each layer, of runs of two and of each sublayer, swap and repeat, beside an independent
-  reference that shares no code with mixln: a changed copy, run afresh row by row, without cache or padding. They agree
-  to 1e-6 of the loss in float64, and to 1e-5 in models that run in float32 only.
-- **prune**: layers taken out with `mixln prune`; the folder is opened with the class that it came from, has all of its
-  parameters but the layer's, the outputs of the model with that block bypassed, and the same greedy text with a cache
-  as without one.
-- **heal** (causal language models): a training step; the folder is opened with its class, and the reported loss is
-  that of its documents one by one.
+- **diagnose**: it removes each layer, runs of two layers and each sublayer, and swaps and repeats layers. An independent reference does the
+  same: it shares no code with mixln, changes a copy of the model, and runs it row by row, without cache or padding. The two agree to
+  1e-6 of the loss in float64, and to 1e-5 in models that run only in float32.
+- **prune**: it removes layers with `mixln prune`. The folder opens with the class that it came from. It has all parameters except the
+  layer's, gives the outputs of the model with that block bypassed, and generates the same greedy text with a cache as without.
+- **heal** (causal language models): it makes a training step. The folder opens with its class, and the reported loss is that of
+  its documents one by one.
 
-`right`: all of it was. `refused`: mixln says in one line what cannot be done. None gave a wrong number or a traceback.
-Where mixln asks which list of blocks is meant (`--stack`), the sweep names one.
+The results:
+
+- `right`: all of this holds.
+- `refused`: mixln says in one line what it cannot do. The column "why" has the message.
+- `not built`: the sweep could not build a small model of the class, so it was not tried.
+
+No class gave a wrong number or a traceback. Where mixln asks which list of blocks to use (`--stack`), the sweep names one.
+
+To make the page again:
 
 ```bash
 {commands}
@@ -95,13 +102,13 @@ def _family(title: str, results: list[Result], others: dict[str, dict[str, Resul
     right = [r for r in results if {r.status(check) for check in CHECKS} <= {"right", "-"}]
     rest = [r for r in results if r not in right and r.status("diagnose") != "not built"]
     unbuilt = [r for r in results if r.status("diagnose") == "not built"]
-    parts = [f"## {title}\n", f"Right in everything ({len(right)} of {len(results)}): {_names(right, others)}.\n"]
+    parts = [f"## {title}\n", f"All results are `right` ({len(right)} of {len(results)} classes): {_names(right, others)}.\n"]
     if rest:
-        parts.append("| | diagnose | prune | heal | why |\n| --- | --- | --- | --- | --- |")
+        parts.append("| class | diagnose | prune | heal | why |\n| --- | --- | --- | --- | --- |")
         parts += [f"| {r.name} | {' | '.join(r.status(check) for check in CHECKS)} | {_reasons(r)} |" for r in rest]
         parts.append("")
     if unbuilt:
-        parts.append("Not built small, so not tried:\n")
+        parts.append("Not built as a small model, so not tried:\n")
         parts += [f"- {r.name}: {_plain(r.outcomes[0].detail)}" for r in unbuilt]
         parts.append("")
     return "\n".join(parts)
