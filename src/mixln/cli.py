@@ -141,7 +141,7 @@ def _page_of_all(option: str, rest: Sequence[str]) -> str:
     if name == _COMPLETION:
         return completion(value or "".join(rest[:1]))
     raise InputError(
-        f"mixln has no option {name}.{did_you_mean(name, known)} The options of a command stand behind its name: "
+        f"mixln has no option {name}.{did_you_mean(name, known)} Write the options of a command after its name: "
         "`mixln train --steps 100`"
     )
 

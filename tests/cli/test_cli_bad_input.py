@@ -600,7 +600,9 @@ def check(shown: str, words: str) -> None:
     """One message, at the end, that says what is expected."""
     assert "Traceback" not in shown
     lines = shown.splitlines()
-    messages = [line for line in lines if line.startswith("mixln: ") and "looking for the one before" not in line]
+    messages = [
+        line for line in lines if line.startswith("mixln: ") and "the checkpoint before it is tried" not in line
+    ]
     assert len(messages) == 1, shown
     assert lines[-1] == messages[0]
     assert re.search(words, messages[0]), messages[0]

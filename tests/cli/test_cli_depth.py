@@ -169,7 +169,7 @@ def test_models_have_the_names_that_they_are_given(
 ) -> None:
     arguments = ["diagnose", str(llama), "--text", str(corpus), "--out", str(tmp_path), *FAST]
     assert main([*arguments, "--names", "one", "two"]) == 2
-    assert "--names has 2 entries, and there are 1 models" in capsys.readouterr().err
+    assert "--names has 2 entries, but there are 1 models" in capsys.readouterr().err
     assert main([*arguments, "--names", "mine"]) == 0
     (found,) = json.loads((tmp_path / "report.json").read_text())["models"]
     assert found["model"] == "mine"
@@ -371,7 +371,7 @@ def test_what_cannot_be_healed_is_told_at_once(
     prune_and_heal: list[str], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["prune", str(llama), str(tmp_path / "out"), "--layers", "2", *HEALING]) == 2
-    assert "--healing options go with --heal" in capsys.readouterr().err
+    assert "--healing options need --heal" in capsys.readouterr().err
     assert main([*prune_and_heal, "--healing.tokens", "0"]) == 2
     assert "healing.tokens must be more than 0" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()

@@ -341,7 +341,7 @@ def test_bad_requests_are_refused(data: PreparedData, tmp_path: Path) -> None:
         load_template(str(form))
     form.write_text("prompt: '{{ a'\nanswer: b", encoding="utf-8")
     broken = load_template(str(form))
-    with pytest.raises(InputError, match="no jinja2 template"):
+    with pytest.raises(InputError, match="not a jinja2 template"):
         broken.prompt({}, "here")
     with pytest.raises(InputError, match="there is no prompt template 'none'"):
         load_template("none")
@@ -357,7 +357,7 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_refused(data: PreparedDa
         "{% for message in messages %}{% if loop.last or message['role'] == 'user' %}{{ message['content'] }}"
         "{% endif %}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
     )
-    with pytest.raises(InputError, match="writes earlier turns otherwise when a later one follows"):
+    with pytest.raises(InputError, match="changes earlier turns when a later one follows"):
         encoded(ROWS["messages"], tokenizer)
 
 

@@ -194,7 +194,7 @@ def test_prompts_that_are_cut_are_counted(data: PreparedData, tmp_path: Path) ->
         (["--tasks", "no_such_task_at_all"], "there is no task 'no_such_task_at_all'"),
         (["--tasks", "none.jsonl"], "there is no file none.jsonl"),
         (["--tasks", "{items}", "{items}"], "a task is named twice"),
-        (["--tasks", "{items}", "--names", "a", "b"], "--names has 2 entries, and there are 1 models"),
+        (["--tasks", "{items}", "--names", "a", "b"], "--names has 2 entries, but there are 1 models"),
         (["--tasks", "{items}", "--limit", "0"], "--limit must be at least 1, not 0"),
         (["--tasks", "{items}", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["--tasks", "{items}", "--num-fewshot", "-1"], "--num-fewshot must not be negative"),

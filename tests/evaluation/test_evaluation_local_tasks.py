@@ -111,7 +111,7 @@ QUERY = FORMS["query"][0]
             [{"text": "a"}],
             r"rows.jsonl:1 has the fields text, which is no known form of a task. Known are: choices, gold",
         ),
-        ([{**QUERY, "choices": ["one"], "gold": 0}], "rows.jsonl:1 has 1 option: any model is right"),
+        ([{**QUERY, "choices": ["one"], "gold": 0}], "rows.jsonl:1 has 1 option, so every model is right"),
         ([QUERY, {**QUERY, "gold": 2}], "rows.jsonl:2: the right answer is given as 2"),
         ([{**QUERY, "gold": True}], "the right answer is given as True"),
         ([{**QUERY, "gold": None}], "the right answer is given as None"),

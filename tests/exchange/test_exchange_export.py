@@ -294,7 +294,12 @@ def test_a_refusal_names_the_part_and_the_ways_that_work(text: str) -> None:
         ),
         ("olmo", "sandwich", {}, "of olmo are not the ones of Llama"),
         ("mistral", "sandwich", {"sliding_window": 8}, "but the model attends within a sliding window"),
-        ("qwen2", "reordered+qk_norm", {}, "Exaone4ForCausalLM has this placement, but it has no room for the model's"),
+        (
+            "qwen2",
+            "reordered+qk_norm",
+            {},
+            "Exaone4ForCausalLM has this placement, but it has no place for biases of the model",
+        ),
         ("llama", "sandwich", {"mlp_bias": True}, "but the model's feed-forward has biases"),
         ("llama", "post+qk_norm", {}, "a norm of query, key per head"),
         ("qwen3", "post", {}, "no norm of queries and keys"),
@@ -429,7 +434,7 @@ def test_only_a_model_of_this_library_is_exported(tmp_path: Path) -> None:
         vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     stock = LlamaForCausalLM(config)
-    with pytest.raises(InputError, match="LlamaForCausalLM is no model of this library"):
+    with pytest.raises(InputError, match="LlamaForCausalLM is not a model of this library"):
         stock_model(stock)  # pyright: ignore[reportArgumentType]
     stock.save_pretrained(tmp_path / "stock")
     with pytest.raises(InputError, match="holds a LlamaForCausalLM, which is a class of transformers already"):

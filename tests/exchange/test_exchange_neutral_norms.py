@@ -124,7 +124,7 @@ def test_what_does_not_go_is_refused_with_the_reason() -> None:
     model = folded_model("gpt2", "pre")
     with torch.no_grad():
         model.lm_head.bias.normal_()
-    with pytest.raises(InputError, match="the head's bias is no output of its matrix"):
+    with pytest.raises(InputError, match="no bias of the final norm gives the head's bias"):
         stock_model(model, neutral_norms=True)
 
 

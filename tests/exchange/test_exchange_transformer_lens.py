@@ -235,7 +235,7 @@ def test_other_models_and_headless_ones_are_refused() -> None:
         LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
     )
     headless: Any = tiny_model("none").model
-    with pytest.raises(InputError, match="LlamaForCausalLM is no model of this library"):
+    with pytest.raises(InputError, match="LlamaForCausalLM is not a model of this library"):
         to_transformer_lens(stock)
     with pytest.raises(InputError, match="has no head"):
         to_transformer_lens(headless)

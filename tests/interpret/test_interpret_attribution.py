@@ -199,7 +199,7 @@ def norms_of_transformers(width: int) -> Iterator[tuple[str, nn.Module]]:
 
 @pytest.mark.parametrize("placement", ["post", "deepnorm", "mix(alpha=0.25)", "hybrid", "b2t"])
 def test_norms_on_the_stream_are_refused_with_the_reason(placement: str) -> None:
-    with pytest.raises(InputError, match=r"placement .* is no plain sum.* block 1 .*Post-LN") as refused:
+    with pytest.raises(InputError, match=r"placement .* is not a plain sum.* block 1 .*Post-LN") as refused:
         attributed(tiny_architecture("llama", placement))
     assert placement.split("(")[0] in str(refused.value)
 

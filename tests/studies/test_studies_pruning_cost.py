@@ -67,7 +67,7 @@ def test_named_layers_are_removed_where_nothing_can_be_measured(
     for file in source.glob("tokenizer*"):
         file.unlink()
     assert main(["prune", str(source), str(tmp_path / "out"), "--layers", "2"]) == 0
-    assert "what removing these layers costs was not measured: cannot load tokenizer" in capsys.readouterr().err
+    assert "the cost of removing these layers was not measured: cannot load tokenizer" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "pruning.json").read_text())["cost"] is None
 
 

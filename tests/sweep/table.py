@@ -26,17 +26,19 @@ _TITLES = {
 
 _HEAD = """# Supported models
 
-This page lists which classes of transformers mixln can diagnose, prune and heal. The sweep in `tests/sweep` makes it. It finds every class of
-these kinds in transformers' own mappings, and builds each from its config as a small model: 4 layers, on the CPU, with random weights that are so
-large that each layer matters. Then it tries:
+This page lists which classes of transformers mixln can diagnose, prune and heal. The sweep in `tests/sweep` makes it.
+It finds every class of these kinds in transformers' own mappings, and builds each from its config as a small model: 4
+layers, on the CPU, with random weights that are so large that each layer matters. Then it tries:
 
-- **diagnose**: it removes each layer, runs of two layers and each sublayer, and swaps and repeats layers. An independent reference does the
-  same: it shares no code with mixln, changes a copy of the model, and runs it row by row, without cache or padding. The two agree to
-  1e-6 of the loss in float64, and to 1e-5 in models that run only in float32.
-- **prune**: it removes layers with `mixln prune`. The folder opens with the class that it came from. It has all parameters except the
-  layer's, gives the outputs of the model with that block bypassed, and generates the same greedy text with a cache as without.
-- **heal** (causal language models): it makes a training step. The folder opens with its class, and the reported loss is that of
-  its documents one by one.
+- **diagnose**: it removes each layer, runs of two layers and each sublayer, and swaps and repeats layers. An
+  independent reference does the same: it shares no code with mixln, changes a copy of the model, and runs it row by
+  row, without cache or padding. The two agree to 1e-6 of the loss in float64, and to 1e-5 in models that run only in
+  float32.
+- **prune**: it removes layers with `mixln prune`. The folder opens with the class that it came from. It has all
+  parameters except the layer's, gives the outputs of the model with that block bypassed, and generates the same
+  greedy text with a cache as without.
+- **heal** (causal language models): it makes a training step. The folder opens with its class, and the reported loss
+  is that of its documents one by one.
 
 The results:
 
@@ -44,7 +46,8 @@ The results:
 - `refused`: mixln says in one line what it cannot do. The column "why" has the message.
 - `not built`: the sweep could not build a small model of the class, so it was not tried.
 
-No class gave a wrong number or a traceback. Where mixln asks which list of blocks to use (`--stack`), the sweep names one.
+No class gave a wrong number or a traceback. Where mixln asks which list of blocks to use (`--stack`), the sweep names
+one.
 
 To make the page again:
 
@@ -89,7 +92,10 @@ def document(versions: dict[str, list[Result]]) -> str:
 
 
 def _counts(versions: dict[str, list[Result]]) -> str:
-    lines = ["| transformers | classes | | right | refused | not built |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| transformers | classes | check | right | refused | not built |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for version, results in versions.items():
         for check in CHECKS:
             tried = [result.status(check) for result in results if result.status(check) != "-"]
@@ -102,7 +108,10 @@ def _family(title: str, results: list[Result], others: dict[str, dict[str, Resul
     right = [r for r in results if {r.status(check) for check in CHECKS} <= {"right", "-"}]
     rest = [r for r in results if r not in right and r.status("diagnose") != "not built"]
     unbuilt = [r for r in results if r.status("diagnose") == "not built"]
-    parts = [f"## {title}\n", f"All results are `right` ({len(right)} of {len(results)} classes): {_names(right, others)}.\n"]
+    parts = [
+        f"## {title}\n",
+        f"All results are `right` ({len(right)} of {len(results)} classes): {_names(right, others)}.\n",
+    ]
     if rest:
         parts.append("| class | diagnose | prune | heal | why |\n| --- | --- | --- | --- | --- |")
         parts += [f"| {r.name} | {' | '.join(r.status(check) for check in CHECKS)} | {_reasons(r)} |" for r in rest]

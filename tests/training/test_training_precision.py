@@ -272,7 +272,7 @@ def test_a_run_that_began_in_another_precision_than_its_comparison_is_refused(
     auto: Recipe, data: PreparedData, tmp_path: Path
 ) -> None:
     pretrain(replace(auto, steps=2), data, tmp_path, precision=Precision("bfloat16", "measured", "auto"))
-    with pytest.raises(InputError, match="began in bfloat16, and those that it belongs to are in float32"):
+    with pytest.raises(InputError, match="began in bfloat16, but the runs it is compared with are in float32"):
         pretrain(replace(auto, steps=2), data, tmp_path, precision=Precision("float32", "measured", "auto"))
 
 

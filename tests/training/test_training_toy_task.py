@@ -150,7 +150,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_what_a_task_cannot_do_is_refused(tmp_path: Path) -> None:
     execution = replace(CONFIG.execution, activation_checkpointing=True)
-    with pytest.raises(InputError, match=r"keeps its activations: no execution\.activation_checkpointing"):
+    with pytest.raises(
+        InputError, match=r"has no activation checkpointing: leave execution\.activation_checkpointing out"
+    ):
         train(Images(replace(CONFIG, execution=execution)), tmp_path)
     with pytest.raises(ValueError, match="two callbacks have the same name"):
         train(Images(CONFIG), tmp_path / "other", callbacks=[MovingAverage(), MovingAverage()])

@@ -62,11 +62,11 @@ def convert(
         converted = save_converted(source, out, _placement(placement, norm_type, post_num))
         return ConvertedModel(out, f"{converted.config.placement}, {converted.num_parameters():,} parameters")
     if to not in _TARGETS:
-        raise InputError(f"there is no `to={to}`. There is: {', '.join(_TARGETS)}")
+        raise InputError(f"`to={to}` is not known. Valid: {', '.join(_TARGETS)}")
     if (placement, norm_type, post_num) != (None, None, None):
         raise InputError(
-            "`placement`, `norm_type` and `post_num` are for an import: a model that is exported with `to` has its "
-            "placement in config.json"
+            "`placement`, `norm_type` and `post_num` are for an import. An export with `to` reads the placement from "
+            "config.json: leave them out"
         )
     from mixln.exchange.export import save_stock
 
@@ -93,5 +93,5 @@ def _placement(placement: str | None, norm_type: str | None, post_num: int | Non
 
         return published_placement(str(norm_type), post_num)
     if post_num is not None:
-        raise InputError("`post_num` goes with `norm_type`; in a `placement` write mix(post_layers=...)")
+        raise InputError("`post_num` needs `norm_type`. With `placement`, write mix(post_layers=...)")
     return placement

@@ -198,7 +198,7 @@ def _announce_tasks(
     """
     if names is None:
         if any(value is not None for value in (task_path, task_limit, task_metric)):
-            raise InputError("`task_path`, `task_limit` and `task_metric` are of tasks: name some with `tasks`")
+            raise InputError("`task_path`, `task_limit` and `task_metric` need tasks: name some with `tasks`")
         return
     if len(set(names)) < len(names):
         raise InputError("a task is named twice: name each once")

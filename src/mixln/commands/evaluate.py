@@ -91,7 +91,7 @@ def evaluate(
     opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
     names = list(opened) if names is None else names
     if len(names) != len(opened):
-        raise InputError(f"`names` has {len(names)} entries, and there are {len(opened)} models: give one for each")
+        raise InputError(f"`names` has {len(names)} entries, but there are {len(opened)} models: give one for each")
     if not tasks:
         raise InputError("`tasks` is empty: name at least one")
     folder = None if out is None else Path(out)

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""
-        raise InputError(f"{message}. `{self.prog} --help` shows what there is")
+        raise InputError(f"{message}. `{self.prog} --help` shows the options")
 
 
 def wants_help(words: Sequence[str]) -> bool | None:
@@ -52,8 +52,8 @@ def parse(command: Interface, words: Sequence[str]) -> dict[Option, Any]:
     found, rest = parser.parse_known_args(words)
     if rest:
         raise InputError(
-            f"{' '.join(rest)!r} is more than `mixln {command.name}` takes. `mixln {command.name} --help` shows "
-            "what there is"
+            f"`mixln {command.name}` does not take {' '.join(rest)!r}. `mixln {command.name} --help` shows what "
+            "it takes"
         )
     given = {command.options[int(index)]: written for index, written in vars(found).items()}
     said = [option.spellings[0] for option, written in given.items() if not _says_nothing(option, written)]
@@ -109,7 +109,7 @@ def _as_written_now(command: Interface, words: Sequence[str]) -> list[str]:
             )
         option = known[name]
         if seen.setdefault(option, name) != name:
-            raise InputError(f"{seen[option]} and {name} are one option, which is given twice. Give it once")
+            raise InputError(f"{seen[option]} and {name} are the same option. Give it once")
         if option.is_flag and not equals and (index + 1 >= last or written_bool(words[index + 1]) is None):
             equals, value = "=", "true"
         written.append(f"{option.spellings[0]}{equals}{value}")

@@ -96,17 +96,17 @@ def prune(
     if (layers is None) == (drop is None):
         raise InputError("give either `layers` or `drop`")
     if layers is not None and by is not None:
-        raise InputError("`by` goes with `drop`: `layers` names the layers itself")
+        raise InputError("`by` needs `drop`: with `layers` you name the layers yourself")
     if criterion not in CRITERIA:
-        raise InputError(f"there is no `by={by}`. There are: {', '.join(CRITERIA)}")
+        raise InputError(f"`by={by}` is not known. Valid: {', '.join(CRITERIA)}")
     if layers is not None and (any or consecutive):
-        raise InputError("`any` and `consecutive` go with `drop`: `layers` names the layers itself")
+        raise InputError("`any` and `consecutive` need `drop`: with `layers` you name the layers yourself")
     if any and consecutive:
-        raise InputError("`any` and `consecutive` exclude each other")
+        raise InputError("`any` and `consecutive` contradict each other: give one of them")
     if drop is not None and drop < 1:
-        raise InputError("`drop`: no layer to remove. Name one at least")
+        raise InputError(f"`drop` must be at least 1, not {drop}")
     if heal is None and healing != HealingConfig():
-        raise InputError("`healing` options go with `heal`")
+        raise InputError("`healing` options need `heal`")
     from mixln.storage import claim_folder, require_new_folder
 
     is_finished = heal is not None and (out / HEALING_FILE).is_file()

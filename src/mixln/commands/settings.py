@@ -38,7 +38,7 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     places = field_places(type(config))
     if unknown := [name for name in changes if name not in places]:
         nearest = did_you_mean(unknown[0], places)
-        raise InputError(f"there is no `{unknown[0]}` to be given.{nearest} There are: {', '.join(sorted(places))}")
+        raise InputError(f"there is no field `{unknown[0]}`.{nearest} Valid: {', '.join(sorted(places))}")
     whole = {name: value for name, value in changes.items() if not places[name]}
     for part in dict.fromkeys(places[name] for name in changes if places[name]):
         own = {name: value for name, value in changes.items() if places[name] == part}

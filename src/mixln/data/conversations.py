@@ -146,8 +146,8 @@ def conversation(
         behind = _render(checked[: number + 1], place, tokenizer, add_generation_prompt=False)
         if not (before.startswith(written) and behind.startswith(before)):
             raise InputError(
-                f"{place}: the chat template of this tokenizer writes earlier turns otherwise when a later one "
-                "follows, so the answers in its text cannot be told. Give rows of prompt and completion"
+                f"{place}: the chat template of this tokenizer changes earlier turns when a later one follows, so "
+                "the answers cannot be found in its text. Give rows of prompt and completion"
             )
         segments += [(before[len(written) :], False), (behind[len(before) :], True)]
         written = behind
@@ -224,7 +224,10 @@ class ExampleEncoder:
         self._encoder = DocumentEncoder(tokenizer)
         eos = self._encoder.eos_token_id
         if eos is None:
-            raise InputError("the tokenizer has no end-of-text token: a model could not learn where answers end")
+            raise InputError(
+                "the tokenizer has no end-of-text token, so a model cannot learn where answers end. Give one "
+                "that has it"
+            )
         self._eos = eos
         self.apart = 0
 

@@ -118,7 +118,7 @@ class FileCorpus(Corpus):
             return "description of a dataset"
         if not name.endswith(SUFFIXES):
             if Path(name).stem.endswith((*_TEXT, *JSON_SUFFIXES)):
-                raise InputError(f"{file} is compressed in a way that is not read; known suffixes are {_SHOWN}")
+                raise InputError(f"{file} has a kind of compression that cannot be read; known suffixes are {_SHOWN}")
             return f"unknown suffix (known: {_SHOWN})"
         if file.is_symlink() and not file.exists():
             raise InputError(f"{file} is a link to {file.readlink()}, which is not there; fetch it, or remove the link")

@@ -155,7 +155,7 @@ def _open(config: DataConfig) -> Sources:
         corpora[VALIDATION_FOLDER] = open_corpus(config.validation_corpus, text_field=config.text_field)
     corpora[TRAIN_FOLDER] = corpus = open_corpus(config.corpus, text_field=config.text_field)
     if corpus.unbounded and config.max_tokens is None:
-        raise InputError(f"corpus {corpus.name!r} is streamed from the hub without end in sight; set max_tokens")
+        raise InputError(f"corpus {corpus.name!r} is streamed from the hub, and its size is not known; set max_tokens")
     tokenizer = load_training_tokenizer(config.tokenizer) if config.tokenizer else None
     fingerprints = {name: source.fingerprint() for name, source in corpora.items()}
     key = {
@@ -221,7 +221,7 @@ def _pack(
     if validation.num_predicted_tokens == 0:
         raise InputError(
             f"the validation split of {config.validation_corpus or config.corpus!r} holds "
-            f"{statistics.validation.tokens:,} tokens in {statistics.validation.documents:,} documents, none of them "
-            "to predict; use a larger corpus or a greater max_validation_tokens"
+            f"{statistics.validation.tokens:,} tokens in {statistics.validation.documents:,} documents, too few "
+            "to predict any; use a larger corpus or a greater max_validation_tokens"
         )
     return PreparedData(tokenizer, train, validation, statistics, manifest["fingerprint"])

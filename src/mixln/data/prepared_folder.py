@@ -54,8 +54,8 @@ def open_prepared_folder(folder: Path, config: DataConfig) -> dict[str, Any]:
     encoder = DocumentEncoder(load_training_tokenizer(str(folder / TOKENIZER_FOLDER)))
     if manifest["tokenizer"].get("begin", []) != list(encoder.begin):
         raise InputError(
-            f"the documents in {folder} lack what their tokenizer begins a text with: they were prepared by mixln "
-            f"{manifest['mixln']}; prepare them again with `mixln data prepare`"
+            f"the documents in {folder} lack the tokens that their tokenizer puts before a text: they were prepared by "
+            f"mixln {manifest['mixln']}; prepare them again with `mixln data prepare`"
         )
     made_with: dict[str, Any] = manifest["settings"]
     ignored = set(_FREE)

@@ -54,7 +54,7 @@ class PromptTemplate:
         try:
             return environment.from_string(self.prompt_template), environment.from_string(self.answer_template)
         except TemplateError as error:
-            raise InputError(f"the prompt template {self.name} is no jinja2 template: {error}") from error
+            raise InputError(f"the prompt template {self.name} is not a jinja2 template: {error}") from error
 
     def _filled(self, template: Template, row: Mapping[str, Any], place: str) -> str:
         try:

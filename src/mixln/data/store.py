@@ -51,7 +51,7 @@ class TokenStore:
         is_whole = [file.name for file in files] == [shard_file(number) for number in range(len(files))]
         if dtype is None or not files or not is_whole or any(size != sizes[0] for size in sizes[:-1]):
             raise InputError(
-                f"{folder} is damaged: files of {', '.join(map(str, sizes)) or 'no'} bytes cannot be {self._count} "
+                f"{folder} is damaged: files of {', '.join(map(str, sizes)) or 'no'} bytes cannot hold {self._count} "
                 "tokens; delete it to prepare it anew"
             )
         self._shard_tokens = max(1, sizes[0] // dtype.itemsize)

@@ -146,7 +146,9 @@ def load_task(name: str, *, include_path: str | Path | None = None, metric: str 
     loaded = LoadedTask(shown, wanted, filter_name or None, parts)
     for task in parts.values():
         if len(parts) > 1 and not loaded.is_mean(task):
-            raise InputError(f"{name} is a group, and {wanted} is no mean over items: name one of {', '.join(parts)}")
+            raise InputError(
+                f"{name} is a group, and its {wanted} is not a mean over items: name one of {', '.join(parts)}"
+            )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded

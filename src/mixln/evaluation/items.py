@@ -61,7 +61,7 @@ def read_items(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[Item]:
         right = [one for one in indices if isinstance(one, int) and 0 <= one < len(options)]
         if not right:
             raise InputError(
-                f"item {sample['doc_id']} of {task.config.task}: the right answer {gold!r} is none of its "
+                f"item {sample['doc_id']} of {task.config.task}: the right answer {gold!r} is not one of its "
                 f"{len(options)} options. Correct the item, or leave it out"
             )
         items.append(Item(options, right, None if task.multiple_input else sample["arguments"][0][0]))

@@ -162,7 +162,7 @@ def _read(file: Path) -> tuple[Form, list[Question]]:
 
 def _checked(question: Question, place: str) -> Question:
     if question.num_options < 2:
-        raise InputError(f"{place} has {question.num_options} option: any model is right. Give two or more")
+        raise InputError(f"{place} has {question.num_options} option, so every model is right. Give two or more")
     for one in (*question.contexts, *question.options):
         if not one.strip():
             raise InputError(f"{place} has an empty question or option. Fill it, or leave the row out")

@@ -53,8 +53,8 @@ class TaskScore:
         if isinstance(model, PreTrainedModel) and is_causal_language_model(model):
             return model
         raise InputError(
-            f"the task {self.task.name} asks what comes next, and a {type(model).__name__} is no causal language "
-            "model. Give one, or leave tasks out"
+            f"the task {self.task.name} needs a causal language model, and a {type(model).__name__} is not one. "
+            "Give one, or leave tasks out"
         )
 
     def __call__(self, model: nn.Module) -> float | Sequence[float]:

@@ -120,8 +120,8 @@ def _check_depth(num_layers: object, state: Mapping[str, torch.Tensor], source: 
     """Refuse more layers than there are tensors: before a model is built that may have millions of them."""
     if isinstance(num_layers, int) and num_layers > len(state):
         raise InputError(
-            f"{source / 'config.json'} says num_hidden_layers {num_layers}, and the weights are {len(state)} "
-            "tensors in all: correct it, or copy the missing weights"
+            f"{source / 'config.json'} says num_hidden_layers {num_layers}, but there are only {len(state)} "
+            "weight tensors: correct it, or copy the missing weights"
         )
 
 

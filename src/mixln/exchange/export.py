@@ -56,7 +56,7 @@ def stock_model(model: PlacedPreTrainedModel, *, neutral_norms: bool = False) ->
             computes its function, and the message says which part has no equivalent.
     """
     if not isinstance(model, PlacedPreTrainedModel):
-        raise InputError(f"{type(model).__name__} is no model of this library: there is no placement to be exported")
+        raise InputError(f"{type(model).__name__} is not a model of this library, so it has no placement to export")
     config = model.config
     assert isinstance(config, PlacedConfig)
     if not _has_exported_head(model):

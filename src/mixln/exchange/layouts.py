@@ -164,7 +164,7 @@ def _add_biases(folded: Folded, projections: str = "qkvo") -> bool:
     names = [name for name in folded.weights if name.endswith("_proj.bias")]
     for name in names:
         if name.split(".")[-2][0] not in projections:
-            raise LayoutError(f"it has no room for the model's biases, such as {name}")
+            raise LayoutError(f"it has no place for biases of the model, such as {name}")
     if names:
         for name, weight in list(folded.weights.items()):
             if name.endswith(tuple(f".self_attn.{letter}_proj.weight" for letter in projections)):

@@ -55,7 +55,9 @@ def _neutralise(own: StockLayout, config: PlacedConfig, folded: Folded) -> PreTr
     eps_name = config.norm_eps_name
     norm = config.norm_factory()
     if eps_name is None or not norm.has_weight:
-        raise LayoutError(f"the norms of {found.name} have no gain and no eps of the config's, to make them do nothing")
+        raise LayoutError(
+            f"the norms of {found.name} cannot be made to do nothing: they lack a gain, or an eps in the config"
+        )
     example = next(iter(folded.weights.values()))
     dtype = example.dtype
     if torch.finfo(dtype).max < NEUTRAL_WEIGHT:
@@ -88,7 +90,7 @@ def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedMod
     """
     plan = Placement.parse(own.placement).plan(len(folded.plan.blocks))
     if not _norms_only_readers(plan):
-        raise LayoutError("its norms take the mean off, and not only of what is read from the stream")
+        raise LayoutError("its norms subtract the mean, also where they do not read from the stream")
     prefix, roles = f"{stock.base_model_prefix}.", found.whole_class.parameter_roles
     for name, tensor in folded.weights.items():
         owner = name.rpartition(".")[0]
@@ -103,7 +105,7 @@ def _check_mean_free(found: Architecture, own: StockLayout, stock: PreTrainedMod
         allowed = torch.finfo(tensor.dtype).eps * channels.pow(2).mean(-1).sqrt().max()
         if channels.mean(-1).abs().max() > allowed:
             raise LayoutError(
-                f"its norms take the mean off, and {name} writes one to the stream: only a model whose norms were "
+                f"its norms subtract the mean, and {name} writes a mean to the stream: only a model whose norms were "
                 "folded away (mixln.tasks.norm_removal.fold_norms) has a stream without a mean"
             )
 
@@ -124,7 +126,7 @@ def _move_head_bias(folded: Folded, target: str) -> None:
     if not bias.any():
         return
     if target not in folded.weights:
-        raise LayoutError("the head has a bias that is not 0, and the final norm has none into which it could go")
+        raise LayoutError("the head has a bias that is not 0, and the final norm has no bias that could take it")
     matrix, wanted = folded.weights["lm_head.weight"].double(), bias.double()
     solution = _least_squares(matrix, wanted)
     left = ((matrix @ solution - wanted).norm() / wanted.norm()).item()
@@ -132,8 +134,8 @@ def _move_head_bias(folded: Folded, target: str) -> None:
     allowed = max(8 * torch.finfo(bias.dtype).eps, 1e-12)
     if not left <= allowed:
         raise LayoutError(
-            f"the head's bias is no output of its matrix, so the final norm's bias cannot give it (off by {left:.2g} "
-            f"of its size, and rounding is {allowed:.2g})"
+            f"no bias of the final norm gives the head's bias, which is not an output of the head's matrix (off by "
+            f"{left:.2g} of its size, and rounding is {allowed:.2g})"
         )
     folded.weights[target] = solution.to(bias.dtype)
 

@@ -58,7 +58,7 @@ def published_placement(norm_type: str, post_num: int | None = None) -> str:
     if takes_number and post_num is None:
         raise InputError(f"`norm_type={name}` needs `post_num`, the POST_NUM of the training script (its default is 1)")
     if not takes_number and post_num is not None:
-        raise InputError(f"`norm_type={name}` has no number of Post-LN layers: leave `post_num` out")
+        raise InputError(f"`norm_type={name}` takes no number of Post-LN layers: leave `post_num` out")
     if post_num is not None and post_num < 0:
         raise InputError(f"`post_num` must not be negative, but is {post_num}")
     return text.format(post_num=post_num)

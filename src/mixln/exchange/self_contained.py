@@ -69,10 +69,12 @@ def save_self_contained(model: PreTrainedModel, folder: str | Path, **options: A
         ValueError: the placement in the config is not the one that the model was built with.
     """
     if options.get("push_to_hub"):
-        raise InputError("a self-contained folder is not pushed at once: save, then upload the folder (hf upload)")
+        raise InputError(
+            "a self-contained folder cannot be pushed directly: save it, then upload the folder (hf upload)"
+        )
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(
-            f"{type(model).__name__} is no model of this library: save_pretrained writes all that it needs"
+            f"{type(model).__name__} is not a model of this library: save_pretrained writes all that it needs"
         )
     config: Any = model.config
     file = modelling_file(config)

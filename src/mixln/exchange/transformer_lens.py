@@ -110,7 +110,7 @@ def import_transformer_lens() -> Any:
 def _check_model(model: PlacedPreTrainedModel) -> None:
     if not isinstance(model, PlacedPreTrainedModel):
         raise InputError(
-            f"{type(model).__name__} is no model of this library. Open a norm-free checkpoint with "
+            f"{type(model).__name__} is not a model of this library. Open a norm-free checkpoint with "
             "AutoModelForCausalLM.from_pretrained after `import mixln`"
         )
     if has_adapters(model):
@@ -143,7 +143,8 @@ def _check_logits(model: PlacedPreTrainedModel, hooked: Any) -> None:
     # 32 roundings: a dtype with less precision than float32 shows only what is grossly wrong
     if not difference <= max(TOLERANCE, 32 * torch.finfo(model.dtype).eps) * largest:
         raise InputError(
-            f"TransformerLens computes other logits than the {type(model).__name__}: they differ by {difference:.2g}, "
+            f"TransformerLens computes logits that are not those of the {type(model).__name__}: they differ by "
+            f"{difference:.2g}, "
             f"and the largest is {largest:.3g}. The model has a part that is not exported: use it as it is"
         )
 
@@ -155,12 +156,12 @@ def _check_plan(plan: StackPlan, config: Any) -> None:
     found = "; ".join(departures(plan, norm_free))
     if plan.norms:
         raise InputError(
-            f"placement {config.placement} has norms ({found}), and the export to TransformerLens is for models that "
-            "have none, whose residual stream can be read as it is: remove them first (mixln remove-norm)"
+            f"placement {config.placement} has norms ({found}), and only models without norms are exported to "
+            "TransformerLens, since their residual stream can be read directly: remove them first (mixln remove-norm)"
         )
     raise InputError(
-        f"placement {config.placement} has parts that no weight can take up and TransformerLens does not execute "
-        f"({found}): only models under placement none without them can be exported"
+        f"placement {config.placement} has parts that TransformerLens does not execute and that no weight can "
+        f"replace ({found}): only models under placement none without them can be exported"
     )
 
 

@@ -112,7 +112,7 @@ def read(stream: Stream, arguments: Mapping[str, Any]) -> Reading:
         if not off <= rounding(logits.dtype):
             raise InputError(
                 f"the logits of {described(model)} are not its head's matrix times the normalised state (off by "
-                f"{off:.2g}): a cap or a scale follows the head, so they are no sum over components"
+                f"{off:.2g}): a cap or a scale follows the head, so they are not a sum over components"
             )
     return Reading(record, readout, logits)
 
@@ -158,8 +158,8 @@ def _fit(stream: Stream, final: Tensor, tail: _Tail, head: nn.Module) -> Readout
     ends = (one for one, before, after in tail.calls if torch.equal(before, final) and torch.equal(after, given))
     if (norm := next(ends, None)) is None:
         raise InputError(
-            f"between the last block and the head of {described(stream.model)} stands more than one norm, so its "
-            "logits are no sum over components"
+            f"there is more than one norm between the last block and the head of {described(stream.model)}, so its "
+            "logits are not a sum over components"
         )
     gain, offset, centered, inverse_scale, off = fit_norm(norm, state, precise(given))
     if not off <= rounding(final.dtype):

@@ -117,7 +117,7 @@ class Stream:
             share = (rest.norm(dim=-1) / size.clamp_min(1e-30)).max().item()
             if not share <= rounding(states[layer].dtype):
                 raise InputError(
-                    f"the stream of {described(self.model)} is no plain sum: the output of block {layer} of "
+                    f"the stream of {described(self.model)} is not a plain sum: the output of block {layer} of "
                     f"{self.stack.name} differs from its input plus the outputs of its attention and feed-forward by "
                     f"{share:.2g} of their norm. Something rescales the stream on its way, as the norms on the "
                     "residual path of Post-LN do, so the share of a component in the final state is not defined. "

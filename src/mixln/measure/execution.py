@@ -84,7 +84,7 @@ def _in_place(observation: Observation, intervention: Intervention, sublayers: S
         first = calls[places[0]].by_name()
         if len({*runs}) < len(runs) and any(isinstance(value, Cache) for value in first.values()):
             reason = "a block that keeps keys and values in a cache would find its own there when it runs again"
-            raise ModelCallError(f"a {type(stack.model).__name__} cannot run so: {reason}", reason)
+            raise ModelCallError(f"a {type(stack.model).__name__} cannot run this way: {reason}", reason)
         hidden_states, others = calls[index].hidden_states, given_back(index)
         flowing = {name: first[name] for name in handed_on.values() if name in first}
         for position, block in enumerate(runs):

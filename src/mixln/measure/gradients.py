@@ -106,7 +106,7 @@ def _summed_gradients(
 
 def _targets(batch: ModelBatch) -> torch.Tensor:
     if batch.targets is None:
-        raise InputError("gradient norms are of the loss of a language model: the batches have no targets")
+        raise InputError("gradient norms need the loss of a language model, but the batches have no targets")
     return batch.targets
 
 

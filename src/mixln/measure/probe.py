@@ -58,7 +58,7 @@ def find_inputs(stack: BlockStack) -> tuple[str, dict[str, Any]]:
                 return name, inputs
             reasons.append(f"{', '.join(inputs)} do not reach the blocks {stack.name}")
     raise InputError(
-        f"no input was found with which a {type(stack.model).__name__} runs, so that what is left of it could not be "
+        f"no input was found with which a {type(stack.model).__name__} runs, so the pruned model could not be "
         f"checked ({reasons[0] if reasons else 'it is no model of transformers'})"
     )
 

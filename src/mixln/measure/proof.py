@@ -132,6 +132,6 @@ def _require_repeatable(stack: BlockStack, off: float, allowed: float, what: str
     if not off <= 8 * allowed:
         raise InputError(
             f"two forward passes of {what} on the same input differ by {off:.2g}: this {type(stack.model).__name__} "
-            "draws random numbers, or keeps something from one pass to the next, so what a change of it costs cannot "
-            "be told. Give a model whose output depends on its input alone"
+            "draws random numbers, or keeps something from one pass to the next, so the cost of a change cannot be "
+            "measured. Give a model whose output depends on its input alone"
         )

@@ -277,8 +277,8 @@ class _Search:
         _, _, differences = self._closest
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         return (
-            f"no config of a {self._kind} describes what would be left: at best {differences[0]}{more}. What "
-            "a layer is depends on the place of the layer, by a rule that cannot say this"
+            f"no config of a {self._kind} describes the pruned model: at best {differences[0]}{more}. The "
+            "rule by which the config sets each layer from its place cannot express this"
         )
 
 

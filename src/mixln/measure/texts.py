@@ -71,7 +71,8 @@ def text_windows(
     frame = len(encoder.begin) + len(encoder.end)
     if special_tokens and frame >= window:
         raise InputError(
-            f"a window of {window} tokens has no room beside {frame} special tokens. Give a larger `sequence_length`"
+            f"a window of {window} tokens has no room for text beside {frame} special tokens. Give a larger "
+            "`sequence_length`"
         )
     most_characters = max_tokens * _CHARACTERS_PER_TOKEN
     documents = [

@@ -147,9 +147,10 @@ class DocumentEncoder:
                 frames |= {(whole[: starts[0]], whole[starts[0] + len(bare) :])} if starts else set()
                 if not starts or len(frames) > 1:
                     raise InputError(
-                        f"this {type(tokenizer).__name__} makes {list(whole)} of {text!r}, which is not what it makes "
-                        f"of the text alone ({list(bare)}) between tokens that are always the same: documents cannot "
-                        "be put into its tokens. Use a tokenizer whose special tokens stand around the text"
+                        f"this {type(tokenizer).__name__} turns {text!r} into {list(whole)}, and without special "
+                        "tokens "
+                        f"into {list(bare)}: the special tokens are not a fixed frame around the text, so documents "
+                        "cannot be tokenised with it. Use a tokenizer whose special tokens stand around the text"
                     )
         return frames.pop() if frames else ((), ())
 
@@ -241,8 +242,8 @@ def require_embedded(ids: Iterable[int], model: nn.Module, tokenizer: PreTrained
     if unknown:
         more = "" if len(unknown) == 1 else f" and {len(unknown) - 1} more"
         raise InputError(
-            f"token {unknown[0]} ({tokenizer.convert_ids_to_tokens(unknown[0])!r}){more} is in use, and the "
-            f"{type(model).__name__} has embeddings of {rows} tokens where its tokenizer has {len(tokenizer)}: give "
+            f"token {unknown[0]} ({tokenizer.convert_ids_to_tokens(unknown[0])!r}){more} is in use, but the "
+            f"{type(model).__name__} has embeddings for {rows} tokens, and its tokenizer {len(tokenizer)} tokens: give "
             "the model's own tokenizer, or enlarge its embedding (resize_token_embeddings)"
         )
 

@@ -201,7 +201,7 @@ def open_with_new_head(
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
             f"{name_or_path} cannot be opened as {what}: the weights of a {type(model).__name__} are incomplete, and "
-            f"would be random numbers: {', '.join(missing[:3])}{more}. Give a folder that holds all of them"
+            f"these would be random numbers: {', '.join(missing[:3])}{more}. Give a folder that holds all weights"
         )
     _require_all_described(model, found["unexpected_keys"], name_or_path)
     return model.eval(), new
@@ -226,7 +226,7 @@ def _require_all_described(model: PreTrainedModel, unread: Iterable[str], name_o
         match = re.match(r"(.+?)\.(\d+)\.", name)
         if match is not None and (length := lists.get(match[1])) is not None and int(match[2]) >= length + further:
             raise InputError(
-                f"{name_or_path}: the weights hold {name}, and config.json describes a {type(model).__name__} with "
+                f"{name_or_path}: the weights hold {name}, but config.json describes a {type(model).__name__} with "
                 f"{length} of these layers, which would be another model. Correct the number of layers there"
             )
 

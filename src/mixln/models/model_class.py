@@ -23,7 +23,8 @@ def model_class_of(config: PreTrainedConfig, name_or_path: str) -> type[PreTrain
     if len(names) != 1:
         named = f"names {', '.join(names)}" if names else "names no class"
         raise InputError(
-            f'{name_or_path}: config.json {named} under "architectures", so what the weights are of is not clear. '
+            f'{name_or_path}: config.json {named} under "architectures", so it is not clear which class the '
+            "weights belong to. "
             "Write the one class there that the weights were saved from"
         )
     for candidate in _candidates(config, names[0]):
@@ -64,7 +65,7 @@ def require_fitting_classes(config: PreTrainedConfig, name_or_path: str) -> None
         if not isinstance(config, found.config_class):
             raise InputError(
                 f'{name_or_path}: "model_type" in config.json is {config.model_type}, and the class in "architectures" '
-                f"({name}) is of the type {found.config_class.model_type}. Put the one right that is wrong"
+                f"({name}) is of the type {found.config_class.model_type}. Correct the one that is wrong"
             )
 
 

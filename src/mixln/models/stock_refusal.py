@@ -38,7 +38,8 @@ def take_refusal_off(config: Any, further_fields: dict[str, Any]) -> None:
         if not refusal.startswith(f"{_REFUSAL} {written!r}:"):
             raise PlacementError(
                 f"this config says placement {written!r}, but was written for another ({refusal.partition(':')[0]}): "
-                "the weights would compute something else. Put it back; another one: load, then mixln.apply_placement"
+                "the weights would compute something else. Put it back. To change the placement, load, then "
+                "mixln.apply_placement"
             )
         config.initializer_range = own
     # folders of before had it in `layer_types`

@@ -262,7 +262,7 @@ def scaled_init(plan: StackPlan) -> StackPlan:
 def scaled_embed(plan: StackPlan) -> StackPlan:
     if plan.embedding_norm is not None:
         warnings.warn(
-            "scaled_embed does nothing where a norm stands on the embedding: it takes the factor off again",
+            "scaled_embed does nothing if there is a norm on the embedding, because the norm removes the factor",
             PlacementWarning,
             stacklevel=3,
         )

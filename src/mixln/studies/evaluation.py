@@ -113,9 +113,7 @@ def answer(
         InputError: it is no causal language model, or the task cannot be run.
     """
     if not (isinstance(model, PreTrainedModel) and is_causal_language_model(model)):
-        raise InputError(
-            f"tasks ask what comes next, and a {type(model).__name__} is no causal language model. Give one"
-        )
+        raise InputError(f"tasks need a causal language model, and a {type(model).__name__} is not one. Give one")
     started = time.perf_counter()
     found = run_task(
         task,
@@ -357,7 +355,7 @@ def _constant_test(one: AgainstConstant) -> ConstantTest:
 def _test(task: str, name: str, baseline: str, found: Answered, base: Answered) -> ModelTest:
     if len(found.credits) != len(base.credits) or found.gold != base.gold:
         raise InputError(
-            f"{name} and {baseline} did not answer the same items of {task}. Evaluate them in one folder anew"
+            f"{name} and {baseline} did not answer the same items of {task}. Evaluate both again in one new folder"
         )
     difference = paired_difference(found.credits, base.credits)
     words = {1: "is above", -1: "is below", 0: "cannot be told from"}[difference.sign]

@@ -63,7 +63,7 @@ def measured_models(
     if names is None:
         return opened
     if len(names) != len(opened):
-        raise InputError(f"`names` has {len(names)} entries, and there are {len(opened)} models: give one for each")
+        raise InputError(f"`names` has {len(names)} entries, but there are {len(opened)} models: give one for each")
     if len(set(names)) < len(names):
         raise InputError("`names` has the same name twice: give each model its own")
     return dict(zip(names, opened.values(), strict=True))
@@ -76,11 +76,11 @@ def _pair(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Modu
 def _tokenizers(tokenizer: Any, count: int) -> list[PreTrainedTokenizerBase]:
     if not count:
         if tokenizer is not None:
-            raise InputError("`tokenizer` goes with a model in memory: a folder has its own. Leave it out")
+            raise InputError("`tokenizer` is for a model in memory, and a folder has its own. Leave it out")
         return []
     given = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer] * count
     if len(given) != count:
-        raise InputError(f"`tokenizer` has {len(given)}, and there are {count} models in memory: give one for each")
+        raise InputError(f"`tokenizer` has {len(given)}, but there are {count} models in memory: give one for each")
     return [require_tokenizer(one) for one in given]
 
 

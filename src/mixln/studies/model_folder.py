@@ -47,7 +47,7 @@ def source_of(model: object, tokenizer: object, out: Path) -> Iterator[Source]:
     """
     if isinstance(model, str | Path):
         if tokenizer is not None:
-            raise InputError("`tokenizer` goes with a model in memory: a folder has its own. Leave it out")
+            raise InputError("`tokenizer` is for a model in memory, and a folder has its own. Leave it out")
         yield Source(str(model), str(model))
         return
     if not isinstance(model, PreTrainedModel):

@@ -58,8 +58,8 @@ def choose_layers(diagnosis: ModelDiagnosis, count: int, criterion: Criterion, *
     possible = [index for index, value in enumerate(cost) if math.isfinite(value)]
     if len(possible) * length < count:
         raise InputError(
-            f"layers cannot be chosen by {criterion}: without {len(possible)} of them alone the model gives finite "
-            "numbers. Name layers with `layers`"
+            f"layers cannot be chosen by {criterion}: the model gives finite numbers without any one of "
+            f"{len(possible)} of them, but not without the others. Name layers with `layers`"
         )
     cheapest = sorted(possible, key=cost.__getitem__)[: count // length]
     return sorted(index for first in cheapest for index in range(first, first + length))
@@ -132,7 +132,7 @@ def select_layers(
     texts = _texts(request, say)
     diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
     if not diagnosis.has_learned_order:
-        say(f"warning: {' '.join(diagnosis.shown.sentences)} The choice of layers to remove says nothing either.")
+        say(f"warning: {' '.join(diagnosis.shown.sentences)} So the choice of layers to remove has no meaning either.")
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 
 
@@ -160,7 +160,7 @@ def measure_cost(
         tokenizer, texts = load_tokenizer(request.source), _texts(request, say)
         return pruning_cost(measured, tokenizer, texts, indices, config, report_stage)
     except InputError as error:
-        say(f"what removing these layers costs was not measured: {error}")
+        say(f"the cost of removing these layers was not measured: {error}")
         return None
 
 

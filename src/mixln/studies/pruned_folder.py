@@ -56,8 +56,8 @@ def open_for_pruning(
     """
     if getattr(load_config(source), "quantization_config", None) is not None:
         raise InputError(
-            f"{source} is quantised (quantization_config in config.json), and what is left could not be compared "
-            "with it. Prune the model that it was made from, and quantise that"
+            f"{source} is quantised (quantization_config in config.json), so the pruned model could not be "
+            "compared with it. Prune the model that it was made from, then quantise the result"
         )
     model = load_whole_model(str(model_folder(source)), device=device, device_map=device_map)
     require_finite_parameters(model)
@@ -187,7 +187,7 @@ class _Proof:
         if fault or (self._generates and (fault := generation_fault(model))):
             raise InputError(
                 f"a {type(model).__name__} without these layers would not be the model that was measured: {fault}. Its "
-                "layers depend on their place, or on the removed ones, in a way that no config says"
+                "layers depend on their place, or on the removed ones, in a way that no config can express"
             )
 
     def _opened(self, folder: Path) -> PreTrainedModel:

@@ -175,7 +175,7 @@ class RemoveNorm(TrainingWork):
         result, removals = trained.result or {}, self._schedule.removals(self._num_layers)
         if not {"difference", "largest_logit", "made", "waited_steps", "num_roll_backs"} <= result.keys():
             raise InputError(
-                f"{run / RESULT_FILE} is missing or damaged, without which it is not known what went when. "
+                f"{run / RESULT_FILE} is missing or damaged, so it is not known which norm was removed when. "
                 f"The model without norms is whole: {norm_free}. To make it anew, with its report, delete {run}"
             )
         return NormRemovalReport(

@@ -64,9 +64,7 @@ def choose_objective(
     reasons: list[str] = []
     with evaluation_mode(model), naming_failures(f"{name} cannot be run on {length} tokens"):
         if not _looks_back_only(model, length):
-            raise InputError(
-                f"{name} predicts the next token from a text that it sees the whole of: it has no next-token loss"
-            )
+            raise InputError(f"{name} sees the whole text, also the token to predict, so it has no next-token loss")
         expected = probe.observe(SingleDocumentsObjective)
         for kind in _candidates(model):
             try:
@@ -79,8 +77,8 @@ def choose_objective(
                 return kind
             reasons.append(f"a loss of {found[0].item():.4f} instead of {expected[0].item():.4f}")
     raise InputError(
-        f"{name} gives documents in rows of {length} tokens other losses than alone ({'; '.join(reasons)}): it "
-        "cannot be trained on here"
+        f"{name} gives documents in rows of {length} tokens losses that they do not have alone "
+        f"({'; '.join(reasons)}), so it cannot be trained here"
     )
 
 

@@ -104,8 +104,8 @@ class FineTuning(LanguageModelTask):
         kind = choose_objective(model, length, separate=separate, data=self.data.validation)
         if kind is SingleDocumentsObjective and self.config.execution.strategy == "fsdp":
             raise InputError(
-                f"a {type(model).__name__} has to read documents one by one, of which processes that share it have "
-                "different numbers: use execution.strategy ddp"
+                f"a {type(model).__name__} has to read documents one by one, and processes that share the model would "
+                "have different numbers of them: use execution.strategy ddp"
             )
         return kind(model, choose_attention(device, length, compiled=compiled))
 

@@ -89,8 +89,8 @@ def run_precision(
     found = agree_on_precision(task.config.precision, sizes, folder, processes, newest, given)
     if given is not None and given.name != found.name:
         raise InputError(
-            f"the run in {folder} began in {found.name}, and those that it belongs to are in {given.name}. Delete it "
-            "to train it anew"
+            f"the run in {folder} began in {found.name}, but the runs it is compared with are in {given.name}. Delete "
+            "it to train it anew"
         )
     return found
 

@@ -76,7 +76,10 @@ class Objective(nn.Module):
         Raises:
             InputError: the model cannot do that.
         """
-        raise InputError(f"a {type(self.model).__name__} keeps its activations: no execution.activation_checkpointing")
+        raise InputError(
+            f"a {type(self.model).__name__} has no activation checkpointing: leave "
+            "execution.activation_checkpointing out"
+        )
 
     def split_matrices(self, mesh: DeviceMesh) -> None:
         """Split every matrix among the processes of a mesh.

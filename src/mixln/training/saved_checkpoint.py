@@ -76,7 +76,7 @@ def newest_whole(run_folder: Path, read: Callable[[Path], Found], last_step: int
             raise
         except (ValueError, OSError) as error:
             problem = f"the checkpoint {path} is damaged ({error})"
-            warnings.warn(f"{problem}; looking for the one before", DamagedCheckpointWarning, stacklevel=2)
+            warnings.warn(f"{problem}; the checkpoint before it is tried", DamagedCheckpointWarning, stacklevel=2)
     if paths:
         raise InputError(f"{problem}, and there is no whole one. Delete {run_folder} to start this run over")
     return None

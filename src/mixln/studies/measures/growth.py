@@ -40,7 +40,8 @@ class _Growth(Observed):
     def sentences(self, model: ModelDiagnosis) -> Iterator[str]:
         if "variance" in model.series and (variance := model.series["variance"].values)[0] > 0:
             yield (
-                f"The variance of the stream grows {_factor(variance[-1] / variance[0])}-fold from the input of layer 1 to "
+                f"The variance of the stream grows {_factor(variance[-1] / variance[0])}-fold from the input of "
+                "layer 1 to "
                 f"the output of layer {model.num_layers}."
             )
 

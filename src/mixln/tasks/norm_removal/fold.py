@@ -188,7 +188,8 @@ def _check_frozen(model: nn.Module, norms: FrozenNorms) -> None:
     modules = set(map(id, model.modules()))
     if not all(id(norm) in modules for norm in norms.norms.values()):
         raise InputError(
-            "the norms are not those of the model: give what install_frozen_norms returned for it (folding ends that)"
+            "the norms are not those of the model: give what install_frozen_norms returned for it; it is of no "
+            "use after folding"
         )
     states = {key: (norm, norm.paths.index(key[0])) for key, norm in norms.norms.items()}
     moving = [key for key, (norm, number) in states.items() if not norm.frozen[number]]

@@ -148,13 +148,14 @@ def check_norms_removable(plan: StackPlan, placement: str) -> None:
             "LayerNorm and RMSNorm can be removed"
         )
     if plan.final_norm is None or any(one.input_norm is None for one in sublayers):
-        raise InputError(f"placement {placement} lacks some of the norms of Pre-LN: removal wants all or none of them")
+        raise InputError(f"placement {placement} lacks some of the norms of Pre-LN: removal needs all of them or none")
     text = norm_free_placement(placement)
     left = Placement.parse(text).plan(len(plan.blocks))
     if not _without_norms(plan).same_function_as(left):
         parts = "; ".join(departures(_without_norms(plan), left))
         raise InputError(
-            f"placement {placement} has parts that are left when the norms are gone, and that {text} lacks: {parts}"
+            f"placement {placement} has parts that would remain without the norms, and that {text} does not "
+            f"have: {parts}"
         )
 
 

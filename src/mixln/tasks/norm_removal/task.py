@@ -124,8 +124,9 @@ def removable_plan(config: PreTrainedConfig) -> tuple[StackPlan, str]:
     eps = getattr(config, family.norm_eps_name or "", 0.0)
     if eps >= 1:
         raise InputError(
-            f"the norms of this {config.model_type} do nothing: their eps of {eps:.3g} is what norms are neutralised "
-            "with where classes cannot do without. There is nothing to remove"
+            f"the norms of this {config.model_type} do nothing: their eps of {eps:.3g} makes them neutral, which "
+            "an export "
+            "does for classes that cannot be without norms. There is nothing to remove"
         )
     if isinstance(config, PlacedConfig):
         return config.stack_plan, config.placement
