@@ -82,7 +82,10 @@ def write_gallery(results: Path, out: Path) -> list[Section]:
 
 def _comparison(result: ComparisonResult, folder: Path, title: str) -> Section:
     write_report(result, folder)
-    texts = {kind.name: Shown(kind.name, kind.title, f"{kind.shows} {kind.reading}") for kind in FIGURES}
+    texts = {
+        kind.name: Shown(kind.name, kind.title, " ".join(filter(None, [kind.shows, kind.reading, kind.levels])))
+        for kind in FIGURES
+    }
     texts |= {spec.name: Shown(spec.name, spec.title, f"{spec.shows} {spec.reading}") for spec in result.depth_figures}
     text = "What `mixln compare` writes; `mixln.compare` in Python."
     return Section(folder, title, text, _drawn(folder, texts), "report.html")
@@ -101,7 +104,9 @@ def _norm_removal(path: Path, folder: Path) -> Section:
     curves = {label: found["curves"][name] for label, name in ((NORM_FREE, "norm_free"), (CONTROL, "control"))}
     removals = [RemovalRecord(**one) for one in found["removals"]]
     write_figure(removal_figure(curves, removals, found["loss_original"]).figure, "norm_removal", folder / "figures")
-    shown = Shown("norm_removal", "Loss while the norms go", "Each tick above is a removal, by what went.")
+    shown = Shown(
+        "norm_removal", "Loss while the norms go", "Each tick above is a removal; its colour says what was removed."
+    )
     return Section(folder, "A removal of norms", "What `mixln remove-norm` writes.", [shown])
 
 

@@ -66,4 +66,4 @@ def test_other_models_get_a_note() -> None:
     model = MODELS["bert"]()
     found = diagnose_batches(model, [make_batch(model)], EmbeddingTurn(), CONFIG)
     assert found.series == {}
-    assert sum("are of language models" in note for note in found.notes) == 1
+    assert sum("need a language model" in note for note in found.notes) == 1

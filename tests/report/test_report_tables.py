@@ -140,7 +140,7 @@ def test_a_difference_whose_interval_holds_zero_cannot_be_told(make_run, make_re
 def test_with_few_seeds_nothing_can_be_told(make_run, make_result):
     result = losses_to_result(make_run, make_result, pre=(4.3,), lns=(4.2,))
     assert "cannot be told" in headline(result)
-    assert "0.100 below `pre`, on one seed, and an interval needs 3" in headline(result)
+    assert "0.100 below `pre`, on one seed; an interval needs 3 seeds" in headline(result)
     assert any("the order may be noise" in finding for finding in findings(result))
     assert not is_coloured(result)
 

@@ -165,4 +165,4 @@ def _apart(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _check(folder: Path, wanted: Mapping[str, tuple[torch.dtype, torch.Size]]) -> None:
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in _read_one_by_one(stored_tensors(folder))}
     if differing := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
-        raise InputError(f"the weights as written differ from what is left: {', '.join(differing[:3])}")
+        raise InputError(f"the written weights differ from those of the pruned model: {', '.join(differing[:3])}")

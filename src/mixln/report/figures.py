@@ -22,6 +22,7 @@ class FigureKind:
         shows: what it shows, in a sentence or two.
         reading: how to read it.
         bands: what its bands are; said where a scheme has several seeds.
+        levels: what its level lines are; said where the constants are known.
         draw: draws it; None if the result holds nothing to draw.
     """
 
@@ -31,6 +32,7 @@ class FigureKind:
     reading: str
     draw: Callable[[ComparisonResult, Format], Drawing | None]
     bands: str = ""
+    levels: str = ""
 
 
 FIGURES: tuple[FigureKind, ...] = (
@@ -39,19 +41,19 @@ FIGURES: tuple[FigureKind, ...] = (
         "Loss during training",
         "Validation loss (total loss / total predicted tokens) against the tokens trained on, each scheme at its best "
         "learning rate. Lines are means over seeds, and the faint lines behind are the smoothed training loss.",
-        "Lower is better. A dotted line that ends in a cross is a run that diverged. The level lines are the losses of "
-        "knowing only how frequent each token is, and of knowing only which token followed which. A run that ends at "
-        "the upper one has not learned word order.",
+        "Lower is better. A dotted line that ends in a cross is a run that diverged.",
         loss_curves,
         "Bands reach from the lowest to the highest seed. Where they overlap at the end, the order of the lines may be "
         "noise.",
+        "The level lines are two constants: the loss of token frequencies alone (upper) and of token pairs (lower). A "
+        "run that ends at the upper line has not learned word order.",
     ),
     FigureKind(
         "learning_rate_grid",
         "Loss by learning rate",
         "Mean validation loss of each scheme at every peak learning rate tried.",
-        "The ring is the rate at which the scheme is judged. A ring at the edge of the grid means that a better rate "
-        "may lie beyond it; a flat curve means that the scheme forgives a badly chosen rate.",
+        "The ring marks the rate at which the scheme is judged. A ring at the edge of the grid means that a better "
+        "rate may lie beyond it; a flat curve means that the scheme forgives a badly chosen rate.",
         learning_rate_grid,
     ),
 )

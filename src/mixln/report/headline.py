@@ -95,7 +95,7 @@ def _against_baseline(best: SchemeSummary, baseline: str) -> str:
     size = f"{abs(change.mean):.3f} {'below' if change.mean < 0 else 'above'} `{baseline}`"
     if change.interval is None:
         seeds = "one seed" if change.seeds == 1 else f"{change.seeds} seeds"
-        return f", {size}, on {seeds}, and an interval needs {MIN_SEEDS_FOR_INTERVAL}"
+        return f", {size}, on {seeds}; an interval needs {MIN_SEEDS_FOR_INTERVAL} seeds"
     low, high = change.interval
     bounds = f"95 % confidence interval {low:+.3f} to {high:+.3f}"
     holds = ", which holds zero" if change.estimate.holds_zero else ""

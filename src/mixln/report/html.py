@@ -50,7 +50,11 @@ def render_html(
         run_folders: of runs, beside the page too.
     """
     several = any(sum(not has_diverged(run) for run in runs) > 1 for runs in best_runs(result).values())
-    figures = [(kind, kind.bands if several else "") for kind in FIGURES]
+    has_constants = result.constants is not None
+    figures = [
+        (kind, " ".join(filter(None, [kind.levels if has_constants else "", kind.bands if several else ""])))
+        for kind in FIGURES
+    ]
     several = any(len(runs) > 1 for runs in depth_of(result).values())
     reach = "reach from the lowest to the highest seed."
     figures += [(spec, spread(spec.form, reach) if several else "") for spec in result.depth_figures]

@@ -17,8 +17,8 @@ from mixln.storage import write_file
 _FIGURE = FigureSpec(
     "norm_removal",
     "Loss while the norms go",
-    "Loss over training steps: marked on held-out text, faint and smoothed in training.",
-    "Each tick above is a removal, by what went. The dotted line is the model as it was.",
+    "Loss over training steps. Marked lines: on held-out text. Faint lines: in training, smoothed.",
+    "Each tick above is a removal; its colour says what was removed. The dotted line is the original model.",
     "lines",
     {},
 )

@@ -62,5 +62,5 @@ class PruningCost:
             return None
         constant = f"token frequencies alone have {self.frequencies:.4f}"
         if lost >= 1:
-            return f"WARNING: what is left is noise until it is trained on: {constant}."
+            return f"WARNING: the pruned model writes noise until it is trained further: {constant}."
         return f"WARNING: {lost:.0%} of what the model knows beyond token frequencies is lost ({constant})."

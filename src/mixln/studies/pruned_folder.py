@@ -201,9 +201,9 @@ class _Proof:
                 device_map="auto" if device_map else None,
             )
         except InputError as error:
-            raise InputError(str(error).replace(str(folder), "what would be left")) from error
+            raise InputError(str(error).replace(str(folder), "the pruned model")) from error
         if type(model) is not type(self._model):
-            raise InputError(f"what is left opens as a {type(model).__name__}, not a {type(self._model).__name__}")
+            raise InputError(f"the pruned model opens as a {type(model).__name__}, not a {type(self._model).__name__}")
         return model
 
     def _other_outputs(self, model: PreTrainedModel) -> str | None:

@@ -27,7 +27,9 @@ class Interpretability(Computed):
     def compute(self, given: Given, batches: Sequence[ModelBatch]) -> Found:
         """Measure, or say why not."""
         if not is_causal_language_model(given.stack.model):
-            return Found([], ["Attribution, patching and entropy neurons are of language models: they were left out."])
+            return Found(
+                [], ["Attribution, patching and entropy neurons need a language model, so they were left out."]
+            )
         try:
             return Found(list(self.measured(given, first_tokens(batches, given.config.interpretability_tokens))))
         except InputError as error:

@@ -32,7 +32,7 @@ class _Attribution(Interpretability):
             "What the norms do to direct logit attribution",
             "What each layer says for the next token against the likeliest other one: by direct logit attribution (the "
             "final norm's scale held), and by its direct effect (taken out of the final state, norm computed anew).",
-            "Without norms the two lines are one.",
+            "Without norms the two lines coincide.",
             "lines",
             {"attribution_direct_effect": "norm computed anew", "attribution_contribution": "norm held"},
             x="layer (0: the embeddings)",

@@ -25,7 +25,7 @@ class _EntropyNeurons(Interpretability):
             "What the norms do to entropy neurons",
             "Change of the output's entropy when entropy neurons of the last feed-forward are held at their means: in "
             "all, and with the final norm's scale held. The largest output weights first; the last bar: all together.",
-            "What the two differ by goes through the norm; without norms they are one.",
+            "The difference between the two passes through the norm. Without norms they coincide.",
             "bars",
             {"entropy_change": "norm computed anew", "entropy_change_held": "norm held"},
             x="neuron, in the order of the table",

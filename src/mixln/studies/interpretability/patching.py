@@ -31,7 +31,7 @@ class _Patching(Interpretability):
             "What the norms do to attribution patching",
             "Attribution patching (a gradient) against activation patching on induction prompts, a point for each "
             "sublayer and position.",
-            "The grey line is agreement. Without norms the points come near to it.",
+            "The grey line is agreement. Without norms the points are near it.",
             "points",
             {"activation_patching": "", "attribution_patching": ""},
             x="activation patching, logits",

@@ -19,7 +19,7 @@ class _Growth(Observed):
             "variance",
             "Variance of the residual stream",
             "Variance over channels after each layer (0: the embeddings), averaged over tokens; logarithmic.",
-            "A steep rise means that later layers add ever less to an ever larger stream (the curse of depth).",
+            "A steep rise means that later layers add less and less to a growing stream (the curse of depth).",
             "lines",
             {"variance": ""},
             x="after layer (0: the embeddings)",

@@ -55,11 +55,11 @@ class _NormScales(Observed):
             return
         if _ON_STREAM in model.series:
             yield (
-                "Norms stand on the stream (Post-LN): on its way through them a gradient is multiplied by about "
+                "There are norms on the residual stream (Post-LN). They multiply a gradient by about "
                 f"10^{model.series['log10_gradient_factor'].values[0]:+.1f} (product of 1 / sigma)."
             )
         else:
-            yield "No norm stands on the stream (Pre-LN): no gradient is divided on its way back."
+            yield "There is no norm on the residual stream (Pre-LN), so no norm divides the gradient."
 
 
 ENTRY = _NormScales()

@@ -36,8 +36,8 @@ class _Similarity(Observed):
             "block_influence",
             "Block influence",
             "BI(l) = 1 - cos(x_l, x_{l+1}), averaged over tokens (ShortGPT: Men et al. 2024).",
-            "Low bars hardly change their input. Removal is the judge: a layer can turn the stream little and be "
-            "needed.",
+            "Layers with low bars hardly change their input. Only removal decides: a layer can turn the "
+            "stream little and be needed.",
             "bars",
             {"block_influence": ""},
         ),
