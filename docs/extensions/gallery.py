@@ -95,7 +95,7 @@ def _diagnosis(report: DepthReport, folder: Path) -> Section:
     report.save(folder)
     texts = {spec.name: Shown(spec.name, spec.title, f"{spec.shows} {spec.reading}") for spec in report.figures}
     names = ", ".join(model.model for model in report.models)
-    text = "What `mixln diagnose` writes; `mixln.diagnose` in Python."
+    text = f"What `mixln diagnose` writes; `mixln.diagnose` in Python. Its headline: {report.headline}."
     return Section(folder, f"A diagnosis of {names}", text, _drawn(folder, texts), "report.html")
 
 
