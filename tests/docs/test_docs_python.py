@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 import pytest
 from docstring_parser.google import parse
 
 import mixln
+from mixln.commands import settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "python.md"
 NAMES = [name for name in mixln.__all__ if not name.startswith("__")]
@@ -48,6 +49,12 @@ def test_what_functions_return_is_on_the_page() -> None:
             if one not in ("Callable", "PlacedPreTrainedModel")
         ]
         assert set(own) <= shown | {"BlockFunction", "ModifierFunction"}, f"{name} returns {returned}"
+
+
+def test_keyword_arguments_of_the_commands_are_on_the_page() -> None:
+    kinds = [name for name, found in vars(settings).items() if is_typeddict(found)]
+    assert len(kinds) >= 5
+    assert {f"mixln.commands.settings.{name}" for name in kinds} <= entries()
 
 
 @pytest.mark.parametrize("name", NAMES)
