@@ -434,7 +434,7 @@ def _bad_published_config(words: str, **changes: Any) -> Case:
 
 
 CASES["convert a million layers"] = _bad_published_config(
-    "num_hidden_layers 1000000, and the weights are .* tensors", num_hidden_layers=1_000_000
+    "num_hidden_layers 1000000, but there are only .* weight tensors", num_hidden_layers=1_000_000
 )
 CASES["convert a huge vocabulary"] = _bad_published_config("config.json|of the wrong shape", vocab_size=10**15)
 CASES["convert a padding token outside the vocabulary"] = _bad_published_config("pad_token_id", pad_token_id=10**6)

@@ -111,7 +111,7 @@ def test_half_precision_cannot_hold_the_gain() -> None:
 def test_what_does_not_go_is_refused_with_the_reason() -> None:
     with pytest.raises(InputError, match="the norms of olmo have no gain and no eps"):
         stock_model(folded_model("olmo", "pre"), neutral_norms=True)
-    with pytest.raises(InputError, match=r"departures from LlamaForCausalLM with neutral norms \(none\).*N_in"):
+    with pytest.raises(InputError, match=r"departs from LlamaForCausalLM with neutral norms \(none\).*N_in"):
         stock_model(tiny_architecture("llama", "lns"), neutral_norms=True)
     with pytest.raises(InputError, match=r"neutral norms \(none\) .*: a trained gate"):
         stock_model(folded_model("llama", "pre+gpas"), neutral_norms=True)

@@ -227,7 +227,7 @@ def _refusal(
     name = layout.model_class(type(model)).__name__
     found = departures(plan, Placement.parse(layout.placement).plan(len(plan.blocks)))
     target = f"{name} with neutral norms ({layout.placement})" if neutral_norms else name
-    parts = f" Its departures from {target} that weights cannot take up: {'; '.join(found)}." if found else ""
+    parts = f" Weights cannot express how it departs from {target}: {'; '.join(found)}." if found else ""
     return (
         f"no class of transformers computes placement {config.placement!r}.{parts} "
         f"{''.join(f'{reason}. ' for reason in reasons)}{_WAYS.format(model_type=config.model_type)}"
