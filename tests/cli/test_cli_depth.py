@@ -104,7 +104,7 @@ def test_diagnose_scores_tasks_without_each_layer(
     )
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "bert")
     assert main(["diagnose", str(tmp_path / "bert"), "--text", str(corpus), *tasks, *measured]) == 2
-    assert "BertModel is no causal language model" in capsys.readouterr().err
+    assert "a causal language model, and a BertModel is not one" in capsys.readouterr().err
 
 
 def test_tasks_without_the_harness_are_one_message(
@@ -248,8 +248,8 @@ BAD = {
     "prune {model} {tmp}/out --layers 1-5": "all 5 layers would be removed",
     "prune {model} {tmp}/out --layers 2,2": "layer 2 is named twice",
     "prune {model} {tmp}/out --drop 5": "all 5 layers would be removed",
-    "prune {model} {tmp}/out --drop 0": "no layer to remove",
-    "prune {model} {tmp}/out --drop 1 --by size": "no --by size",
+    "prune {model} {tmp}/out --drop 0": "--drop must be at least 1, not 0",
+    "prune {model} {tmp}/out --drop 1 --by size": "--by=size is not known",
     "prune {model} {tmp}/full --layers 2": "exists already",
     "prune {tmp}/nothing {tmp}/out --layers 2": "there is no folder",
     "prune {model} {tmp}/out --layers 2 --any": "contradict each other",
@@ -411,7 +411,7 @@ def test_a_model_whose_layers_depend_on_their_place_is_not_pruned_wrongly(
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     data.tokenizer.save_pretrained(tmp_path / "gpt2")
     assert main(["prune", str(tmp_path / "gpt2"), str(tmp_path / "out"), "--layers", "1-2"]) == 2
-    assert "depends on the place of the layer" in capsys.readouterr().err
+    assert "sets each layer from its place cannot express this" in capsys.readouterr().err
     # what is before them stays where it was
     assert main(["prune", str(tmp_path / "gpt2"), str(tmp_path / "out"), "--layers", "3-4"]) == 0
 

@@ -262,7 +262,7 @@ def test_models_that_predict_no_next_token_are_refused(data: PreparedData, items
             intermediate_size=32,
         )
     )
-    with pytest.raises(InputError, match="a BertModel is no causal language model"):
+    with pytest.raises(InputError, match="a BertModel is not one"):
         mixln.evaluate(bert, data.tokenizer, tasks=[items])
 
 

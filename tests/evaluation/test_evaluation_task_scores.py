@@ -168,7 +168,7 @@ def test_wrong_tasks_are_refused(
         load_task("words", include_path=folder)
     bert = BertModel(BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     (folder / "words.jsonl").write_text(json.dumps(make_items(1)[0]), encoding="utf-8")
-    with pytest.raises(InputError, match="BertModel is no causal language model"):
+    with pytest.raises(InputError, match="a BertModel is not one"):
         task_score(data.tokenizer, "words", include_path=folder)(bert)
     monkeypatch.setitem(sys.modules, "lm_eval.models", None)
     with pytest.raises(InputError, match=r"pip install 'mixln\[evaluation\]'"):

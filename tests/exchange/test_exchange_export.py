@@ -128,7 +128,9 @@ def with_sdpa(model: PreTrainedModel) -> PreTrainedModel:
 def test_every_placement_exports_exactly_or_is_refused(name: str, text: str) -> None:
     model, wanted = tiny_architecture(name, text).double(), expected_class(name, text)
     if wanted is None:
-        with pytest.raises(InputError, match=r"no class of transformers computes placement .* Weights cannot express how .*: \S+"):
+        with pytest.raises(
+            InputError, match=r"no class of transformers computes placement .* Weights cannot express how .*: \S+"
+        ):
             stock_model(model)
         return
     stock = stock_model(model)

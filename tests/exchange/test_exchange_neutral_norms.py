@@ -109,17 +109,17 @@ def test_half_precision_cannot_hold_the_gain() -> None:
 
 
 def test_what_does_not_go_is_refused_with_the_reason() -> None:
-    with pytest.raises(InputError, match="the norms of olmo have no gain and no eps"):
+    with pytest.raises(InputError, match="the norms of olmo cannot be made to do nothing: they lack a gain"):
         stock_model(folded_model("olmo", "pre"), neutral_norms=True)
     with pytest.raises(InputError, match=r"departs from LlamaForCausalLM with neutral norms \(none\).*N_in"):
         stock_model(tiny_architecture("llama", "lns"), neutral_norms=True)
     with pytest.raises(InputError, match=r"neutral norms \(none\) .*: a trained gate"):
         stock_model(folded_model("llama", "pre+gpas"), neutral_norms=True)
     # trained without norms: its stream has a mean
-    with pytest.raises(InputError, match=r"wte\.weight writes one to the stream"):
+    with pytest.raises(InputError, match=r"wte\.weight writes a mean to the stream"):
         stock_model(tiny_architecture("gpt2", "none"), neutral_norms=True)
     # its head has a bias of its own
-    with pytest.raises(InputError, match="the head has a bias that is not 0, and the final norm has none"):
+    with pytest.raises(InputError, match="the head has a bias that is not 0, and the final norm has no bias"):
         stock_model(tiny_architecture("llama", "none"), neutral_norms=True)
     model = folded_model("gpt2", "pre")
     with torch.no_grad():

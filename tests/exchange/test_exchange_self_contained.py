@@ -247,7 +247,7 @@ def test_a_model_with_another_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_uploading_at_once_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="save, then upload the folder"):
+    with pytest.raises(InputError, match="save it, then upload the folder"):
         save_self_contained(tiny_model("mix"), tmp_path, push_to_hub=True)
 
 

@@ -253,7 +253,9 @@ def test_what_no_field_of_the_config_tells_is_refused_by_the_logits() -> None:
 
     blocks[2].get_submodule("self_attn").register_forward_pre_hook(without_rotation, with_kwargs=True)
     model.train()
-    with pytest.raises(InputError, match=r"other logits than the MixLNLlamaForCausalLM: they differ by [\d.]+"):
+    with pytest.raises(
+        InputError, match=r"logits that are not those of the MixLNLlamaForCausalLM: they differ by [\d.]+"
+    ):
         to_transformer_lens(model)
     assert all(module.training for module in model.modules())
 

@@ -77,7 +77,7 @@ def test_a_tokenizer_that_changes_text_beside_special_tokens_is_refused() -> Non
         ) -> list[int]:
             return [token + 1 for token in (*token_ids_0, *(token_ids_1 or ()))]
 
-    with pytest.raises(InputError, match="documents cannot be put into its tokens"):
+    with pytest.raises(InputError, match="documents cannot be tokenised with it"):
         DocumentEncoder(Shouting())
 
 
@@ -97,7 +97,7 @@ def test_a_token_without_an_embedding_is_named() -> None:
     tokenizer = with_begin_token(plain())
     model = tiny_model("pre", vocab_size=len(tokenizer) - 1)
     require_embedded([0, len(tokenizer) - 2], model, tokenizer)
-    sizes = rf"embeddings of {len(tokenizer) - 1} tokens where its tokenizer has {len(tokenizer)}"
+    sizes = rf"embeddings for {len(tokenizer) - 1} tokens, and its tokenizer {len(tokenizer)} tokens"
     with pytest.raises(InputError, match=rf"token {len(tokenizer) - 1} \('<s>'\) is in use, .*{sizes}"):
         require_embedded(torch.arange(len(tokenizer)).tolist(), model, tokenizer)
     tokenizer.pad_token = "<s>"

@@ -85,7 +85,7 @@ def test_what_cannot_be_packed_is_healed_a_document_a_row(
 
 def test_a_model_that_sees_the_whole_text_is_refused(data: PreparedData) -> None:
     config = hf.XLNetConfig(vocab_size=len(data.tokenizer), d_model=32, n_layer=2, n_head=4, d_inner=48)
-    with pytest.raises(InputError, match="XLNetLMHeadModel predicts the next token from a text that it sees the whole"):
+    with pytest.raises(InputError, match="XLNetLMHeadModel sees the whole text, also the token to predict"):
         choose_objective(build(config), 64)
 
 

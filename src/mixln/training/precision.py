@@ -82,7 +82,7 @@ def decide_precision(wanted: WantedPrecision, device: torch.device, widths: tupl
     faster = speedup > LEAST_SPEEDUP
     reason = (
         f"on {name} with {', '.join(units)}, products of the run's shapes were {speedup:.2f} times as fast in bfloat16 "
-        f"as in float32{'' if faster else f', and {LEAST_SPEEDUP} is asked for'}"
+        f"as in float32{'' if faster else f', but bfloat16 is used from {LEAST_SPEEDUP} times on'}"
     )
     return Precision("bfloat16" if faster else "float32", reason, wanted, name, units, speedup)
 
