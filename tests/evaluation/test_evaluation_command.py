@@ -201,7 +201,7 @@ def test_prompts_that_are_cut_are_counted(data: PreparedData, tmp_path: Path) ->
         (["--tasks", "{items}", "--apply-chat-template"], "the tokenizer has no chat template"),
         (["--tasks", "{items}", "--fewshot-as-multiturn"], "--fewshot-as-multiturn needs --apply-chat-template"),
         ([], "tasks"),
-        (["--tasks", "{folder}/one.jsonl"], "one.jsonl:2 has 1 option: any model is right"),
+        (["--tasks", "{folder}/one.jsonl"], "one.jsonl:2 has 1 option, so every model is right"),
         (["--tasks", "{folder}/blank.jsonl"], "blank.jsonl:1 has an empty question or option"),
         (["--tasks", "{folder}/far.jsonl"], "far.jsonl:1: the right answer is given as 7"),
         (["--tasks", "{folder}/empty.jsonl"], "holds no items"),

@@ -91,7 +91,7 @@ def test_the_sentence_has_the_numbers_and_their_intervals() -> None:
             "55% of what the model knows beyond token frequencies is lost (token frequencies alone have 7",
         ),
         (7.0, 7.0, "the pruned model writes noise until it is trained further: token frequencies alone have 7.0000"),
-        (11.0, 7.0, "is noise"),
+        (11.0, 7.0, "writes noise"),
         (math.inf, 7.0, "gives no finite numbers"),
         (math.nan, None, "gives no finite numbers"),
         (11.0, None, None),  # how far an embedding turns has no such constant
