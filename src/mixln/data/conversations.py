@@ -16,6 +16,7 @@ from mixln.errors import InputError
 from mixln.models.encoding import DocumentEncoder
 
 Message = Mapping[str, Any]
+"""A turn of a conversation, with its `role` and its `content`."""
 
 PLAIN_CHAT = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
