@@ -711,12 +711,13 @@ def test_a_limit_on_threads(threads: int, shop: Workshop) -> None:
     home.mkdir()
     home.chmod(0o777)
     keep = "-all,+dac_override,+dac_read_search"
-    command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", f"--inh-caps={keep}"]
+    user = 50_000 + os.getpid() % 10_000  # the limit is on all processes of a user, those of tests beside this one too
+    command = ["setpriv", "--reuid", f"{user}", "--regid", "65534", "--clear-groups", f"--inh-caps={keep}"]
     command += [f"--ambient-caps={keep}", f"--bounding-set={keep}", "prlimit", f"--nproc={threads}"]
     arguments = [*shop.train(home / "run"), "--cache", str(home / "cache")]
     finished = subprocess.run(
         [*command, sys.executable, "-m", "mixln", *arguments],
-        env={**os.environ, "HOME": str(home), "MPLCONFIGDIR": str(home)},
+        env={**os.environ, "HOME": str(home), "USER": "nobody", "MPLCONFIGDIR": str(home)},
         capture_output=True,
         text=True,
         timeout=300,
