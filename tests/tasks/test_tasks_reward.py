@@ -322,6 +322,34 @@ def test_nothing_is_sent_and_nothing_is_printed(
     assert not [line for line in shown.err.splitlines() if "loss" in line or "Warning" in line]
 
 
+def test_what_trl_does_by_default_without_a_word(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the how-to page says of it, which is why it is not left to it."""
+    import trl.trainer.base_trainer as base
+    from datasets import Dataset
+    from trl.trainer.reward_config import RewardConfig as TrainerConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    monkeypatch.setattr(base, "send_telemetry", lambda *_, **__: None, raising=False)
+    arguments = TrainerConfig(output_dir=str(tmp_path), max_length=30, use_cpu=True, report_to="none")
+    assert arguments.bf16
+    assert arguments.gradient_checkpointing
+    assert arguments.logging_nan_inf_filter
+    tokenizer: Any = load_tokenizer(str(llama))
+    tokenizer.pad_token = None
+    model: Any = AutoModelForSequenceClassification.from_pretrained(llama, num_labels=1)
+    rows = [*polite(6, prompts=6), {"prompt": "word " * 60, "chosen": "a", "rejected": "b"}]
+    rows.append({**rows[0], "rejected": rows[0]["chosen"]})
+    caplog.clear()
+    trainer = RewardTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    learned: Any = trainer.train_dataset
+    assert len(learned) == 7, "the long pair is gone, the identical one is not"
+    assert not caplog.messages
+    assert tokenizer.pad_token_id == model.config.pad_token_id == tokenizer.eos_token_id
+    assert learned[0]["chosen_ids"][-1] == tokenizer.eos_token_id, "which is never read"
+
+
 def test_a_loss_that_is_no_number_ends_the_run(pairs: Path, data: PreparedData, tmp_path: Path) -> None:
     source = placed(tmp_path / "source", "none", data)
     with pytest.raises(TrainingDivergedError, match=r"the loss is (nan|inf) at step \d+"):
