@@ -249,7 +249,7 @@ BAD = {
     "prune {model} {tmp}/out --layers 2,2": "layer 2 is named twice",
     "prune {model} {tmp}/out --drop 5": "all 5 layers would be removed",
     "prune {model} {tmp}/out --drop 0": "--drop must be at least 1, not 0",
-    "prune {model} {tmp}/out --drop 1 --by size": "--by=size is not known",
+    "prune {model} {tmp}/out --drop 1 --by size": "--by size is not known",
     "prune {model} {tmp}/full --layers 2": "exists already",
     "prune {tmp}/nothing {tmp}/out --layers 2": "there is no folder",
     "prune {model} {tmp}/out --layers 2 --any": "contradict each other",

@@ -451,7 +451,7 @@ TWO = {"prompt": "d", "chosen": "b", "rejected": "c"}
         (bert, [ONE, TWO], [], "is a BertForMaskedLM: give a causal language model"),
         (without_end_token, [ONE, TWO], [], "has no end-of-text token"),
         (damaged, [ONE, TWO], [], "not a number (NaN)"),
-        (small_vocabulary, [ONE, TWO], [], "has embeddings of 40 tokens"),
+        (small_vocabulary, [ONE, TWO], [], "has embeddings for 40 tokens"),
     ],
 )
 def test_bad_requests_end_in_one_message(
