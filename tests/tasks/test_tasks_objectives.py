@@ -122,7 +122,9 @@ def test_a_tokenizer_with_a_token_too_many(used: bool, recipe: Recipe, data: Pre
         lambda: train(FineTuning(source, short, larger), tmp_path / "run"),
         lambda: validation_loss(AutoModelForCausalLM.from_pretrained(source), larger, 4),
     ):
-        with pytest.raises(InputError, match=rf"token {size - 1} .* embeddings for {size - 1} tokens, and its tokenizer {size + 1}"):
+        with pytest.raises(
+            InputError, match=rf"token {size - 1} .* embeddings for {size - 1} tokens, and its tokenizer {size + 1}"
+        ):
             run()
 
 
