@@ -16,6 +16,7 @@ from mixln.data import train_tokenizer
 from mixln.data.prompt_rows import Prompt
 from mixln.errors import InputError
 from mixln.evaluation.rewards import ModelReward, open_reward
+from mixln.tasks.reward_model import load_reward_model
 
 TEXTS = ["What is a class?", "Why?", "How many lambdas are there in a dictionary of names?"]
 ANSWERS = [" An object.", "", " Nobody has ever counted them, and nobody is going to."]
@@ -52,6 +53,8 @@ def test_a_model_scores_each_text_as_it_does_alone(tokenizer: PreTrainedTokenize
             reward = open_reward(str(source), batch_size=batch_size)
             assert reward.score(prompts_of(TEXTS), ANSWERS) == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 3
+    judge = load_reward_model(folder / "model")
+    assert judge.rewards(TEXTS[::2], ANSWERS[::2]) == pytest.approx(expected[::2], abs=1e-5), "as for its own pairs"
 
 
 def parts(tokenizer: PreTrainedTokenizerFast, text: str, answer: str) -> list[Any]:

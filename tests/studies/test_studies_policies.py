@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from pydoc_data.topics import topics
 from statistics import fmean, stdev
@@ -20,6 +24,7 @@ from mixln.errors import InputError
 from mixln.report.policies import POLICIES_FILE, PolicyReport
 from mixln.report.serialize import from_json
 from mixln.studies.policies import COMPLETIONS_FILE
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
 
 pytest.importorskip("trl", reason="needs mixln[sft]")
 
@@ -172,6 +177,53 @@ def test_a_reward_no_better_than_a_coin_needs_force(
     assert not (tmp_path / "out" / "model").exists()
     assert main([*words, "--force"]) == 0
     assert "was used by force" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_by_the_same_command(
+    start: Path, prompts: Path, functions: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "mixln", "rlhf", str(start), str(prompts), "--reward", f"{functions}:vowels"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in (QUICK | {"steps": 8}).items()]
+    command += ["--checkpoint-every", "1", "--out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = subprocess.Popen([*command, str(cut)], env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(cut.glob(f"{CHECKPOINTS_FOLDER}/*/manifest.json")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (cut / "model").exists(), "it was finished before it was killed"
+    for out in (cut, whole):
+        subprocess.run([*command, str(out)], env=environment, check=True, capture_output=True)
+    assert (cut / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert completions(cut) == completions(whole)
+    first, second = (json.loads((out / POLICIES_FILE).read_text())["policies"][0] for out in (cut, whole))
+    assert {**first, "folder": ""} == {**second, "folder": ""}
+
+
+@pytest.mark.slow
+def test_a_reward_of_mixln_reward_is_taken_with_its_accuracy(start: Path, prompts: Path, tmp_path: Path) -> None:
+    """Trained on pairs of which the preferred answer has an `e`; its run folder is the reward."""
+    names = [name.lower() for name in sorted(topics)]
+    pairs = [{"prompt": f"What is {one}?\n", "chosen": "eee the", "rejected": "xxx hah"} for one in names]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    trained = mixln.reward(
+        start, path, out=tmp_path / "reward", learning_rate=1e-2, epochs=2, precision="float32", validation_fraction=0.3
+    )
+    assert trained.report.interval[0] > 0.5
+    policies = mixln.rlhf(start, prompts, reward=tmp_path / "reward", out=tmp_path / "out", **QUICK)
+    accuracy = policies.report.judge.accuracy
+    assert accuracy is not None
+    assert (accuracy.value, accuracy.interval) == (trained.report.accuracy, trained.report.interval)
+    one = completions(tmp_path / "out")[0]
+    texts = [text or " " for text in one["after"]]
+    expected = trained.judge.rewards([one["prompt"]] * 2, texts)
+    written = [reward for reward, text in zip(one["reward_after"], one["after"], strict=True) if text.strip()]
+    assert written == pytest.approx(
+        [reward for reward, text in zip(expected, one["after"], strict=True) if text.strip()], abs=1e-5
+    )
 
 
 def test_greedy_completions_are_one_of_each(start: Path, prompts: Path, functions: str, tmp_path: Path) -> None:

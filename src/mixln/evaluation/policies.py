@@ -128,9 +128,9 @@ def describe_rise(rise: MeanEstimate, deviation: float) -> str:
 
 def describe_difference(name: str, baseline: str, reward: MeanEstimate, rise: MeanEstimate) -> str:
     """Say which of two policies ends higher, and whose reward has risen more."""
-    ends = {1: "ends above", -1: "ends below", 0: "cannot be told from"}[reward.sign]
-    rises = {1: "rose by more", -1: "rose by less", 0: "cannot be told in how much it rose"}[rise.sign]
+    ends = {1: "it ends higher", -1: "it ends lower", 0: "which ends higher cannot be told"}[reward.sign]
+    rises = {1: "it rose by more", -1: "it rose by less", 0: "which rose by more cannot be told"}[rise.sign]
     return (
-        f"{name} {ends} {baseline}: reward {reward.format('+.3f')}; {name} {rises}: {rise.format('+.3f')}, paired by "
-        "prompt under the same judge"
+        f"{name} less {baseline}, paired by prompt under the same judge: reward {reward.format('+.3f')}, {ends}; rise "
+        f"{rise.format('+.3f')}, {rises}"
     )
