@@ -150,6 +150,7 @@ def test_several_policies_are_compared_under_one_judge(
     assert test.reward.value == pytest.approx(ends[1] - ends[0])
     text = " ".join(str(trained).split())
     assert "trained against rewards of their own" in text
+    assert "another seed can differ by more" in text
     assert "The judge is the reward that was trained against" in text
     assert "right in 70.0% [60.0%, 80.0%] of 200 held-out pairs" in text
 

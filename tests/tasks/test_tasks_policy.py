@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import save_tiny_llama, with_begin_token
 from tokenizers.processors import TemplateProcessing
@@ -333,3 +334,42 @@ def test_a_policy_that_is_lost_is_said_to_be(llama: Path, prompts: list[list[int
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RLHFConfig(**changes)
+
+
+def test_what_trl_does_by_default_is_what_the_page_says(
+    llama: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/how-to/rlhf.md, `What TRL does without a word`; if this fails, the page is to be corrected."""
+    import trl.trainer.base_trainer as base
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
+    from trl.trainer.utils import RepeatSampler, disable_dropout_in_model
+
+    monkeypatch.setattr(base, "send_telemetry", lambda *_, **__: None, raising=False)
+    defaults = RLOOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert defaults.beta == 0.05
+    assert (defaults.temperature, defaults.top_p, defaults.num_generations) == (1.0, 1.0, 2)
+    off = [defaults.disable_dropout, defaults.mask_truncated_completions, defaults.normalize_advantages]
+    assert off == [False] * 3
+    assert defaults.reward_clip_range is None
+    assert defaults.bf16
+    assert defaults.gradient_checkpointing
+    assert defaults.logging_nan_inf_filter
+    assert len(list(RepeatSampler(range(7), mini_repeat_count=1, batch_size=3))) == 6, "what is left over is left out"
+    model: Any = AutoModelForCausalLM.from_pretrained(llama, attention_dropout=0.5)
+    disable_dropout_in_model(model)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.5
+
+    arguments = RLOOConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, max_completion_length=3, use_cpu=True,
+        bf16=False, report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1, beta=0.0,
+    )  # fmt: skip
+    trainer = RLOOTrainer(
+        str(llama),
+        reward_funcs=lambda completions, **_: [math.nan for _ in completions],
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b", "c", "d"]}),
+        processing_class=data.tokenizer,
+    )
+    batch = trainer._generate_and_score_completions([{"prompt": "a"}, {"prompt": "a"}])
+    assert batch["advantages"].tolist() == [0.0, 0.0], "a reward that is NaN is no error"

@@ -291,6 +291,11 @@ def _notes(rewards: Sequence[Reward], judge: Reward, contestants: Sequence[Conte
             "The judge is the reward that was trained against: a gain can be its faults, learned. A judge of its own "
             "tells them apart."
         )
+    if len(contestants) > 1:
+        yield (
+            "Intervals are over prompts. Each policy was trained with one seed, and another seed can differ by more: "
+            "train with several before one is called better."
+        )
     if len({one.reward.name for one in contestants}) > 1:
         yield "The policies were trained against rewards of their own; all numbers are of the one judge."
 
