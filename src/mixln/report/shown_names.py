@@ -38,7 +38,7 @@ def _named(part: Any, names: Mapping[str, str]) -> Any:
         return part
     found = {field.name: getattr(part, field.name) for field in fields(part)}
     changed = {
-        name: names.get(value, value) if name in _LABELS else _named(value, names)
+        name: names.get(str(value), value) if name in _LABELS else _named(value, names)
         for name, value in found.items()
         if name in _LABELS or isinstance(value, str | list) or is_dataclass(value)
     }

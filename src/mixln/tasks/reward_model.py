@@ -64,7 +64,8 @@ class RewardModel:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: PromptTemplate | Literal["chat"]
     ) -> None:
-        self.model, self.tokenizer, self.form = model, tokenizer, form
+        self.model, self.tokenizer = model, tokenizer
+        self.form: PromptTemplate | Literal["chat"] = form
         self._writer = AnswerWriter(tokenizer, form)
 
     def rewards(
