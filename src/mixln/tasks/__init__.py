@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from mixln.tasks.fine_tuning import FineTuning as FineTuning
     from mixln.tasks.healing_config import HealingConfig as HealingConfig
     from mixln.tasks.healing_config import LowRankConfig as LowRankConfig
+    from mixln.tasks.image_classification import ImageClassification as ImageClassification
+    from mixln.tasks.image_classification import train_image_classifier as train_image_classifier
+    from mixln.tasks.image_config import ImageTrainingConfig as ImageTrainingConfig
+    from mixln.tasks.image_config import VisionModelConfig as VisionModelConfig
     from mixln.tasks.pretraining import Pretraining as Pretraining
     from mixln.tasks.pretraining import pretrain as pretrain
     from mixln.tasks.recipe import ModelConfig as ModelConfig

@@ -1,0 +1,354 @@
+"""Classification of images by a ViT under any placement."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForImageClassification, ViTImageProcessor
+
+from mixln.confidence import accuracy_interval
+from mixln.data import training_rows
+from mixln.data.image_workers import ImageWorkers, Item, Made, result_of
+from mixln.data.images import ImageData, ImageRows, read_images
+from mixln.errors import InputError
+from mixln.models.anatomy import find_block_stack
+from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
+from mixln.models.transformers_internals import enable_activation_checkpointing
+from mixln.placement import (
+    PlacementError,
+    has_residual_scales_to_profile,
+    profile_residual_scales,
+    set_residual_scales,
+)
+from mixln.quiet import quiet_transformers
+from mixln.tasks.build import materialize
+from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.layers import parameters_by_layer
+from mixln.training import Callback, Precision, ReportStep, TrainedModel, train
+from mixln.training.objective import Batch, Objective, Reduce, Share
+from mixln.training.task import Task
+
+HUGGINGFACE_FOLDER = "huggingface"
+"""Of a checkpoint: config and preparation of images."""
+
+_NAMED = 5
+"""Damaged images that are named; the others are counted."""
+_TOP = 5
+_BATCHES_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """What a classifier is worth on held-out images.
+
+    Attributes:
+        loss: mean cross-entropy, in nats.
+        top1: share of images whose class has the largest logit; one of several equal ones is none.
+        top5: share of images whose class is among the five largest; None: there are no more than five classes.
+        images: how many.
+    """
+
+    loss: float
+    top1: float
+    top5: float | None
+    images: int
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Return them by name, with 95 % intervals over images (Wilson)."""
+        found = {"validation_loss": self.loss}
+        for name, share in (("top1", self.top1), ("top5", self.top5)):
+            if share is not None:
+                low, high = accuracy_interval(share, self.images)
+                found |= {name: share, f"{name}_low": low, f"{name}_high": high}
+        return found
+
+
+class ImageClassificationObjective(Objective):
+    """Cross-entropy of soft targets t: - sum over images and classes of t log softmax(logits)."""
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed loss, a scalar, of images (batch, 3, height, width) and targets (batch, classes)."""
+        logits = self.model(pixel_values=images).logits
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks."""
+        return [*find_block_stack(self.model).layers]
+
+    def checkpoint_activations(self) -> None:
+        """Let transformers do it."""
+        enable_activation_checkpointing(self.model, use_reentrant=False)
+
+
+class ImageClassification(Task):
+    """Telling classes of images apart, by a ViT that is drawn anew.
+
+    Images are decoded, augmented and mixed in processes of their own, by timm and torchvision; what a step trains on is
+    a function of (seed, step, row), so a run that is taken up goes on with the very same images.
+
+    Args:
+        config: of the run.
+        data: to train and validate on; None: those of `config.data`.
+
+    Attributes:
+        data: the images that can be decoded.
+        notes: what is known of the data that its owner should know.
+
+    Raises:
+        InputError: timm or torchvision is missing, the images are not as `read_images` wants them, all of a class are
+            damaged, or the model cannot be built.
+        PlacementError: there is no such placement.
+    """
+
+    unit = "images"
+
+    def __init__(self, config: ImageTrainingConfig, data: ImageData | None = None) -> None:
+        _require_packages()
+        self.config = self.recipe = config
+        found = read_images(config.data) if data is None else data
+        self.model_config = _model_config(config, found.classes)
+        size = (config.model.image_size, config.model.image_size)
+        self.workers = ImageWorkers(config.data.workers, size, config.augmentation, len(found.classes))
+        # the processes end with the task, or with this process
+        weakref.finalize(self, self.workers.close)
+        self.data, self.notes = _checked(found, self.workers)
+        self.positions = (config.model.image_size // config.model.patch_size) ** 2 + 1
+
+    def identity(self) -> dict[str, Any]:
+        """The model, the augmentation and the images."""
+        return {
+            "model": asdict(self.recipe.model),
+            "augmentation": asdict(self.recipe.augmentation),
+            "data_fingerprint": self.data.fingerprint,
+            "classes": list(self.data.classes),
+        }
+
+    def warnings(self) -> list[str]:
+        """What was found in the images."""
+        return list(self.notes)
+
+    def widths(self) -> tuple[int, int]:
+        """Those of a feed-forward."""
+        return self.recipe.model.hidden_size, self.recipe.model.intermediate_size
+
+    def build(self) -> MixLNViTForImageClassification:
+        """The model on the meta device, so that no process ever holds more than its part."""
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(self.model_config, attn_implementation="sdpa")
+        assert isinstance(model, MixLNViTForImageClassification)
+        return model
+
+    def objective(self, model: Any, device: torch.device, *, compiled: bool) -> ImageClassificationObjective:
+        """The cross-entropy."""
+        del device, compiled
+        return ImageClassificationObjective(model)
+
+    def place(self, objective: Any, device: torch.device) -> None:
+        """Draw this process's part."""
+        materialize(objective.model, self.config.seed, device)
+
+    def restart(self, objective: Any) -> None:
+        """Draw the same weights again."""
+        objective.model.initialize(self.config.seed)
+
+    def adapt(self, objective: Any, forward: Callable[[], object], reduce: Reduce) -> None:
+        """Set the residual scales that are learned, if the placement has such (Admin)."""
+        if has_residual_scales_to_profile(objective.model):
+            set_residual_scales(objective.model, profile_residual_scales(objective.model, forward, reduce=reduce))
+
+    def rows(self, step: int) -> Any:
+        """Return the images of a batch."""
+        return training_rows(len(self.data.train), step, self.config.batch_size, self.config.seed)
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """Return images, augmented and mixed, and their soft targets."""
+        rows = self.rows(step)
+        own = share.of(np.arange(len(rows)))
+        seed = self.config.seed
+        items = [_item(self.data.train, row) for row in rows]
+        if not self.recipe.augmentation.mixes:
+            images, targets = self.workers.training(seed, step, [items[place] for place in own])
+            return {"images": torch.from_numpy(images), "targets": torch.from_numpy(targets)}
+        last = len(rows) - 1
+        pairs = sorted({min(int(place), last - int(place)) for place in own})
+        images, targets = self.workers.training(seed, step, [(items[place], items[last - place]) for place in pairs])
+        # all firsts, then all seconds
+        made = {place: number for number, place in enumerate([*pairs, *(last - place for place in pairs)])}
+        order = [made[int(place)] for place in own]
+        return {"images": torch.from_numpy(images[order]), "targets": torch.from_numpy(targets[order])}
+
+    def weight(self, batch: Batch) -> int:
+        """Return the number of images."""
+        return len(batch["images"])
+
+    def evaluate(self, objective: Any, device: torch.device, share: Share, reduce: Reduce) -> ImageScores:
+        """Return loss and accuracy on all images to validate on, in batches of one size for every process."""
+        images, size = self.data.test, self.config.evaluation_batch_size
+        most = -(-len(images) // share.of_how_many)
+        own = share.of(np.arange(len(images)))
+        totals = torch.zeros(4, dtype=torch.float64)
+        waiting: deque[tuple[int, Future[Made]]] = deque()
+        starts = iter(range(0, most, size))
+
+        def ask() -> None:
+            if (start := next(starts, None)) is not None:
+                rows = own[start : start + size]
+                # one that has no image left computes another time on the first, as all make equally many forwards
+                items = [_item(images, row) for row in (rows if len(rows) else own[:1])]
+                waiting.append((len(rows), self.workers.testing(items)))
+
+        for _ in range(_BATCHES_AHEAD):
+            ask()
+        while waiting:
+            count, future = waiting.popleft()
+            pixels, targets = (torch.from_numpy(part).to(device) for part in result_of(future))
+            ask()
+            logits = objective.model(pixel_values=pixels).logits.float()[:count]
+            totals += _totals(logits, targets[:count])
+        loss, top1, top5, seen = reduce(totals).tolist()
+        has_top5 = len(self.data.classes) > _TOP
+        return ImageScores(loss / seen, top1 / seen, top5 / seen if has_top5 else None, int(seen))
+
+    def layers(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters by depth."""
+        return parameters_by_layer(model)
+
+    def describe(self, model: Any, folder: Path) -> None:
+        """Write config and preparation of images, so that a checkpoint can be exported alone."""
+        model.config.save_pretrained(folder / HUGGINGFACE_FOLDER)
+        self._processor().save_pretrained(folder / HUGGINGFACE_FOLDER)
+
+    def save(self, model: Any, weights: dict[str, Any], folder: Path) -> None:
+        """Write a Hugging Face folder, which transformers' pipelines prepare images for as they were for validation."""
+        with quiet_transformers():
+            model.save_pretrained(folder, state_dict=weights)
+        self._processor().save_pretrained(folder)
+
+    def load(self, folder: Path, device: torch.device) -> nn.Module:
+        """Open a Hugging Face folder."""
+        try:
+            with quiet_transformers():
+                model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"the finished model {folder} is damaged ({error}). Delete it to train it anew") from error
+        return nn.Module.to(model, device).eval()
+
+    def _processor(self) -> ViTImageProcessor:
+        size, augmentation = self.recipe.model.image_size, self.recipe.augmentation
+        build: Any = ViTImageProcessor
+        return build(
+            size={"height": size, "width": size},
+            image_mean=list(augmentation.mean),
+            image_std=list(augmentation.std),
+            resample=3,
+        )
+
+
+def train_image_classifier(
+    config: ImageTrainingConfig,
+    folder: str | Path,
+    report_step: ReportStep | None = None,
+    *,
+    precision: Precision | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainedModel:
+    """Train a classifier of images; see `mixln.training.train`.
+
+    Args:
+        config: of the run.
+        folder: of the run; its `model/` will be a Hugging Face folder with the preparation of images.
+        report_step: progress.
+        precision: as `train`.
+        callbacks: as `train`.
+
+    Raises:
+        PlacementError, InputError: as `ImageClassification`; or as `train`.
+        TrainingDivergedError, TrainingInterrupted: as `train`.
+    """
+    task = ImageClassification(config)
+    try:
+        return train(task, folder, report_step, precision=precision, callbacks=callbacks)
+    finally:
+        task.workers.close()
+
+
+def _require_packages() -> None:
+    try:
+        import timm
+        import torchvision
+    except ImportError as error:
+        raise InputError(
+            f"training on images needs timm and torchvision ({error}): pip install 'mixln[vision]'"
+        ) from error
+    del timm, torchvision
+
+
+def _model_config(config: ImageTrainingConfig, classes: Sequence[str]) -> MixLNViTConfig:
+    build: Any = MixLNViTConfig
+    names = dict(enumerate(classes))
+    try:
+        return build(**asdict(config.model), id2label=names, label2id={name: number for number, name in names.items()})
+    except PlacementError:
+        raise
+    except (StrictDataclassError, ValueError) as error:
+        # the reason stands behind a line about the validator
+        raise InputError(f"model: {error.__cause__ or error}") from error
+
+
+def _item(images: ImageRows, row: int) -> Item:
+    row = int(row)
+    return Item(row, images.names[row], images.read(row), int(images.labels[row]))
+
+
+def _checked(data: ImageData, workers: ImageWorkers) -> tuple[ImageData, list[str]]:
+    """Leave out what cannot be decoded, and say so; every image is decoded once.
+
+    Raises:
+        InputError: nothing is left of a class.
+    """
+    notes = list(data.notes)
+    splits: list[ImageRows] = []
+    for split, images in (("to train on", data.train), ("to validate on", data.test)):
+        found = workers.inspect([_item(images, row) for row in range(len(images))])
+        damaged = {row for row, (_, fault) in enumerate(found) if fault}
+        if damaged:
+            named = "; ".join(f"{images.names[row]} ({found[row][1]})" for row in sorted(damaged)[:_NAMED])
+            more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+            notes.append(
+                f"{len(damaged)} of {len(images)} images {split} cannot be decoded and are left out: {named}{more}"
+            )
+        modes = Counter(mode for mode, fault in found if not fault and mode != "RGB")
+        if modes:
+            listed = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+            notes.append(f"images {split} that are not RGB are made so: {listed}")
+        left = images.without(damaged)
+        gone = [name for number, name in enumerate(data.classes) if not (left.labels == number).any()]
+        if gone and (split == "to train on" or not len(left)):
+            raise InputError(f"no image {split} of {', '.join(gone[:_NAMED])} can be decoded. {notes[-1]}")
+        splits.append(left)
+    train_rows, test_rows = splits
+    return ImageData(data.classes, train_rows, test_rows), notes
+
+
+def _totals(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return summed loss, right answers, right answers among five, and images; equal logits are no right answer."""
+    labels = targets.argmax(-1, keepdim=True)
+    wanted = logits.gather(1, labels)
+    # the rank of the class, where every other that is as large comes before it
+    rank = (logits >= wanted).sum(-1) - 1
+    loss = F.cross_entropy(logits, labels[:, 0], reduction="sum")
+    counts = (loss, (rank == 0).sum(), (rank < _TOP).sum())
+    return torch.tensor([*(float(count) for count in counts), float(len(logits))], dtype=torch.float64)
