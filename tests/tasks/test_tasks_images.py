@@ -26,7 +26,7 @@ if importlib.util.find_spec("timm") is None:
 from image_tools import CLASSES, SIDE, ImageJob, run_images, run_images_on, tiny_config, write_images
 
 from mixln.data.image_config import AugmentationConfig, ImageDataConfig
-from mixln.data.image_workers import _seed
+from mixln.data.image_workers import _let_posterize_take_all_bits, _seed
 from mixln.data.images import read_images
 from mixln.errors import InputError
 from mixln.tasks.image_classification import ImageClassification, ImageScores, _totals
@@ -166,6 +166,20 @@ def test_the_transforms_of_timm_and_of_torchvision(open_task: Callable[..., Imag
         normalised = (plain - torch.tensor(colours.mean)[:, None, None]) / torch.tensor(colours.std)[:, None, None]
         same = torch.allclose(batch[0], normalised, atol=1e-5)
         assert same == (augmentation["crop"] == "none")
+
+
+def test_a_policy_that_keeps_no_bit_of_an_image_makes_it_black(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow 13 refuses it, and rand-m9-mstd0.5-inc1 asks for it where its strength comes out as 10."""
+    from timm.data import auto_augment
+
+    monkeypatch.setattr(auto_augment, "NAME_TO_OP", dict(auto_augment.NAME_TO_OP))
+    _let_posterize_take_all_bits()
+    picture = Pictures.new("RGB", (4, 4), (200, 100, 3))
+    for name in ("PosterizeIncreasing", "PosterizeOriginal", "Posterize"):
+        changed = auto_augment.AugmentOp(name, prob=1.0, magnitude=10).aug_fn
+        assert not np.asarray(changed(picture, 0)).any()
+        assert np.asarray(changed(picture, 1))[0, 0].tolist() == [128, 0, 0]
+        assert np.asarray(changed(picture, 8))[0, 0].tolist() == [200, 100, 3]
 
 
 def test_top_1_and_top_5_with_ties_as_wrong() -> None:

@@ -146,6 +146,7 @@ class _Tools:
         from timm.data.transforms_factory import create_transform
 
         torch.set_num_threads(1)
+        _let_posterize_take_all_bits()
         self.classes, self.smoothing = classes, augmentation.label_smoothing
         colours: dict[str, Any] = {"mean": augmentation.mean, "std": augmentation.std}
         shape = (3, *size)
@@ -174,6 +175,20 @@ class _Tools:
                 label_smoothing=augmentation.label_smoothing,
                 num_classes=classes,
             )
+
+
+def _let_posterize_take_all_bits() -> None:
+    """Make an image black where timm's policies keep 0 of its bits, as Pillow did before it refused that (13.0)."""
+    from PIL import Image
+    from timm.data import auto_augment
+
+    def posterize(image: Any, bits_to_keep: int, **options: Any) -> Any:
+        if bits_to_keep < 1:
+            return Image.new(image.mode, image.size)
+        return auto_augment.posterize(image, bits_to_keep, **options)
+
+    for name in [name for name in auto_augment.NAME_TO_OP if name.startswith("Posterize")]:
+        auto_augment.NAME_TO_OP[name] = posterize
 
 
 def _light(size: tuple[int, int], augmentation: AugmentationConfig) -> Any:
@@ -221,7 +236,10 @@ def _make_training(seed: int, step: int, items: Sequence[Any]) -> Made:
 def _augmented(seed: int, step: int, item: Item) -> Any:
     image = _decode(item)
     _seed(seed, step, item.row)
-    return _tools.training(image)
+    try:
+        return _tools.training(image)
+    except Exception as error:  # of the libraries that augment
+        raise InputError(f"the image {item.name} cannot be augmented ({type(error).__name__}: {error})") from error
 
 
 def _make_testing(items: Sequence[Item]) -> Made:
