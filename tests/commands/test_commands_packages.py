@@ -27,7 +27,10 @@ from mixln.tasks.recipe import Recipe
 STUDIES = [f"mixln.studies.{name}" for name in ("compare", "diagnose", "prune", "pruned_folder", "remove_norm")]
 PACKAGES = ["mixln", *(one.name for one in walk_packages(mixln.__path__, "mixln.") if one.ispkg), *STUDIES]
 
-CALLED_BY_THE_ENGINE = {"Task.describe", "Task.save", "Task.load", "TrainedModel.__init__", "Job.__init__"}
+CALLED_BY_THE_ENGINE = {
+    *(f"{task}.{method}" for task in ("Task", "ImageClassification") for method in ("describe", "save", "load")),
+    *("TrainedModel.__init__", "Job.__init__"),
+}
 """What is handed to them is a path already."""
 
 
