@@ -69,6 +69,8 @@ class Range:
 
     def refuse(self, value: float) -> str:
         """Return what to say of a number outside of the range."""
+        if not math.isfinite(value):
+            return f"must be a finite number, not {value}"
         least = self.low if self.above is None else self.above
         most = self.high if self.below is None else self.below
         if most is not None:

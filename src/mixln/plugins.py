@@ -110,7 +110,7 @@ def run_python_file(file: Path, name: str, where: str) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{where} raises {first_line(error)}{line_of(error, file)}. Correct it") from error
     return module
@@ -131,7 +131,7 @@ def load_installed_plugins() -> list[Plugin]:
             package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
             try:
                 point.load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(
                     f"the plugin {point.name} of the package {package} raises {first_line(error)}. Uninstall the "
                     "package, or install a version of it that goes with this mixln"
@@ -141,13 +141,13 @@ def load_installed_plugins() -> list[Plugin]:
     return found
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return an error in one line, with its class."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0][:300].rstrip('.')}"
 
 
-def line_of(error: Exception, file: Path) -> str:
+def line_of(error: BaseException, file: Path) -> str:
     """Return where in a file an error was raised."""
     trace, line = error.__traceback__, None
     while trace is not None:

@@ -161,7 +161,7 @@ def test_several_policies_are_compared_under_one_judge(
     assert again.report.judge.name == f"{functions}:vowels"
     assert [one["after"] for one in completions(out / "mix")] == [one["after"] for one in written[1]]
     assert [one["reward_after"] for one in completions(out / "mix")] != [one["reward_after"] for one in written[1]]
-    with pytest.raises(InputError, match=r"holds another policy \(config\.seed was 0, is 1\)"):
+    with pytest.raises(InputError, match=r"holds another run \(config\.seed was 0, is 1\)"):
         mixln.rlhf(models, prompts, reward=rewards, judge=str(reward), out=out, seed=1, **QUICK)
 
 
@@ -270,10 +270,16 @@ def test_conversations_are_prompts_too(start: Path, functions: str, tmp_path: Pa
             "leave no room for a completion",
         ),
         (["{start}", "{prompts}", "--reward", "{vowels}", "--max-new-tokens", "5000"], "takes 2048 tokens"),
-        (["{start}", "{prompts}", "--reward", "{vowels}", "--micro-batch-size", "7"], "does not divide"),
         (["{start}", "{prompts}", "--reward", "{vowels}", "--temperature", "0"], "temperature"),
         (["{start}", "{prompts}", "--reward", "{vowels}", "--names", "a", "b"], "a different name for each"),
         (["{folder}/nowhere", "{prompts}", "--reward", "{vowels}"], "there is no folder"),
+        (["{start}", "{prompts}", "--reward", "{functions}:leaves"], "raises SystemExit: 3"),
+        (["{start}", "{prompts}", "--reward", ""], "--reward is empty"),
+        (["{start}", "{prompts}", "--reward", "{vowels}", "--judge", ""], "--judge is empty"),
+        (["{start}", "{prompts}", "--reward", "{vowels}", "--names", " "], "' ' in --names cannot be"),
+        (["{start}", "{twin}", "{prompts}", "--reward", "{vowels}", "--names", "..", "b"], "'..' in --names cannot be"),
+        (["{start}", "{twin}", "{prompts}", "--reward", "{vowels}", "--names", "rlhf.json", "b"], "cannot be the name"),
+        (["{start}", "{prompts}", "--reward", "{vowels}", "--micro-batch-size", "7"], "--micro-batch-size (7) does"),
     ],
 )
 def test_bad_requests_end_in_one_message(
@@ -286,10 +292,26 @@ def test_bad_requests_end_in_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "twin").symlink_to(start)
     places = {"start": start, "prompts": prompts, "functions": functions, "vowels": f"{functions}:vowels"}
+    places["twin"] = tmp_path / "twin"
     filled = [word.format(folder=tmp_path, **places) for word in words]
     assert main(["rlhf", *filled, "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_reward_that_was_wrong_is_corrected_in_the_same_folder(start: Path, prompts: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "own.py", tmp_path / "out"
+    file.write_text("def own(prompts, completions):\n    return [len(text) / 0 for text in completions]\n")
+    with pytest.raises(InputError, match=r"raises ZeroDivisionError.*\(line 2\)"):
+        mixln.rlhf(start, prompts, reward=f"python:{file}:own", out=out, **QUICK)
+    file.write_text("def own(prompts, completions):\n    return [len(text) / 2 for text in completions]\n")
+    mixln.rlhf(start, prompts, reward=f"python:{file}:own", out=out, **QUICK)
+    kept = (out / "model" / "model.safetensors").read_bytes()
+    file.write_text("def own(prompts, completions):\n    return [len(text) / 3 for text in completions]\n")
+    with pytest.raises(InputError, match="holds another run"):
+        mixln.rlhf(start, prompts, reward=f"python:{file}:own", out=out, **QUICK)
+    assert (out / "model" / "model.safetensors").read_bytes() == kept

@@ -32,6 +32,9 @@ def not_a_number(prompts, completions):
 def raises(prompts, completions):
     return [1 / 0 for _ in completions]
 
+def leaves(prompts, completions):
+    raise SystemExit(3)
+
 def a_text(prompts, completions):
     return "good"
 

@@ -30,7 +30,7 @@ from mixln.models.load import load_tokenizer
 from mixln.studies.reward_model import RUN_FILE, plan_reward_model, run_reward_model
 from mixln.tasks.reward_config import RewardConfig
 from mixln.tasks.reward_model import REPORT_FILE, load_reward_model
-from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, claim_run
 from mixln.training import TrainingDivergedError, TrainingInterrupted
 
 pytest.importorskip("trl", reason="needs mixln[reward]")
@@ -393,6 +393,36 @@ def test_another_request_in_the_folder_is_refused(
         mixln.reward(llama, pairs, out=out, epochs=0.05, **SMALL)
 
 
+def test_a_run_that_has_made_nothing_gives_way_to_another(llama: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    claim_run(out, RUN_FILE, {"config": {"seed": 7}})
+    trained = mixln.reward(llama, pairs, out=out, epochs=0.05, **SMALL)
+    assert trained.report.seed == 0
+    again = mixln.reward(llama, pairs, out=out, epochs=0.05, checkpoint_every=1, **SMALL)
+    assert again.report == trained.report, "how often checkpoints come changes nothing"
+    with pytest.raises(InputError, match="holds another run"):
+        claim_run(out, RUN_FILE, {"config": {"seed": 7}})
+
+
+def test_a_run_of_one_step_learns(llama: Path, pairs: Path, tmp_path: Path) -> None:
+    """Warmup begins at rate 0, so one step of warmup would be the whole run."""
+    trained = mixln.reward(llama, pairs, out=tmp_path / "out", epochs=0.05, **SMALL)
+    assert trained.report.steps == 1
+    given, learned = load_file(llama / "model.safetensors"), weights(trained.folder)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(given[name], learned[name])
+
+
+def test_the_folder_of_a_model_is_no_place_for_a_run(
+    llama: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(llama.iterdir())
+    assert main(["reward", str(llama), str(pairs), "--out", str(llama)]) == 2
+    assert f"--out {llama} is the folder of a model (config.json). Choose another folder" in capsys.readouterr().err
+    assert sorted(llama.iterdir()) == before
+
+
 def without_end_token(folder: Path, llama: Path) -> Path:
     model: Any = AutoModelForCausalLM.from_pretrained(llama)
     model.save_pretrained(folder)
@@ -447,6 +477,8 @@ TWO = {"prompt": "d", "chosen": "b", "rejected": "c"}
         (None, [ONE, TWO], ["--template", "nothing.yaml"], "there is no prompt template 'nothing.yaml'"),
         (None, [ONE, TWO], ["--micro-batch-size", "3"], "does not divide"),
         (None, [ONE, TWO], ["--epochs", "0"], "--epochs"),
+        (None, [ONE, TWO], ["--epochs", "inf"], "--epochs must be a finite number, not inf"),
+        (None, [ONE, TWO], ["--seed", "5000000000"], "--seed must be below 2^32"),
         (None, [ONE, TWO], ["--validation-fraction", "1.5"], "--validation-fraction"),
         (bert, [ONE, TWO], [], "is a BertForMaskedLM: give a causal language model"),
         (without_end_token, [ONE, TWO], [], "has no end-of-text token"),

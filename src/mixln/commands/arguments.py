@@ -115,13 +115,20 @@ def interface(name: str, function: Callable[..., Any]) -> Interface:
     return Interface(name, function, description, examples, (*options, PLUGIN), recipe_default, kinds, defaults)
 
 
-def claim_output(out: Path) -> None:
+def claim_output(out: Path, *, of_run: bool = True) -> None:
     """Create the output folder, and make sure before hours of work that it can be written.
 
+    Args:
+        out: the folder.
+        of_run: a run is to be in it, whose reports and checkpoints would pass for those of a model that lies there.
+
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be written, or a model lies in it.
     """
     from mixln.storage import claim_folder
+
+    if of_run and (out / "config.json").is_file():
+        raise InputError(f"`out` {out} is the folder of a model (config.json). Choose another folder")
 
     try:
         claim_folder(out)

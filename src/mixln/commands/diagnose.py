@@ -135,7 +135,7 @@ def diagnose(
         else:
             documents, notes, source = list(islice(texts, config.max_documents)), [], "given in Python"
         if folder is not None:
-            claim_output(folder)
+            claim_output(folder, of_run=False)
             if (folder / REPORT_FILE).exists():
                 shown.report(f"Replacing the report in {folder}")
         for note in notes:

@@ -96,7 +96,7 @@ def evaluate(
         raise InputError("`tasks` is empty: name at least one")
     folder = None if out is None else Path(out)
     if folder is not None:
-        claim_output(folder)
+        claim_output(folder, of_run=False)
 
     def kept_so_far() -> str:
         if folder is None:

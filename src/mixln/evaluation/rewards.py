@@ -169,7 +169,7 @@ class FunctionReward(Reward):
         """
         try:
             values = self._call([_as_text(prompt) for prompt in prompts], list(completions))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function that leaves would end the command without a word
             raise InputError(
                 f"the reward {self.name} raises {first_line(error)}{line_of(error, self._file)}. Correct it"
             ) from error

@@ -43,7 +43,6 @@ from mixln.models.finite import require_finite_parameters
 from mixln.models.load import load_causal_lm, load_plausible_config, load_tokenizer
 from mixln.models.sampling import Completion, Sampling, complete, divergences
 from mixln.progress import ReportStage
-from mixln.records import read_json
 from mixln.report.policies import POLICIES_FILE, PolicyReport, PolicyScore, PolicyTest, RewardFacts
 from mixln.report.series import Estimate
 from mixln.result import Result, copy_folder
@@ -55,9 +54,8 @@ from mixln.studies.measured_models import display_names
 from mixln.tasks.fine_tuning import model_fingerprint
 from mixln.tasks.policy import describe_kept_policy, require_policy_training, train_policy
 from mixln.tasks.policy_config import RLHFConfig
-from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER
-from mixln.training import MODEL_FOLDER, differences
-from mixln.training.callbacks.metrics import METRICS_FILE
+from mixln.tasks.trl_runs import claim_run
+from mixln.training import MODEL_FOLDER
 from mixln.version import __version__
 
 REQUEST_FILE = "policy.json"
@@ -188,6 +186,12 @@ def plan_policies(
     names = display_names(models) if names is None else names
     if len(names) != len(models) or len({_file_name(name) for name in names}) < len(names):
         raise InputError(f"`names` must have a different name for each of the {len(models)} models")
+    for name in names:
+        if not name.strip() or (len(models) > 1 and (name.startswith(".") or name == POLICIES_FILE)):
+            raise InputError(f"{name!r} in `names` cannot be the name of a policy's folder. Choose another name")
+    for what, given in (("reward", rewards), ("judge", [judge])):
+        if "" in given:
+            raise InputError(f"`{what}` is empty: give a folder, or python:FILE:FUNCTION")
     if len(rewards) not in (1, len(models)):
         raise InputError(
             f"give one reward for all models, or one for each: there are {len(rewards)} rewards, and the number of "
@@ -242,7 +246,7 @@ def run_policies(plan: PolicyPlan, *, command: str = "", report: ReportStage | N
     with ExitStack() as stack:
         stack.enter_context(held_lock(plan.out / ".work.lock", busy))
         for one in plan.contestants:
-            _claim(one, plan)
+            claim_run(one.out, REQUEST_FILE, _identity(one, plan))
         # the starts first: what is wrong with rewards and prompts shows before anything is trained
         before = [_judged_start(one, plan, report) for one in plan.contestants]
         for one in plan.contestants:
@@ -311,22 +315,6 @@ def _identity(one: Contestant, plan: PolicyPlan) -> dict[str, Any]:
         "prompts": PromptData(plan.data.train, [], plan.data.counts).fingerprint(),
         "config": config,
     }
-
-
-def _claim(one: Contestant, plan: PolicyPlan) -> None:
-    """Make sure that a run in the folder is this one."""
-    path = one.out / REQUEST_FILE
-    wanted = json.loads(json.dumps(_identity(one, plan)))
-    if not path.exists():
-        for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE):
-            if (one.out / name).exists():
-                raise InputError(
-                    f"{one.out} holds {name}, but no {REQUEST_FILE} that says of which run. Choose another"
-                )
-        write_file(path, json.dumps(wanted, indent=2) + "\n")
-        return
-    if changes := list(differences(read_json(path), wanted)):
-        raise InputError(f"{one.out} holds another policy ({'; '.join(changes)}). Choose another folder")
 
 
 def _train(one: Contestant, plan: PolicyPlan, report: ReportStage | None) -> None:

@@ -46,14 +46,17 @@ from mixln.tasks.language_model import feed_forward_widths
 from mixln.tasks.reward_config import RewardConfig
 from mixln.tasks.reward_model import REPORT_FILE, RewardModel, TextForm, load_reward_model
 from mixln.tasks.reward_training import train_reward_model
-from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, describe_kept_checkpoint, require_trl
-from mixln.training import MODEL_FOLDER, ReportStep, differences
+from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, claim_run, describe_kept_checkpoint, require_trl
+from mixln.training import MODEL_FOLDER, ReportStep
 from mixln.training.decisions import agree_on_precision
 from mixln.training.distributed import Processes
 from mixln.training.run_folder import fill_folder
 
 RUN_FILE = "reward_run.json"
 """Of which run a folder is."""
+
+_MAY_CHANGE = ("checkpoint_every",)
+"""Fields of the configuration that the result does not depend on."""
 
 ReportTexts = Callable[[str, int, int], object]
 """Called with what is scored, texts done, and texts in all."""
@@ -207,13 +210,14 @@ class RewardPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return all that the result depends on, as JSON."""
+        config = {name: value for name, value in asdict(self.config).items() if name not in _MAY_CHANGE}
         return json.loads(
             json.dumps(
                 {
                     "model": model_fingerprint(self.folder),
                     "data": self.data.fingerprint,
                     "form": asdict(TextForm.of(self.data.form)),
-                    "config": {**asdict(self.config), "sequence_length": self.sequence_length},
+                    "config": {**config, "sequence_length": self.sequence_length},
                 }
             )
         )
@@ -265,9 +269,9 @@ def run_reward_model(
         InputError: the folder holds another run, or the model cannot be used.
         TrainingInterrupted, TrainingDivergedError: as `train_reward_model`.
     """
-    _require_same_run(plan, out)
     busy = f"another process is training in {out}. Wait for it, or choose another folder"
     with held_lock(out / ".lock", busy):
+        claim_run(out, RUN_FILE, plan.identity())
         if not (out / MODEL_FOLDER).exists():
             _train(plan, out, report_step, report_texts)
         report = read_report(out / MODEL_FOLDER)
@@ -312,19 +316,6 @@ def describe_counts(counts: PreferenceCounts, limit: int) -> Iterator[str]:
 
 def _with_limit(request: PreferenceRequest, limit: int) -> PreferenceRequest:
     return PreferenceRequest(**{**vars(request), "limit": limit})
-
-
-def _require_same_run(plan: RewardPlan, out: Path) -> None:
-    path, wanted = out / RUN_FILE, plan.identity()
-    if not path.exists():
-        if foreign := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER) if (out / name).exists()]:
-            raise InputError(
-                f"{out} holds {foreign[0]}, but no {RUN_FILE} that says of which run. Choose another folder"
-            )
-        write_file(path, json.dumps(wanted, indent=1) + "\n")
-    changes = list(differences(read_json(path), wanted))
-    if changes:
-        raise InputError(f"{out} holds another run ({'; '.join(changes)}). Choose another folder")
 
 
 def _train(plan: RewardPlan, out: Path, report_step: ReportStep | None, report_texts: ReportTexts | None) -> None:

@@ -75,11 +75,11 @@ class RLHFConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed >= 2**32:
-            raise InputError(f"seed must be below 2^32, not {self.seed}")
+            raise InputError(f"`seed` must be below 2^32, not {self.seed}")
         if self.micro_batch_size is not None and self.completions_per_step % self.micro_batch_size:
             raise InputError(
-                f"micro_batch_size {self.micro_batch_size} does not divide the {self.completions_per_step} completions "
-                f"of a step (prompts_per_step {self.prompts_per_step} x completions_per_prompt "
+                f"`micro_batch_size` ({self.micro_batch_size}) does not divide the {self.completions_per_step} "
+                f"completions of a step (`prompts_per_step` {self.prompts_per_step} x `completions_per_prompt` "
                 f"{self.completions_per_prompt}). Choose a divisor"
             )
 

@@ -54,6 +54,8 @@ class RewardConfig(Checked):
     def __post_init__(self) -> None:
         """Raise InputError if a number is out of range, or numbers make no sense together."""
         super().__post_init__()
+        if self.seed >= 2**32:
+            raise InputError(f"`seed` must be below 2^32, not {self.seed}")
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"`micro_batch_size` ({self.micro_batch_size}) does not divide `batch_size` ({self.batch_size})"

@@ -24,8 +24,6 @@ from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, SHARED_ARGUMENTS, quiet_tra
 from mixln.training import Precision, ReportStep
 from mixln.training.callbacks.metrics import METRICS_FILE
 
-_WARMUP = 0.1
-
 
 def train_reward_model(
     model: PreTrainedModel,
@@ -89,7 +87,7 @@ def _make_trainer(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(_WARMUP * steps),
+        warmup_steps=steps // 10,  # whose first update is at rate 0: a run of a few steps must not consist of it
         center_rewards_coefficient=config.center or None,
         max_length=None,  # longer pairs have been counted and left out
         disable_dropout=True,

@@ -6,6 +6,7 @@ torn it. It replaces a loss that is NaN by the one before in its log. TRL tells 
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,10 @@ from mixln.device import num_processes
 from mixln.errors import InputError
 from mixln.manifest import read_manifest, write_manifest
 from mixln.quiet import quiet_transformers
-from mixln.storage import disk_errors, put_on_disk
-from mixln.training import TrainingDivergedError, TrainingInterrupted
+from mixln.records import read_json
+from mixln.storage import disk_errors, put_on_disk, write_file
+from mixln.training import MODEL_FOLDER, TrainingDivergedError, TrainingInterrupted, differences
+from mixln.training.callbacks.metrics import METRICS_FILE
 from mixln.training.interrupt import Interruption, deferred_interrupt
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -53,6 +56,31 @@ def require_trl(what: str) -> None:
         raise InputError(f"{what} is trained by TRL, which is not installed: pip install 'mixln[reward]'") from error
     if num_processes() > 1:
         raise InputError("this command works in one process: start it without torchrun")
+
+
+def claim_run(folder: Path, file: str, identity: Mapping[str, Any]) -> None:
+    """Make sure that the run in a folder is this one. Whoever calls this holds the folder.
+
+    A run that has neither a model nor a whole checkpoint has made nothing, and gives way to another one: so a mistake
+    that ended it, such as a reward that raises an error, can be corrected in the same folder.
+
+    Args:
+        folder: of the run.
+        file: in the folder, that says of which run it is; it is written if need be.
+        identity: all that the result depends on.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    path, wanted = folder / file, json.loads(json.dumps(identity))
+    if not path.exists():
+        if there := [name for name in (MODEL_FOLDER, CHECKPOINTS_FOLDER, METRICS_FILE) if (folder / name).exists()]:
+            raise InputError(f"{folder} holds {there[0]}, but no {file} that says of which run. Choose another folder")
+    elif (folder / MODEL_FOLDER).exists() or newest_checkpoint(folder) is not None:
+        if changes := list(differences(read_json(path), wanted)):
+            raise InputError(f"{folder} holds another run ({'; '.join(changes)}). Choose another folder")
+        return
+    write_file(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
