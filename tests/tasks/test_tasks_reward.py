@@ -258,6 +258,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(llama: Path, pairs: Path, tm
     assert read.report == whole.report
 
 
+def test_an_interrupt_in_the_last_step_is_one(llama: Path, pairs: Path, tmp_path: Path) -> None:
+    config = RewardConfig(epochs=0.25, **SMALL)
+    plan = plan_reward_model(str(llama), PreferenceRequest([str(pairs)]), config)
+    last = config.steps(len(plan.data.train))
+    whole = run_reward_model(plan, tmp_path / "whole")
+
+    def stop(step: int, *_: float) -> None:
+        if step == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted, match=rf"the checkpoint of step {last} is kept"):
+        run_reward_model(plan_reward_model(*_same(llama, pairs, config)), tmp_path / "cut", stop)
+    assert not (tmp_path / "cut" / "model").exists()
+    again = run_reward_model(plan_reward_model(*_same(llama, pairs, config)), tmp_path / "cut", _never)
+    assert again.report == whole.report
+    found, expected = weights(again.folder), weights(whole.folder)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    lines = [(run.run / "metrics.jsonl").read_text().splitlines() for run in (whole, again)]
+    steps = [[json.loads(line)["step"] for line in some] for some in lines]
+    assert steps[0] == steps[1] == [*range(1, last + 1)]
+
+
+def _same(llama: Path, pairs: Path, config: RewardConfig) -> tuple[str, PreferenceRequest, RewardConfig]:
+    return str(llama), PreferenceRequest([str(pairs)]), config
+
+
 def _never(*_: Any) -> None:
     raise AssertionError("a finished run was trained again")
 

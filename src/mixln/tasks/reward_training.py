@@ -24,6 +24,8 @@ from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, SHARED_ARGUMENTS, quiet_tra
 from mixln.training import Precision, ReportStep
 from mixln.training.callbacks.metrics import METRICS_FILE
 
+_WARMUP = 0.1
+
 
 def train_reward_model(
     model: PreTrainedModel,
@@ -87,7 +89,7 @@ def _make_trainer(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=steps // 10,  # whose first update is at rate 0: a run of a few steps must not consist of it
+        warmup_steps=min(math.ceil(_WARMUP * steps), steps - 1),  # its first is at rate 0: not all may be warmup
         center_rewards_coefficient=config.center or None,
         max_length=None,  # longer pairs have been counted and left out
         disable_dropout=True,

@@ -145,9 +145,11 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Watch(interruption, folder, report, on_save))
         trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-    step = trainer.state.global_step
-    if interruption.signal_number and step < trainer.state.max_steps:
-        raise TrainingInterrupted(interruption.signal_number, step)
+    # a run that goes on after its last step makes one more, at rate 0
+    trainer.state.log_history = [one for one in trainer.state.log_history if one["step"] <= trainer.state.max_steps]
+    if interruption.signal_number:  # after the last step too: more may follow, such as the next model
+        kept = newest_checkpoint(folder)
+        raise TrainingInterrupted(interruption.signal_number, None if kept is None else kept[1])
     return trainer
 
 
@@ -189,7 +191,7 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         del args, control
-        if logs is None or "loss" not in logs:
+        if logs is None or "loss" not in logs or state.global_step > state.max_steps:
             return
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(float(logs[name])):
