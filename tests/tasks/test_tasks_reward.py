@@ -431,6 +431,13 @@ def test_a_run_that_has_made_nothing_gives_way_to_another(llama: Path, pairs: Pa
         claim_run(out, RUN_FILE, {"config": {"seed": 7}})
 
 
+def test_one_held_out_prompt_says_nothing(llama: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "two.jsonl", [ONE, TWO])
+    report = mixln.reward(llama, source, out=tmp_path / "out", **SMALL).report
+    assert (report.prompts, report.interval, report.holds_half) == (1, (0.0, 1.0), True)
+    assert report.length.difference_interval == (-1.0, 1.0)
+
+
 def test_a_run_of_one_step_learns(llama: Path, pairs: Path, tmp_path: Path) -> None:
     """Warmup begins at rate 0, so one step of warmup would be the whole run."""
     trained = mixln.reward(llama, pairs, out=tmp_path / "out", epochs=0.05, **SMALL)

@@ -74,7 +74,7 @@ class LengthBias:
     Attributes:
         longer: the accuracy of the rule that the longer answer is the better.
         difference: accuracy of the model less that of the better of two rules, the longer or the shorter answer.
-        difference_interval: of 95 %, over prompts, on the same pairs.
+        difference_interval: of 95 %, over prompts, on the same pairs, within [-1, 1]; all of it for one prompt.
         prefers_longer: share of pairs in which the longer answer has the higher reward; None: all are of equal length.
         correlation: of the difference in reward with the difference in length, both of chosen less rejected, about
             zero: sum(dr * dl) / sqrt(sum(dr^2) sum(dl^2)), which is the same whichever answer is called the first.
@@ -116,6 +116,7 @@ def length_bias(scores: PairScores) -> LengthBias:
     own, longer = scores.credits, scores.credits_of_the_longer
     rule = longer if fmean(longer) >= 0.5 else [1 - credit for credit in longer]
     differences = [one - other for one, other in zip(own, rule, strict=True)]
+    low, high = grouped_mean_interval(differences, scores.prompts)  # of one prompt it is infinite
     by_reward = [good - bad for good, bad in zip(scores.chosen, scores.rejected, strict=True)]
     by_length = [good - bad for good, bad in zip(scores.chosen_lengths, scores.rejected_lengths, strict=True)]
     sizes = math.sqrt(sum(one * one for one in by_reward)) * math.sqrt(sum(one * one for one in by_length))
@@ -128,7 +129,7 @@ def length_bias(scores: PairScores) -> LengthBias:
     return LengthBias(
         pair_accuracy(longer, scores.prompts),
         fmean(differences),
-        grouped_mean_interval(differences, scores.prompts),
+        (max(-1.0, low), min(1.0, high)),
         fmean(told) if told else None,
         sum(products) / sizes if sizes else None,
         _accuracy_where(own, scores.prompts, [one > 0 for one in by_length]),
