@@ -20,6 +20,7 @@ from mixln.data.example_rows import ExampleRows, best_fit
 from mixln.data.prompts import INSTRUCTION, load_template
 from mixln.errors import InputError
 from mixln.models.encoding import IGNORED_TARGET
+from mixln.studies.fine_tuned_model import sentences_on_examples
 from mixln.tasks.choice import choose_objective
 
 CHATML = (
@@ -185,6 +186,20 @@ def test_every_answer_is_in_the_rows_once_and_no_example_is_cut(data: PreparedDa
         + len([index for packed in prepared.train.packed for index in packed])
         == 60
     )
+
+
+def test_held_out_examples_whose_prompt_is_trained_on_are_counted(data: PreparedData, tmp_path: Path) -> None:
+    tokenizer = plain(data.tokenizer)
+    held_out = write(tmp_path / "held_out.jsonl", [completion(number) for number in range(15, 30)])
+    rows = [completion(number) for number in range(20)]
+    prepared = prepare(tmp_path, rows, tokenizer, validation_sources=[held_out])
+    counts = prepared.counts[held_out]
+    assert (counts.read, counts.validation, counts.shared) == (15, 15, 5)
+    assert "15 held out, 5 of these with a prompt that is trained on too" in "".join(
+        sentences_on_examples({held_out: counts})
+    )
+    apart = prepare(tmp_path, rows, tokenizer, validation_fraction=0.5)
+    assert [one.shared for one in apart.counts.values()] == [0]
 
 
 def test_a_packed_example_has_the_loss_that_it_has_alone(data: PreparedData, tmp_path: Path) -> None:

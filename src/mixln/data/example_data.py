@@ -37,6 +37,7 @@ class ExampleCounts:
         cut: examples whose prompt has lost its beginning.
         apart: examples of which prompt and answer were put into tokens apart.
         validation: examples that are held out.
+        shared: of these, examples whose prompt is trained on too.
     """
 
     read: int = 0
@@ -44,6 +45,7 @@ class ExampleCounts:
     cut: int = 0
     apart: int = 0
     validation: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +132,13 @@ def prepare_examples(request: ExampleRequest, tokenizer: PreTrainedTokenizerFast
         raise InputError("nothing is held out: give a `validation_fraction` above 0, or data to validate on")
     train: list[Tokens] = []
     validation: list[Tokens] = []
+    trained: set[str] = set()
     counts: dict[str, ExampleCounts] = {}
     for source, weight in zip(request.sources, weights, strict=True):
         fraction = 0.0 if request.validation_sources else request.validation_fraction
-        counts[source] = _add(source, weight, fraction, request, tokenizer, train, validation)
+        counts[source] = _add(source, weight, fraction, request, tokenizer, train, validation, trained)
     for source in request.validation_sources:
-        counts[source] = _add(source, 1.0, 1.0, request, tokenizer, train, validation)
+        counts[source] = _add(source, 1.0, 1.0, request, tokenizer, train, validation, trained)
     for part, name in ((train, "to train on"), (validation, "to validate on")):
         if not part:
             raise InputError(f"there is no example {name}: give more examples, or another `validation_fraction`")
@@ -154,21 +157,25 @@ def _add(
     tokenizer: PreTrainedTokenizerFast,
     train: list[Tokens],
     validation: list[Tokens],
+    trained: set[str],
 ) -> ExampleCounts:
-    """Put the examples of a source on their sides, and count them."""
+    """Put the examples of a source on their sides, and count them; `trained` gets the prompts that are trained on."""
     encoder = ExampleEncoder(tokenizer)
     examples = list(_examples(source, request.template, tokenizer))
     fitted, dropped, cut = _fit(examples, encoder.encode(examples), request, encoder.begin)
-    held_out = 0
+    held_out = shared = 0
     for index, (example, tokens) in enumerate(fitted):
         if is_in_share(example.prompt, validation_fraction):
             validation.append(tokens)
             held_out += 1
+            shared += example.prompt in trained
         else:
             # the number is hashed too: of equal prompts some are taken, not all or none
             part = is_in_share(f"{index}\0{example.prompt}", weight % 1)
             train += [tokens] * (int(weight) + part)
-    return ExampleCounts(len(examples), dropped, cut, encoder.apart, held_out)
+            if int(weight) + part:
+                trained.add(example.prompt)
+    return ExampleCounts(len(examples), dropped, cut, encoder.apart, held_out, shared)
 
 
 def _examples(source: str, template: PromptTemplate | None, tokenizer: PreTrainedTokenizerFast) -> Iterator[Example]:

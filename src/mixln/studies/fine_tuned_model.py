@@ -36,6 +36,7 @@ def sentences_on_examples(sources: Mapping[str, ExampleCounts]) -> Iterator[str]
     """What became of the examples of each source."""
     for source, counts in sources.items():
         words = [f"{counts.read:,} examples", f"{counts.validation:,} held out"]
+        words += [f"{counts.shared:,} of these with a prompt that is trained on too"] if counts.shared else []
         words += [f"{counts.dropped:,} too long and left out"] if counts.dropped else []
         words += [f"{counts.cut:,} with the beginning of the prompt cut off"] if counts.cut else []
         words += [f"{counts.apart:,} with prompt and answer in tokens apart"] if counts.apart else []
