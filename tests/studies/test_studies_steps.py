@@ -302,7 +302,7 @@ def test_a_fine_tuning_that_diverges_ends_the_way_of_its_model_alone(
         (["evaluate=none.jsonl"], "there is no file none.jsonl"),
         (["evaluate={first} --limit 0"], "--limit must be at least 1"),
         (["evaluate={first} --num-fewshot 500"], "cannot be run"),
-        (["evaluate=broken --task-path {folder}"], "item 1 of broken: the right answer 7 is none of its 3 options"),
+        (["evaluate=broken --task-path {folder}"], "item 1 of broken: the right answer 7 is not one of its 3 options"),
         (["evaluate={first} --names a"], "has no option --names"),
         (["evaluate={first} --apply-chat-template"], "the tokenizer has no chat template"),
     ],
