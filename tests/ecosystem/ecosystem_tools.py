@@ -38,7 +38,7 @@ def build(placement: str, vocab_size: int, architecture: str = "llama", **fields
         "num_attention_heads": 4,
     }
     model = ModelConfig(architecture=architecture, placement=placement, **(sizes | fields))
-    config = model_config(model, LENGTH, vocab_size)
+    config = model_config(model, 4 * LENGTH, vocab_size)  # pairs of dialogues are longer than a row
     built = language_models()[architecture].whole_class(config)
     assert isinstance(built, PlacedForCausalLM)
     return built.initialize(0)
