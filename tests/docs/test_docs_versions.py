@@ -86,7 +86,7 @@ def test_the_readme_states_the_versions_tested() -> None:
 
 def test_ci_tests_both_ends() -> None:
     commands = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert {"make test", "make test-lowest"} <= set(commands)
+    assert {"make --jobs 2 test", "make test-lowest", "make slow"} <= set(commands)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in ("lowest", "newest"):
         assert f"constraints/{name}.txt" in makefile
