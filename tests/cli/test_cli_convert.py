@@ -46,7 +46,7 @@ BAD = {
     "convert {tmp}/mix {tmp}/out --to hf": "no class of transformers computes placement 'mix(alpha=0.25)'",
     "convert {tmp}/none {tmp}/out --to hf": "no norm before the head",
     "convert {tmp}/mix {tmp}/out": "say what to do: --placement PLACEMENT",
-    "convert {tmp}/mix {tmp}/out --to gguf": "there is no --to gguf. There is: hf, hf-neutral-norms",
+    "convert {tmp}/mix {tmp}/out --to gguf": "--to gguf is not known. Valid: hf, hf-neutral-norms",
     "convert {tmp}/mix {tmp}/out --to hf --placement mix": "--to and --placement contradict each other",
     "convert {tmp}/stock {tmp}/out --to hf": "a LlamaForCausalLM, which is a class of transformers already",
     "convert {tmp}/nothing {tmp}/out --to hf": "there is no folder",

@@ -185,6 +185,8 @@ def plain(hint: Any) -> Any:
     """A value that a field without a default takes."""
     if get_origin(hint) is Literal:
         return get_args(hint)[0]
+    if is_dataclass(hint) and isinstance(hint, type) and issubclass(hint, Checked):
+        return hint(**valid(hint))
     return {int: 2, float: 0.5, str: "pre", bool: True}[hint]
 
 

@@ -132,8 +132,8 @@ def test_what_is_no_language_model_is_refused(tokenizer: PreTrainedTokenizerFast
     }
     of_t5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     models: dict[str, Any] = {
-        "bert": BertForMaskedLM(BertConfig(vocab_size=40, intermediate_size=16, **small)),
-        "vit": ViTModel(ViTConfig(image_size=8, patch_size=4, intermediate_size=16, **small)),
+        "bert": BertForMaskedLM(BertConfig(vocab_size=40, **small)),
+        "vit": ViTModel(ViTConfig(image_size=8, patch_size=4, **small)),
         "t5": T5ForConditionalGeneration(T5Config(vocab_size=40, **of_t5)),
     }
     for name, model in models.items():

@@ -363,7 +363,7 @@ def test_datasets_archives_and_values_that_do_not_fit_are_refused(images: Path, 
         with pytest.raises(InputError, match=reason):
             ImageClassification(tiny_config(images, **changes))
     with pytest.raises(InputError, match="give a folder"):
-        ImageDataConfig()
+        ImageDataConfig("")
 
 
 def test_what_may_not_change_when_a_run_is_resumed(images: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class ImageDataConfig(Checked):
 
     checked_path: ClassVar[str] = "data."
 
-    source: str = ""
+    source: str
     image_column: str | None = None
     label_column: str | None = None
     workers: PositiveInt = 2
