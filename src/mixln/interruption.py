@@ -32,5 +32,6 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
         yield
     except Interrupted:
         raise
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted: {what()}") from error
+    except KeyboardInterrupt:
+        # where in the work it was is of no use to whoever interrupted it
+        raise Interrupted(f"interrupted: {what()}") from None

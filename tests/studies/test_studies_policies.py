@@ -71,7 +71,7 @@ def test_a_reward_that_can_be_learned_rises(
         *["--validation-fraction", "0.2"],
     ]
     assert main(words) == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "the reward rose by" in shown
     assert "4 sampled at temperature 1, top-p 1, up to 8 new tokens, seed 0" in shown
     report = from_json((out / POLICIES_FILE).read_text(), PolicyReport)

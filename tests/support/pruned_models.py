@@ -351,7 +351,7 @@ CASES: dict[str, Case] = {
         {**{"vocab_size": 61, "n_embd": 32, "n_layer": 4, "n_head": 4}, "scale_attn_by_inverse_layer_idx": True},
         (1,),
         "transformer.h",
-        refused="depend",
+        refused="sets each layer from its place",
     ),
     "diffllama": Case(
         "DiffLlamaForCausalLM", "DiffLlamaConfig", _GROUPED, (1,), "model.layers", refused="lambda_init would be"

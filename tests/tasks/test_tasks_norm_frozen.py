@@ -235,7 +235,7 @@ def test_what_would_be_left_beside_the_norms_is_refused() -> None:
         return BlockPlan(SublayerPlan(input_norm=NORM), SublayerPlan(input_norm=NORM, bypass=1.0))
 
     try:
-        with pytest.raises(InputError, match=r"that none lacks: .*\(bypass\) \(feed-forward, layers 1-4\)"):
+        with pytest.raises(InputError, match=r"that none does not have: .*\(bypass\) \(feed-forward, layers 1-4\)"):
             check_norms_removable(Placement.parse("test_bypassed").plan(4), "test_bypassed")
     finally:
         del SCHEMES["test_bypassed"]

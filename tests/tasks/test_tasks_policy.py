@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -324,15 +325,15 @@ def test_a_policy_that_is_lost_is_said_to_be(llama: Path, prompts: list[list[int
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"micro_batch_size": 5}, "micro_batch_size 5 does not divide the 64 completions"),
+        ({"micro_batch_size": 5}, "`micro_batch_size` (5) does not divide the 64 completions"),
         ({"completions_per_prompt": 1}, "completions_per_prompt must be at least 2"),
         ({"temperature": 0.0}, "temperature must be in"),
         ({"top_p": 0.0}, "top_p must be in"),
-        ({"seed": 2**32}, "seed must be below"),
+        ({"seed": 2**32}, "`seed` must be below"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=re.escape(message)):
         RLHFConfig(**changes)
 
 
