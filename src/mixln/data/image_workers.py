@@ -9,21 +9,21 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
-import os
 import random
 import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mixln.data.image_config import AugmentationConfig
 from mixln.data.images import Encoded
+from mixln.data.worker_processes import end_with_parent, interrupts_held_back
 from mixln.errors import InputError
+
+_Result = TypeVar("_Result")
 
 _tools: Any = None
 """Of a worker process."""
@@ -73,7 +73,7 @@ class ImageWorkers:
         """
         parts = [pairs[first :: self._count] for first in range(self._count)]
         futures = [self._submit(_make_training, seed, step, part) for part in parts if len(part)]
-        made = [_result(future) for future in futures]
+        made = [result_of(future) for future in futures]
         return _in_order(made, len(pairs), self._count)
 
     def testing(self, items: Sequence[Item]) -> Future[Made]:
@@ -88,7 +88,7 @@ class ImageWorkers:
         """
         size = 256
         futures = [self._submit(_inspect, items[first : first + size]) for first in range(0, len(items), size)]
-        return [found for future in futures for found in _result(future)]
+        return [found for future in futures for found in result_of(future)]
 
     def close(self) -> None:
         """End the processes."""
@@ -96,22 +96,18 @@ class ImageWorkers:
 
     def _submit(self, function: Any, *arguments: Any) -> Future[Any]:
         try:
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 return self._pool.submit(function, *arguments)
         except BrokenProcessPool as error:
             raise _killed(error) from error
 
 
-def result_of(future: Future[Made]) -> Made:
+def result_of(future: Future[_Result]) -> _Result:
     """Return what a worker has made.
 
     Raises:
         InputError: an image cannot be decoded; or the process was killed.
     """
-    return _result(future)
-
-
-def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:
@@ -206,14 +202,7 @@ def _light(size: tuple[int, int], augmentation: AugmentationConfig) -> Any:
 def _begin(size: tuple[int, int], augmentation: AugmentationConfig, classes: int) -> None:
     global _tools
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a pool's workers would wait for ever for a parent that was killed
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     _tools = _Tools(size, augmentation, classes)
 
 
@@ -287,13 +276,3 @@ def _seed(*parts: object) -> None:
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number >> 1)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal: those that are started in this block never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

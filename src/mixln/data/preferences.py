@@ -338,8 +338,8 @@ def _of_messages(prompt: Any, chosen: list[Any], rejected: list[Any], place: str
 
 def _turns(text: str, place: str) -> list[dict[str, str]]:
     """The messages of a dialogue `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
-    marks = list(_TURN.finditer(text if text.startswith("\n\n") else f"\n\n{text.lstrip()}"))
     text = text if text.startswith("\n\n") else f"\n\n{text.lstrip()}"
+    marks = list(_TURN.finditer(text))
     if not marks or marks[0].start() != 0:
         raise InputError(
             f"{place} has no prompt, and its answers are no dialogues that begin with 'Human:'. Give every row a "

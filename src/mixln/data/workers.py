@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from mixln.data.worker_processes import end_with_parent, interrupts_held_back
 from mixln.errors import InputError
 
 Encoded = tuple[np.ndarray, np.ndarray]
@@ -52,7 +50,7 @@ def tokenized_batches(
     waiting: deque[Future[Encoded]] = deque()
     try:
         for batch in batches:
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 waiting.append(pool.submit(_work, batch))
             if len(waiting) >= _BATCHES_AHEAD * workers:
                 yield waiting.popleft().result()
@@ -79,26 +77,9 @@ def _begin_work(tokenizer: Tokenizer) -> None:
     _tokenizer = tokenizer
     tokenizer.encode_special_tokens = True  # which is lost on the way
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)  # a pool's workers would wait for ever for a parent that was killed
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _work(texts: list[str]) -> Encoded:
     assert _tokenizer is not None
     return _encode(_tokenizer, texts)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal: those that are started in this block never see it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

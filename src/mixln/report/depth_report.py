@@ -18,7 +18,7 @@ from rich.text import Text
 from mixln.report import cells
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
-from mixln.report.series import ColumnSpec, Estimate, FigureSpec, TableSpec, fixed, merged_figures
+from mixln.report.series import ColumnSpec, Estimate, FigureSpec, TableSpec, fixed, interval_columns, merged_figures
 from mixln.report.tables import plain_table
 from mixln.result import FittingTables, Result, Sentence
 from mixln.storage import write_file
@@ -129,9 +129,7 @@ def _layer_numbers(model: ModelDiagnosis) -> list[dict[str, Any]]:
             continue
         for place, estimate in zip(series.places, series.estimates, strict=True):
             if 1 <= place <= model.num_layers:
-                low, high = estimate.interval or (None, None)
-                numbers = {series.name: estimate.value, f"{series.name}_low": low, f"{series.name}_high": high}
-                rows[place - 1] |= numbers
+                rows[place - 1] |= interval_columns(series.name, estimate)
     return rows
 
 

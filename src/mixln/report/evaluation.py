@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mixln.report import cells
 from mixln.report.serialize import to_json
-from mixln.report.series import Estimate
+from mixln.report.series import Estimate, interval_columns
 from mixln.report.tables import plain_table
 from mixln.result import Result
 from mixln.storage import write_file
@@ -225,9 +225,7 @@ class EvaluationReport(Result):
             {
                 "model": one.model,
                 "task": one.task,
-                "score": one.score.value,
-                "score_low": None if one.score.interval is None else one.score.interval[0],
-                "score_high": None if one.score.interval is None else one.score.interval[1],
+                **interval_columns("score", one.score),
                 "length_normalized": None if one.normalized is None else one.normalized.value,
                 "unanswered": one.unanswered,
                 "tied": one.tied,

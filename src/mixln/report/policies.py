@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mixln.report import cells
 from mixln.report.serialize import to_json
-from mixln.report.series import Estimate
+from mixln.report.series import Estimate, interval_columns
 from mixln.report.tables import plain_table
 from mixln.result import Sentence
 
@@ -180,12 +180,12 @@ class PolicyReport:
                 "start": one.start,
                 "reward": one.reward.name,
                 "judge": self.judge.name,
-                **_columns("reward_before", one.before),
-                **_columns("reward_after", one.after),
-                **_columns("gain", one.gain),
-                **_columns("win_rate", one.win_rate),
-                **_columns("kl_per_token", one.kl_per_token),
-                **_columns("kl_per_sequence", one.kl_per_sequence),
+                **interval_columns("reward_before", one.before),
+                **interval_columns("reward_after", one.after),
+                **interval_columns("gain", one.gain),
+                **interval_columns("win_rate", one.win_rate),
+                **interval_columns("kl_per_token", one.kl_per_token),
+                **interval_columns("kl_per_sequence", one.kl_per_sequence),
                 "length_before": one.length_before,
                 "length_after": one.length_after,
                 "unfinished_before": one.unfinished_before,
@@ -228,8 +228,3 @@ _ROWS = {
     "tokens before, after": lambda one: f"{one.length_before:.1f}, {one.length_after:.1f}",
     "not ended before, after": lambda one: f"{one.unfinished_before:.1%}, {one.unfinished_after:.1%}",
 }
-
-
-def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    low, high = (None, None) if estimate is None or estimate.interval is None else estimate.interval
-    return {name: None if estimate is None else estimate.value, f"{name}_low": low, f"{name}_high": high}

@@ -48,6 +48,12 @@ class Estimate:
         return f"{value} [{fixed(self.interval[0], form)}, {fixed(self.interval[1], form)}]"
 
 
+def interval_columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    """Return the columns of a data frame that a number has: `name`, `name_low` and `name_high`."""
+    low, high = (None, None) if estimate is None or estimate.interval is None else estimate.interval
+    return {name: None if estimate is None else estimate.value, f"{name}_low": low, f"{name}_high": high}
+
+
 LEAST_BELOW_FREQUENCIES = 0.01
 """Nats per token that a loss must be below that of token frequencies, at the upper end of the interval."""
 

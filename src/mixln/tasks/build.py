@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ def model_config(
     del fields["architecture"]
     if "rope_theta" in fields and config_class.recipe_name("rope_theta") is not None:
         fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    try:
+    with naming_wrong_sizes():
         return config_class.from_recipe(
             **fields,
             vocab_size=vocab_size,
@@ -61,6 +63,17 @@ def model_config(
             eos_token_id=eos_token_id,
             pad_token_id=None,
         )
+
+
+@contextmanager
+def naming_wrong_sizes() -> Iterator[None]:
+    """Say of a config that cannot be built why; a wrong placement says it itself.
+
+    Raises:
+        PlacementError, InputError: instead of what the config raises.
+    """
+    try:
+        yield
     except PlacementError:
         raise
     except (StrictDataclassError, ValueError) as error:

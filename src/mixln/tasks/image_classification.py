@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,14 +25,9 @@ from mixln.errors import InputError
 from mixln.models.anatomy import find_block_stack
 from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
 from mixln.models.transformers_internals import enable_activation_checkpointing
-from mixln.placement import (
-    PlacementError,
-    has_residual_scales_to_profile,
-    profile_residual_scales,
-    set_residual_scales,
-)
+from mixln.placement import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.quiet import quiet_transformers
-from mixln.tasks.build import materialize
+from mixln.tasks.build import materialize, naming_wrong_sizes
 from mixln.tasks.image_config import ImageTrainingConfig
 from mixln.tasks.layers import parameters_by_layer
 from mixln.training import Callback, Precision, ReportStep, TrainedModel, train
@@ -299,13 +293,8 @@ def _require_packages() -> None:
 def _model_config(config: ImageTrainingConfig, classes: Sequence[str]) -> MixLNViTConfig:
     build: Any = MixLNViTConfig
     names = dict(enumerate(classes))
-    try:
+    with naming_wrong_sizes():
         return build(**asdict(config.model), id2label=names, label2id={name: number for number, name in names.items()})
-    except PlacementError:
-        raise
-    except (StrictDataclassError, ValueError) as error:
-        # the reason stands behind a line about the validator
-        raise InputError(f"model: {error.__cause__ or error}") from error
 
 
 def _item(images: ImageRows, row: int) -> Item:
