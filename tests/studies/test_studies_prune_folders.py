@@ -166,6 +166,26 @@ def test_each_tensor_keeps_its_precision_and_what_the_class_does_not_read_stays(
     assert found["model.layers.1.input_layernorm.weight"].dtype == torch.float32
 
 
+def test_positions_that_grew_while_the_cost_was_measured_are_no_other_model(tmp_path: Path) -> None:
+    """This model computes its positions, as far as the longest text that it has run."""
+    sizes: dict[str, Any] = {"vocab_size": 61, "max_position_embeddings": 16, "d_model": 32, "ffn_dim": 48}
+    config = transformers.XGLMConfig(**sizes, num_layers=4, attention_heads=4)
+    transformers.XGLMForCausalLM(config).save_pretrained(tmp_path / "whole")
+    blocks = find_prunable_stack(open_for_pruning(str(tmp_path / "whole")), None)
+    model: Any = blocks.model
+    positions = model.model.embed_positions
+    before = positions.weights.shape
+    row = torch.arange(4, 44)[None]
+    with torch.no_grad():
+        model(input_ids=row)
+        assert positions.weights.shape != before
+        prune_model(PruningRequest(source=str(tmp_path / "whole"), layers=(2,)), blocks, (1,), tmp_path / "out")
+        del model.model.layers[1]
+        expected = model(input_ids=row, use_cache=False).logits
+        pruned = transformers.XGLMForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(pruned(input_ids=row, use_cache=False).logits, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_rule_by_place_is_noticed_in_every_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     """Attention divided by the number of the layer: no config says that of a layer that has moved."""

@@ -104,7 +104,7 @@ class _Search:
         self._tries = 0
         self._distances: dict[str, float] = {}
         whole = self._build(())
-        if whole is None or whole.tensors != structure_of(model).tensors:
+        if whole is None or whole.saved != structure_of(model).saved:
             raise InputError(
                 f"the config of a {self._kind} does not describe the model as it is, so a shorter one could not be "
                 "saved"

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 _SCALARS = (bool, int, float, str, type(None))
 _Tensors = dict[str, tuple[str, tuple[int, ...]]]
+_COMPUTED = "computed buffer"
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,17 @@ class Structure:
     """A model without its weights.
 
     Attributes:
-        tensors: name to kind (parameter, buffer) and shape.
+        tensors: name to kind (parameter, buffer, computed buffer) and shape.
         numbers: name of a module to its class (under the key "") and its own numbers, switches, words and lists.
     """
 
     tensors: _Tensors
     numbers: dict[str, dict[str, Any]]
+
+    @property
+    def saved(self) -> _Tensors:
+        """The tensors that a saved folder holds. Others are computed, and some grow when a longer text is run."""
+        return {name: tensor for name, tensor in self.tensors.items() if tensor[0] != _COMPUTED}
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -32,8 +38,9 @@ def structure_of(model: nn.Module) -> Structure:
     tensors: _Tensors = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tensors[name] = ("parameter", tuple(parameter.shape))
+    saved = model.state_dict().keys()
     for name, buffer in model.named_buffers(remove_duplicate=False):
-        tensors[name] = ("buffer", tuple(buffer.shape))
+        tensors[name] = ("buffer" if name in saved else _COMPUTED, tuple(buffer.shape))
     numbers = {name: _numbers(module) for name, module in model.named_modules(remove_duplicate=False)}
     return Structure(tensors, numbers)
 
