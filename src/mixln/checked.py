@@ -73,7 +73,7 @@ class Range:
             return f"must be a finite number, not {value}"
         least = self.low if self.above is None else self.above
         most = self.high if self.below is None else self.below
-        if most is not None:
+        if most is not None and most != math.inf:
             brackets = "[" if self.above is None else "(", "]" if self.below is None else ")"
             return f"must be in {brackets[0]}{least:g}, {most:g}{brackets[1]}, not {value}"
         if self.above is not None:
@@ -84,7 +84,7 @@ class Range:
 PositiveInt = Annotated[int, Range(above=0)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(above=0)]
-NonNegativeFloat = Annotated[float, Range(low=0)]
+NonNegativeFloat = Annotated[float, Range(low=0, below=math.inf)]
 Fraction = Annotated[float, Range(low=0, below=1)]
 
 _IN_WORDS: dict[Any, str] = {

@@ -1,4 +1,4 @@
-"""Confidence intervals: Student's t, and the interval of a share, also of items that come in groups."""
+"""Confidence intervals: Student's t, the interval of a share, also of items in groups; how they are written."""
 
 from __future__ import annotations
 
@@ -101,3 +101,21 @@ def _group_sums(values: Sequence[float], groups: Sequence[Hashable]) -> list[flo
 
 def _variance_of_mean(sums: Sequence[float], count: int) -> float:
     return len(sums) / (len(sums) - 1) * sum(one * one for one in sums) / count**2
+
+
+def fixed(value: float, form: str) -> str:
+    """Return a number in this format (`+.3f`); where that would leave zeros alone, its first digits: `+4.1e-5`."""
+    text = f"{value:{form}}"
+    if not math.isfinite(value) or any(digit in text for digit in "123456789"):
+        return text
+    if value == 0:
+        return "0"
+    sign = "+" if "+" in form and value > 0 else ""
+    return sign + f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def with_interval(value: float, interval: tuple[float, float] | None, form: str) -> str:
+    """Return a number and, if there is one, its interval in this format: `+0.3 [+0.1, +0.5]`; see `fixed`."""
+    if interval is None:
+        return fixed(value, form)
+    return f"{fixed(value, form)} [{fixed(interval[0], form)}, {fixed(interval[1], form)}]"

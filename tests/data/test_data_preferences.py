@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mixln.data import PreparedData
 from mixln.data.conversations import PLAIN_CHAT
+from mixln.data.preference_rows import read_pairs
 from mixln.data.preferences import (
     CHAT,
     AnswerWriter,
@@ -21,7 +22,6 @@ from mixln.data.preferences import (
     PreferenceRequest,
     choose_form,
     prepare_preferences,
-    read_pairs,
 )
 from mixln.data.prompts import COMPLETION, INSTRUCTION
 from mixln.data.tokenizer import wrap_tokenizer

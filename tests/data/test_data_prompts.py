@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import with_begin_token
+from tiny import SHARED, with_begin_token
 
 from mixln.data import PreparedData
 from mixln.data.conversations import ExampleEncoder, example_reader
+from mixln.data.preference_rows import read_pairs
 from mixln.data.prompt_rows import PromptRequest, fitting_prompts, prompt_tokens, read_prompts
 from mixln.data.prompts import PromptTemplate
 from mixln.errors import InputError
@@ -45,9 +46,13 @@ def questions(count: int) -> list[dict[str, str]]:
         ({"messages": turns("Why?", "So.", "And?")}, turns("Why?", "So.", "And?")),
         ({"chosen": turns("Why?", "So."), "rejected": turns("Why?", "No.")}, turns("Why?")),
         (
-            {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: So.", "rejected": ""},
-            "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:",
+            {
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: So.",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: No.",
+            },
+            turns("Hi", "Hello", "Why?"),
         ),
+        ({"chosen": "\n\nHuman: Why?\n\nAssistant: So."}, turns("Why?")),
     ],
 )
 def test_the_forms_of_rows(row: dict[str, Any], expected: Any, tmp_path: Path) -> None:
@@ -55,6 +60,17 @@ def test_the_forms_of_rows(row: dict[str, Any], expected: Any, tmp_path: Path) -
     held_out = [write(tmp_path / "held_out.jsonl", questions(2))]
     (prompt,) = read_prompts(PromptRequest(sources, held_out)).train
     assert (prompt.text if prompt.messages is None else list(prompt.messages)) == expected
+
+
+@pytest.mark.parametrize("name", ["qa_feedback", "hh_harmless", "ultrafeedback"])
+def test_a_policy_is_asked_what_a_reward_model_is_trained_on(name: str) -> None:
+    """Rows of preferences give one prompt, whoever reads them."""
+    source = SHARED / "data" / "preferences" / f"{name}.jsonl.gz"
+    if not source.is_file():
+        pytest.skip(f"{source.name} is not here")
+    prompts = read_prompts(PromptRequest([str(source)]))
+    read = {json.dumps(prompt.value, sort_keys=True) for prompt in [*prompts.train, *prompts.held_out]}
+    assert read == {json.dumps(pair.prompt, sort_keys=True) for pair in read_pairs(str(source))}
 
 
 def test_instructions_and_templates(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def spoilt_models(source: Path, folder: Path) -> dict[str, Path]:
         (["{llama}", "{rows}", "--template", "nothing.yaml"], "there is no prompt template 'nothing.yaml'"),
         (["{llama}", "{rows}", "--template", "instruction"], "'instruction' is undefined"),
         (["{llama}", "{rows}", "--method", "lora", "--rank", "0"], "rank"),
+        (["{llama}", "{rows}", "--rank", "4"], "--rank 4 is of low-rank updates, and all weights are trained"),
+        (["{llama}", "{rows}", "--weight-decay", "inf"], "--weight-decay must be a finite number"),
         (["{llama}", "{empty}"], "holds no examples"),
         (["{llama}"], "are required: DATA"),
         (["{llama}", "{no_answer}"], "no_answer.jsonl:2 has an empty answer"),

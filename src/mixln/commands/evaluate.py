@@ -84,14 +84,13 @@ def evaluate(
     from mixln.evaluation.harness import Prompting, load_task
     from mixln.progress import StageProgress
     from mixln.studies.evaluation import Request, evaluate_models
-    from mixln.studies.measured_models import measured_models
+    from mixln.studies.measured_models import measured_models, require_names
 
     prompting = Prompting(num_fewshot, apply_chat_template, fewshot_as_multiturn, system_instruction)
     request = Request(limit, batch_size, prompting)
     opened = measured_models(models, tokenizer, dtype=precision, device_map=device_map)
     names = list(opened) if names is None else names
-    if len(names) != len(opened):
-        raise InputError(f"`names` has {len(names)} entries, but there are {len(opened)} models: give one for each")
+    require_names(names, len(opened))
     if not tasks:
         raise InputError("`tasks` is empty: name at least one")
     folder = None if out is None else Path(out)

@@ -223,7 +223,7 @@ class RLHFFields(TypedDict, total=False):
     beta: float
     reward_clip: float | None
     missing_end_penalty: float
-    rank: int
+    rank: int | None
     temperature: float
     top_p: float
     max_new_tokens: int
@@ -248,7 +248,7 @@ class FineTuningFields(TypedDict, total=False):
     method: Literal["full", "lora"]
     learning_rate: float | None
     weight_decay: float
-    rank: int
+    rank: int | None
     too_long: Literal["refuse", "drop", "cut"]
     validation_fraction: float
     seed: int

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mixln.announce import announce, format_count
+from mixln.errors import InputError
 from mixln.hub import require_access
 from mixln.sources import check_corpus, describe_corpus, describe_model
 from mixln.tasks.recipe import Recipe
+
+_TASK_FILES = (".yaml", ".yml")
+"""Endings of files that describe a task: it can name others that are elsewhere."""
 
 
 def announce_models(models: Any) -> None:
@@ -81,8 +85,15 @@ def announce_tasks(names: Sequence[str], task_path: str | Path | None) -> None:
     """Say which tasks a model is to do.
 
     Raises:
-        InputError: their data are on the hub, which does not answer, and the cache holds no data of tasks.
+        InputError: their data are on the hub, which does not answer, and the cache holds no data of tasks; or all of
+            them are files, and none can be in `task_path`.
     """
+    by_name = [name for name in names if not Path(name).exists() or Path(name).suffix in _TASK_FILES]
+    if task_path is not None and names and not by_name:
+        raise InputError(
+            f"`task_path={task_path}` has tasks that are called by name, and {', '.join(map(str, names))} is found as "
+            "a file or folder. Name a task of it, or leave `task_path` out"
+        )
     announce(("tasks", ", ".join(map(str, names)) or None))
     # a task can be a file or a folder too, and one of `task_path` may have its data in local files
     on_hub = [str(name) for name in names if not Path(name).exists() and not Path(name).suffix]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mixln.data.conversations import PLAIN_CHAT, Example, ExampleEncoder, Message, Tokens, conversation, filled
-from mixln.data.example_data import source_rows
+from mixln.data.preference_rows import Pair, exact_answer, read_pairs
 from mixln.data.prompts import COMPLETION, PromptTemplate
 from mixln.data.splitting import digest
 from mixln.errors import InputError
@@ -22,47 +20,7 @@ from mixln.errors import InputError
 CHAT = "chat"
 """The form in which a tokenizer's chat template writes prompt and answer."""
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 _HASH_SPACE = 2**64
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to a prompt.
-
-    Attributes:
-        prompt: a text, or the messages of a conversation up to the answer.
-        chosen: the preferred answer: a text, or messages.
-        rejected: the other one.
-        place: of its row, `file:line`.
-    """
-
-    prompt: str | Sequence[Message]
-    chosen: str | Sequence[Message]
-    rejected: str | Sequence[Message]
-    place: str
-
-    @property
-    def prompt_key(self) -> str:
-        """What is equal for equal prompts: its text without regard to case and white space."""
-        return _words(self.prompt)
-
-    @property
-    def has_empty_answer(self) -> bool:
-        """Whether there is nothing in an answer, or in a turn of the assistant in it."""
-        turns: list[str] = []
-        for answer in (self.chosen, self.rejected):
-            if isinstance(answer, str):
-                turns.append(answer)
-            else:
-                turns += [message["content"] for message in answer if message["role"] == "assistant"]
-        return not all(turn.strip() for turn in turns)
-
-    @property
-    def has_equal_answers(self) -> bool:
-        """Whether both answers are the same, without regard to white space around them."""
-        return _exact(self.chosen) == _exact(self.rejected)
 
 
 @dataclass(frozen=True)
@@ -150,21 +108,6 @@ class PreferenceRequest:
     limit: int = 512
     too_long: Literal["drop", "cut", "refuse"] = "drop"
     unusable: Literal["drop", "refuse"] = "refuse"
-
-
-def read_pairs(source: str) -> list[Pair]:
-    """Read the pairs of a source.
-
-    A row has a prompt, chosen and rejected; or chosen and rejected alone, dialogues that begin alike: lists of
-    messages, or texts with turns `\\n\\nHuman:` and `\\n\\nAssistant:`, as in hh-rlhf (Bai et al. 2022).
-
-    Raises:
-        InputError: there are none, or a row is no pair; names the place.
-    """
-    pairs = [_pair(row, place) for place, row in source_rows(source)]
-    if not pairs:
-        raise InputError(f"{source} holds no pairs. Give a file with a prompt, chosen and rejected in each line")
-    return pairs
 
 
 def choose_form(pairs: Sequence[Pair]) -> PromptTemplate | Literal["chat"]:
@@ -291,77 +234,6 @@ def prepare_preferences(request: PreferenceRequest, tokenizer: PreTrainedTokeniz
     return PreferenceData(train, held_out, counts, form, _fingerprint(train, held_out))
 
 
-def _pair(row: Mapping[str, Any], place: str) -> Pair:
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise InputError(
-                f"{place} has no {name}. A pair has a prompt, chosen and rejected; or chosen and rejected dialogues"
-            )
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
-        raise InputError(f"{place}: chosen and rejected must be two texts, or two lists of messages")
-    if isinstance(chosen, list):
-        return _of_messages(prompt, chosen, rejected, place)
-    if prompt is None:
-        return _of_messages(None, _turns(chosen, place), _turns(rejected, place), place)
-    if isinstance(prompt, list):
-        _check_messages(prompt, place)
-    elif not isinstance(prompt, str):
-        raise InputError(f"{place}: the prompt must be a text or a list of messages, not {type(prompt).__name__}")
-    pair = Pair(prompt, chosen, rejected, place)
-    _check_answers(pair)
-    return pair
-
-
-def _of_messages(prompt: Any, chosen: list[Any], rejected: list[Any], place: str) -> Pair:
-    for messages in (chosen, rejected, *([prompt] if isinstance(prompt, list) else [])):
-        _check_messages(messages, place)
-    common = len(list(takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False))))
-    if isinstance(prompt, list):
-        before, start = prompt, 0
-    elif isinstance(prompt, str) and common == 0:
-        before, start = [{"role": "user", "content": prompt}], 0
-    else:  # the prompt is what both begin with; a pair of equal answers has its last turn as the answer
-        start = min(common, len(chosen) - 1, len(rejected) - 1)
-        # an answer begins with a turn of the assistant
-        while start > 0 and chosen[start].get("role") != "assistant":
-            start -= 1
-        before = chosen[:start]
-    if not before:
-        raise InputError(
-            f"{place} has no prompt: chosen and rejected have no turn in common before their answers. Give a prompt"
-        )
-    pair = Pair(before, chosen[start:], rejected[start:], place)
-    _check_answers(pair)
-    return pair
-
-
-def _turns(text: str, place: str) -> list[dict[str, str]]:
-    """The messages of a dialogue `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
-    text = text if text.startswith("\n\n") else f"\n\n{text.lstrip()}"
-    marks = list(_TURN.finditer(text))
-    if not marks or marks[0].start() != 0:
-        raise InputError(
-            f"{place} has no prompt, and its answers are no dialogues that begin with 'Human:'. Give every row a "
-            "prompt, chosen and rejected"
-        )
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return [
-        {"role": _ROLES[mark[1]], "content": text[mark.end() : end].strip()}
-        for mark, end in zip(marks, ends, strict=True)
-    ]
-
-
-def _check_messages(messages: Any, place: str) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{place}: a conversation must be a list of {{role, content}} with at least one")
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise InputError(f"{place}: a message must have a role and a content")
-        if not isinstance(message["content"], str):
-            raise InputError(f"{place}: the content of a message must be a text")
-
-
 def _usable(
     sides: Sequence[Sequence[Pair]], counts: PreferenceCounts, request: PreferenceRequest
 ) -> tuple[list[list[Pair]], PreferenceCounts]:
@@ -391,41 +263,17 @@ def _usable(
     return usable, counts
 
 
-def _check_answers(pair: Pair) -> None:
-    for name, answer in zip(("chosen", "rejected"), _answers(pair), strict=True):
-        if not isinstance(answer, str) and answer[-1].get("role") != "assistant":
-            raise InputError(f"{pair.place}: the {name} dialogue ends with a turn that is not the assistant's")
-    if not _words(pair.prompt):
-        raise InputError(f"{pair.place}: the prompt is empty. Leave the row out")
-
-
-def _answers(pair: Pair) -> tuple[str | Sequence[Message], str | Sequence[Message]]:
-    return pair.chosen, pair.rejected
-
-
 def _is_spaced(pair: Pair) -> bool:
     """Whether white space stands between the prompt and both answers, which are texts."""
-    prompt, *answers = pair.prompt, *_answers(pair)
+    prompt, *answers = pair.prompt, *pair.answers
     if not isinstance(prompt, str):
         return False
     return prompt[-1:].isspace() or all(isinstance(answer, str) and answer[:1].isspace() for answer in answers)
 
 
-def _exact(answer: str | Sequence[Message]) -> Any:
-    if isinstance(answer, str):
-        return answer.strip()
-    return tuple((message["role"], message["content"].strip()) for message in answer)
-
-
-def _words(text: str | Sequence[Message]) -> str:
-    if not isinstance(text, str):
-        text = "\n".join(str(message["content"]) for message in text)
-    return " ".join(text.split()).casefold()
-
-
 def _contradicted(pairs: Sequence[Pair]) -> int:
     """How many pairs stand there the other way round too."""
-    keys = [(pair.prompt_key, _exact(pair.chosen), _exact(pair.rejected)) for pair in pairs]
+    keys = [(pair.prompt_key, exact_answer(pair.chosen), exact_answer(pair.rejected)) for pair in pairs]
     there = {key for key in keys if key[1] != key[2]}
     return sum((prompt, rejected, chosen) in there for prompt, chosen, rejected in keys)
 
@@ -435,7 +283,7 @@ def _encode(
 ) -> tuple[list[EncodedPair], int, int]:
     """Return the pairs in tokens, how many were left out as too long, and how many were cut."""
     chosen, rejected = (
-        writer.encode([(pair.prompt, _answers(pair)[side], pair.place) for pair in pairs]) for side in (0, 1)
+        writer.encode([(pair.prompt, pair.answers[side], pair.place) for pair in pairs]) for side in (0, 1)
     )
     found: list[EncodedPair] = []
     longest = Counter[str]()

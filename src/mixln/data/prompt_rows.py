@@ -12,13 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mixln.data.conversations import Message, conversation_text
 from mixln.data.example_data import source_rows
+from mixln.data.preference_rows import dialogue_messages, pair_of_row
 from mixln.data.prompts import INSTRUCTION, PromptTemplate
 from mixln.data.splitting import digest, is_in_share
 from mixln.errors import InputError
 from mixln.models.encoding import DocumentEncoder
-
-_ASSISTANT = "\n\nAssistant:"
-"""What stands before each answer in the dialogues of HH-RLHF (Bai et al. 2022), which are one text."""
 
 
 @dataclass(frozen=True)
@@ -250,10 +248,10 @@ def _prompt(row: Mapping[str, Any], place: str, template: PromptTemplate | None)
         return _conversation(row["messages"], place)
     if "instruction" in row:
         return Prompt(INSTRUCTION.prompt(row, place), None, place)
-    if isinstance(chosen := row.get("chosen"), list):  # dialogues of preferences: all but the last answer
-        return _conversation(chosen, place)
-    if isinstance(chosen, str) and _ASSISTANT in chosen:
-        return Prompt(chosen[: chosen.rindex(_ASSISTANT) + len(_ASSISTANT)], None, place)
+    if {"chosen", "rejected"} <= row.keys():  # the same prompt as a reward model is trained on
+        return _of_value(pair_of_row(row, place).prompt, place)
+    if isinstance(chosen := row.get("chosen"), str | list):
+        return _conversation(dialogue_messages(chosen, place) if isinstance(chosen, str) else chosen, place)
     raise InputError(
         f"{place} has the fields {', '.join(sorted(row)) or 'none'}. Known are: prompt; messages; instruction, input; "
         "chosen, as a dialogue. For others, give a template"

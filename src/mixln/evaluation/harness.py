@@ -232,6 +232,7 @@ def _evaluate(task: LoadedTask, model: LM, limit: int | None, prompting: Prompti
     """Run a task on a model of the harness, and leave the task as it was."""
     from lm_eval.evaluator import evaluate
 
+    _require_examples(task, prompting.num_fewshot or 0)
     fewshots = {name: one.get_config("num_fewshot") for name, one in task.parts.items()}
     for one in task.parts.values():
         one.set_fewshot_seed(_FEWSHOT_SEED)  # the same examples for every model
@@ -256,6 +257,18 @@ def _evaluate(task: LoadedTask, model: LM, limit: int | None, prompting: Prompti
         for name, number in fewshots.items():
             task.parts[name].set_config(key="num_fewshot", value=number)
     return cast("dict[str, Any]", found)  # None on other processes alone
+
+
+def _require_examples(task: LoadedTask, number: int) -> None:
+    """Raise InputError if a prompt cannot show so many solved items, since there are fewer."""
+    for name, part in task.parts.items():
+        if not number or part.get_config("output_type") != "multiple_choice":
+            continue
+        from_items = part.get_config("fewshot_split") in (None, part.get_config("test_split"))
+        there = len(list(part.fewshot_docs() or ())) - from_items
+        if number > there:
+            rest = " besides the item itself" if from_items else ""
+            raise InputError(f"`num_fewshot={number}`: {name} has {there} solved items{rest}. Ask for fewer")
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> None:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 import torch
 
+from mixln.confidence import with_interval
 from mixln.evaluation.answers import accuracy_interval
 from mixln.measure.estimates import ratio_estimates
 
@@ -64,9 +65,7 @@ class MeanEstimate:
 
     def format(self, form: str) -> str:
         """The number and its interval."""
-        if self.interval is None:
-            return f"{self.value:{form}}"
-        return f"{self.value:{form}} [{self.interval[0]:{form}}, {self.interval[1]:{form}}]"
+        return with_interval(self.value, self.interval, form)
 
 
 def mean_over_prompts(values: Numbers, weights: Numbers | None = None) -> MeanEstimate:

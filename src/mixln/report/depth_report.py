@@ -15,10 +15,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mixln.confidence import fixed
 from mixln.report import cells
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.serialize import to_json
-from mixln.report.series import ColumnSpec, Estimate, FigureSpec, TableSpec, fixed, interval_columns, merged_figures
+from mixln.report.series import ColumnSpec, Estimate, FigureSpec, TableSpec, interval_columns, merged_figures
 from mixln.report.tables import plain_table
 from mixln.result import FittingTables, Result, Sentence
 from mixln.storage import write_file

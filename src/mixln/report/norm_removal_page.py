@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mixln.confidence import fixed
 from mixln.report import cells
 from mixln.report.html import page_environment, write_plots
 from mixln.report.norm_removal import CONTROL, KINDS, NORM_FREE, ORIGINAL, NormRemovalReport, removal_figure
-from mixln.report.series import FigureSpec, fixed
+from mixln.report.series import FigureSpec
 from mixln.storage import write_file
 
 _FIGURE = FigureSpec(

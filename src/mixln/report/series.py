@@ -8,19 +8,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
+from mixln.confidence import with_interval
+
 Interval = tuple[float, float]
 """The lower and the upper end of a 95 % confidence interval."""
-
-
-def fixed(value: float, form: str) -> str:
-    """A number in this format (`+.3f`); where that would leave zeros alone, its first digits: `+4.1e-5`."""
-    text = f"{value:{form}}"
-    if not math.isfinite(value) or any(digit in text for digit in "123456789"):
-        return text
-    if value == 0:
-        return "0"
-    sign = "+" if "+" in form and value > 0 else ""
-    return sign + f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 @dataclass(frozen=True)
@@ -42,10 +33,7 @@ class Estimate:
 
     def format(self, form: str) -> str:
         """The number and, if there is one, its interval in this format: `+0.3 [+0.1, +0.5]`."""
-        value = fixed(self.value, form)
-        if self.interval is None:
-            return value
-        return f"{value} [{fixed(self.interval[0], form)}, {fixed(self.interval[1], form)}]"
+        return with_interval(self.value, self.interval, form)
 
 
 def interval_columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:

@@ -62,11 +62,22 @@ def measured_models(
             raise InputError(f"`models`: a {type(model).__name__} is neither a folder, a name on the hub nor a model")
     if names is None:
         return opened
-    if len(names) != len(opened):
-        raise InputError(f"`names` has {len(names)} entries, but there are {len(opened)} models: give one for each")
+    require_names(names, len(opened))
     if len(set(names)) < len(names):
         raise InputError("`names` has the same name twice: give each model its own")
     return dict(zip(names, opened.values(), strict=True))
+
+
+def require_names(names: Sequence[str], count: int) -> None:
+    """Make sure that there is a name for each model.
+
+    Raises:
+        InputError: there are fewer or more, or one is empty.
+    """
+    if len(names) != count:
+        raise InputError(f"`names` has {len(names)} entries, but there are {count} models: give one for each")
+    if not all(name.strip() for name in names):
+        raise InputError("`names` has an empty name: give each model one that can be read")
 
 
 def _pair(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, PreTrainedTokenizerBase]:

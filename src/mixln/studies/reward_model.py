@@ -47,7 +47,7 @@ from mixln.tasks.reward_config import RewardConfig
 from mixln.tasks.reward_model import REPORT_FILE, RewardModel, TextForm, load_reward_model
 from mixln.tasks.reward_training import train_reward_model
 from mixln.tasks.trl_runs import CHECKPOINTS_FOLDER, claim_run, describe_kept_checkpoint, require_trl
-from mixln.training import MODEL_FOLDER, ReportStep
+from mixln.training import MODEL_FOLDER, Precision, ReportStep
 from mixln.training.decisions import agree_on_precision
 from mixln.training.distributed import Processes
 from mixln.training.run_folder import fill_folder
@@ -91,6 +91,7 @@ class RewardReport:
         sources: of the pairs.
         seed: of the run.
         notes: what else is to be known.
+        precision: that was computed in, and why; empty: an older version made the report.
     """
 
     accuracy: float
@@ -117,6 +118,7 @@ class RewardReport:
     sources: tuple[str, ...]
     seed: int
     notes: tuple[str, ...]
+    precision: str = ""
 
     @property
     def sentences(self) -> Iterator[str]:
@@ -342,7 +344,7 @@ def _train(plan: RewardPlan, out: Path, report_step: ReportStep | None, report_t
 
     before = kept.take("before", lambda: score("rewards before"))
     train_reward_model(model, tokenizer, data.train, config, out, precision, report_step)
-    report = _report(plan, model, new, before, score("rewards after"))
+    report = _report(plan, model, new, before, score("rewards after"), precision)
 
     def fill(folder: Path) -> None:
         with quiet_transformers():
@@ -386,7 +388,12 @@ def score_pairs(
 
 
 def _report(
-    plan: RewardPlan, model: PreTrainedModel, new: tuple[str, ...], before: PairScores, after: PairScores
+    plan: RewardPlan,
+    model: PreTrainedModel,
+    new: tuple[str, ...],
+    before: PairScores,
+    after: PairScores,
+    precision: Precision,
 ) -> RewardReport:
     data = plan.data
     found = pair_accuracy(after.credits, after.prompts)
@@ -423,6 +430,7 @@ def _report(
         sources=plan.sources,
         seed=plan.config.seed,
         notes=tuple(notes),
+        precision=str(precision),
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from mixln.checked import Checked, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from mixln.data.config import DataConfig
-from mixln.tasks.healing_config import LONGEST_ROW, LowRankConfig
+from mixln.tasks.healing_config import LONGEST_ROW, LowRankConfig, chosen_low_rank
 from mixln.tasks.recipe import TextTrainingConfig
 from mixln.training.config import ExecutionConfig, OptimizerConfig, WantedPrecision
 
@@ -25,7 +25,7 @@ class FineTuningConfig(Checked):
         method: full trains all weights. lora trains low-rank updates (Hu et al. 2021), which are merged in the end.
         learning_rate: The peak of the learning rate. Default: 2e-5 for full, 2e-4 for lora.
         weight_decay: Of AdamW.
-        rank: Of the updates of lora.
+        rank: Of the updates of lora. Default: 16.
         too_long: What is done with examples that do not fit into a row: refuse, drop, or cut, which cuts off the
             beginning of the prompt. Nothing of an answer is ever cut.
         validation_fraction: The share of the examples that is held out. Examples with one prompt stay together.
@@ -43,19 +43,24 @@ class FineTuningConfig(Checked):
     sequence_length: PositiveInt | None = None
     method: Literal["full", "lora"] = "full"
     learning_rate: PositiveFloat | None = None
-    weight_decay: Annotated[float, Range(low=0)] = 0.0
-    rank: PositiveInt = 16
+    weight_decay: NonNegativeFloat = 0.0
+    rank: PositiveInt | None = None
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
-    validation_fraction: Annotated[float, Range(low=0, high=1)] = 0.05
+    validation_fraction: Fraction = 0.05
     seed: NonNegativeInt = 0
     precision: WantedPrecision = "auto"
     compile: Literal["always", "never"] = "never"
     checkpoint_every: PositiveInt | None = None
 
+    def __post_init__(self) -> None:
+        """Raise InputError if a number is out of range, or a rank is given and no low-rank updates are trained."""
+        super().__post_init__()
+        chosen_low_rank(self.method, self.rank)
+
     @property
     def low_rank(self) -> LowRankConfig | None:
         """The low-rank updates to train, if any."""
-        return LowRankConfig(self.rank) if self.method == "lora" else None
+        return chosen_low_rank(self.method, self.rank)
 
     def recipe(self, source: str, tokenizer: str, rows: int, length: int = LONGEST_ROW) -> TextTrainingConfig:
         """Return the configuration of the run.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.data.config import DataConfig
+from mixln.errors import InputError
 from mixln.tasks.recipe import TextTrainingConfig, steps_of_tokens
 from mixln.training.config import ExecutionConfig, OptimizerConfig, WantedPrecision
 
@@ -29,6 +30,23 @@ class LowRankConfig(Checked):
     rank: PositiveInt = 16
     alpha: PositiveFloat | None = None
     targets: tuple[str, ...] = ()
+
+
+def chosen_low_rank(method: Literal["full", "lora"], rank: int | None) -> LowRankConfig | None:
+    """Return the low-rank updates that a method trains, if any.
+
+    Args:
+        method: of training.
+        rank: of the updates; None: the usual one.
+
+    Raises:
+        InputError: there is a rank, and the method trains all weights.
+    """
+    if method == "lora":
+        return LowRankConfig() if rank is None else LowRankConfig(rank)
+    if rank is not None:
+        raise InputError(f"`rank={rank}` is of low-rank updates, and all weights are trained: add `method=lora`")
+    return None
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ class HealingConfig(FurtherTrainingConfig):
         method: With full all weights are trained, with lora low-rank updates. These are merged in the end, take less
             memory, and forget less (Hu et al. 2021, Gromov et al. 2024).
         learning_rate: The peak of the learning rate. Default: 1e-4 for full, 1e-3 for lora.
-        rank: The rank of the updates of lora.
+        rank: The rank of the updates of lora. Default: 16.
     """
 
     checked_path: ClassVar[str] = "healing."
@@ -112,12 +130,17 @@ class HealingConfig(FurtherTrainingConfig):
     tokens: PositiveInt = 1_000_000
     method: Literal["full", "lora"] = "full"
     learning_rate: PositiveFloat | None = None
-    rank: PositiveInt = 16
+    rank: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a number is out of range, or a rank is given and no low-rank updates are trained."""
+        super().__post_init__()
+        chosen_low_rank(self.method, self.rank)
 
     @property
     def low_rank(self) -> LowRankConfig | None:
         """The low-rank updates to train, if any."""
-        return LowRankConfig(self.rank) if self.method == "lora" else None
+        return chosen_low_rank(self.method, self.rank)
 
     def recipe(self, corpus: str, tokenizer: str, longest: int = LONGEST_ROW) -> TextTrainingConfig:
         """Return the configuration of the run.

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from mixln.checked import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.errors import InputError
-from mixln.tasks.healing_config import LowRankConfig
+from mixln.tasks.healing_config import LowRankConfig, chosen_low_rank
 from mixln.training.config import WantedPrecision
 
 
@@ -30,7 +30,7 @@ class RLHFConfig(Checked):
             policy to the start.
         reward_clip: Rewards beyond this, of either sign, count as this in training. Default: as they are.
         missing_end_penalty: Taken off the reward of a completion that did not end, in training.
-        rank: Of the updates of lora.
+        rank: Of the updates of lora. Default: 16.
         temperature: Of the sampling, in training and where held-out prompts are completed.
         top_p: Sample from the likeliest tokens whose probabilities add up to this. RLOO takes the samples for draws
             from the whole distribution, which they are at 1 alone.
@@ -58,7 +58,7 @@ class RLHFConfig(Checked):
     beta: NonNegativeFloat = 0.05
     reward_clip: PositiveFloat | None = None
     missing_end_penalty: NonNegativeFloat = 0.0
-    rank: PositiveInt = 16
+    rank: PositiveInt | None = None
     temperature: Annotated[float, Range(low=0.001, high=100)] = 1.0
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0
     max_new_tokens: PositiveInt = 128
@@ -74,6 +74,7 @@ class RLHFConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        chosen_low_rank(self.method, self.rank)
         if self.seed >= 2**32:
             raise InputError(f"`seed` must be below 2^32, not {self.seed}")
         if self.micro_batch_size is not None and self.completions_per_step % self.micro_batch_size:
@@ -91,7 +92,7 @@ class RLHFConfig(Checked):
     @property
     def low_rank(self) -> LowRankConfig | None:
         """The low-rank updates to train, if any."""
-        return LowRankConfig(self.rank) if self.method == "lora" else None
+        return chosen_low_rank(self.method, self.rank)
 
     @property
     def peak_learning_rate(self) -> float:

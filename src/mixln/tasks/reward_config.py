@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from mixln.checked import Checked, NonNegativeInt, PositiveFloat, PositiveInt, Range
+from mixln.checked import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Range
 from mixln.errors import InputError
 from mixln.training.config import WantedPrecision
 
@@ -42,11 +42,11 @@ class RewardConfig(Checked):
     micro_batch_size: PositiveInt | None = None
     sequence_length: PositiveInt | None = None
     learning_rate: PositiveFloat = 2e-5
-    weight_decay: Annotated[float, Range(low=0)] = 0.0
-    center: Annotated[float, Range(low=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    center: NonNegativeFloat = 0.0
     too_long: Literal["drop", "cut", "refuse"] = "drop"
     unusable: Literal["drop", "refuse"] = "refuse"
-    validation_fraction: Annotated[float, Range(low=0, high=1)] = 0.1
+    validation_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
     seed: NonNegativeInt = 0
     precision: WantedPrecision = "auto"
     checkpoint_every: PositiveInt | None = None

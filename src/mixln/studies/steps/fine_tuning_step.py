@@ -154,7 +154,7 @@ class FineTuningStep(Step):
             ),
             "Training": (
                 f"{steps:,} steps of {config.batch_size} rows ({config.epochs:g} epochs), "
-                f"{'all weights' if config.low_rank is None else f'LoRA of rank {config.rank}'}, "
+                f"{'all weights' if config.low_rank is None else f'LoRA of rank {config.low_rank.rank}'}, "
                 f"learning rate {self._plan(ChosenRun('', '', 0, 0, None), Path()).recipe.optimizer.learning_rate:g}; "
                 "the order of the rows depends on the seed alone"
             ),
