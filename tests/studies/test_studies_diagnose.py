@@ -195,7 +195,7 @@ def as_if_it_had_learned(report: DepthReport) -> list[str]:
 
 def test_a_model_without_word_order_gets_no_verdict(data: PreparedData, report: DepthReport) -> None:
     (found,) = report.models
-    assert not found.has_learned_order
+    assert not found.has_learned
     assert found.dead_layers == []
     assert report.headline.endswith("has not learned word order, so its 4 layers get no verdict")
     assert "The model has not learned word order on this text: its loss, " in found.findings[0]
@@ -243,7 +243,7 @@ def test_the_best_model_of_frequencies_has_not_learned_word_order(
     alone = FrequenciesAlone(model, counts**sharpened / (counts**sharpened).sum())
     found = diagnose_batches(alone, batches, LanguageModelLoss(), config)
     assert found.series["model_loss"].values[0] >= found.series["token_frequencies"].values[0] - 1e-6
-    assert not found.has_learned_order
+    assert not found.has_learned
 
 
 def test_scores_of_ones_own_are_taken_without_each_layer(model: nn.Module, data: PreparedData) -> None:

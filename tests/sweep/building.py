@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from tests.sweep.catalogue import Entry
+from tests.sweep.catalogue import Entry, catalogue
 from tests.sweep.reference import main_output
 from tests.sweep.small_configs import IMAGE, VOCABULARY, field_names, small_config
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -135,6 +135,14 @@ def images(model: PreTrainedModel) -> torch.Tensor:
     if isinstance(frames := getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None), int):
         shape = (3, frames, *shape[1:])
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+def image_classes(model: PreTrainedModel) -> torch.Tensor | None:
+    """What the images show, as a classifier numbers it; None: the model is none."""
+    entry = next((found for found in catalogue() if found.name == type(model).__name__), None)
+    if entry is None or entry.family != "image_classification":
+        return None
+    return torch.arange(len(images(model))) % model.config.num_labels
 
 
 def sweep_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,11 +6,12 @@ import copy
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from tests.sweep import reference
-from tests.sweep.building import LENGTHS, model_rows, sweep_tokenizer, takes_images, text
+from tests.sweep.building import LENGTHS, image_classes, model_rows, sweep_tokenizer, takes_images, text
 from tests.sweep.outcome import Outcome, Status, of_error, where
 from tests.sweep.reference import Change, Forms, Rows, swapped
 from torch import nn
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.measure.batches import ModelBatch
-from mixln.measure.performance import EmbeddingTurn
+from mixln.measure.performance import ClassificationLoss, EmbeddingTurn
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_batches, diagnose_model
 from mixln.studies.diagnosis_config import DiagnosisConfig
@@ -77,8 +78,9 @@ def _diagnose(model: PreTrainedModel, layers: str | None, measures: Sequence[str
     )
     if takes_images(model):
         pixels = torch.cat([row["pixel_values"] for row in model_rows(model)])
-        batch = ModelBatch({"pixel_values": pixels}, None, None, torch.arange(len(pixels)))
-        return diagnose_batches(model, [batch], EmbeddingTurn(), config)
+        classes = image_classes(model)
+        batch = ModelBatch({"pixel_values": pixels}, None, classes, torch.arange(len(pixels)))
+        return diagnose_batches(model, [batch], EmbeddingTurn() if classes is None else ClassificationLoss(), config)
     texts = [text(length - 1, seed) for seed, length in enumerate(LENGTHS)]
     return diagnose_model(model, sweep_tokenizer(), texts, config)
 
@@ -88,7 +90,12 @@ def _compare(model: PreTrainedModel, found: ModelDiagnosis, wide: bool, notes: l
     measured, blocks, rows = _measured_part(model, found.layers_name, is_loss=is_loss)
     length = found.num_layers
     forms = Forms(measured, blocks, rows[0])
-    harm, whole = _harm(measured, blocks, rows, is_loss=is_loss)
+    classes = image_classes(model)
+    if not is_loss:
+        judged: Judged = _by_turn(measured, rows)
+    else:
+        judged = reference.losses if classes is None else partial(reference.class_loss, classes=classes)
+    harm, whole = _harm(measured, blocks, rows, judged)
     # some norms and routers compute in float32, whatever comes
     tolerance = (1e-6 if wide else 1e-5) * max(1.0, abs(whole))
     outcomes = [_judged("loss", [found.performance_of_whole or 0.0], [whole], tolerance, "")]
@@ -107,23 +114,29 @@ def _compare(model: PreTrainedModel, found: ModelDiagnosis, wide: bool, notes: l
         there = [math.nan if value is None else value for value in found.series[name].values]
         right, reason = _measured(changes, harm)
         outcomes.append(_judged(name, there, right, tolerance, reason))
+    if "accuracy_lost" in found.series and classes is not None:
+        lost, _ = _harm(measured, blocks, rows, partial(reference.wrong_share, classes=classes))
+        right, reason = _measured(families["removal"], lost)
+        outcomes.append(_judged("accuracy_lost", found.series["accuracy_lost"].values, right, 1e-9, reason))
     for outcome in outcomes:
         outcome.notes = notes
     return outcomes
 
 
-def _harm(model: nn.Module, blocks: str, rows: Rows, *, is_loss: bool) -> tuple[Callable[[Change], float], float]:
+Judged = Callable[[nn.Module, Rows], float]
+"""What a model is worth on some rows; more is worse."""
+
+
+def _by_turn(model: nn.Module, rows: Rows) -> Judged:
+    """How far an embedding is turned from that of the whole model."""
+    whole = reference.pooled(model, rows)
+    return lambda other, rows: reference.turn(whole, reference.pooled(other, rows))
+
+
+def _harm(model: nn.Module, blocks: str, rows: Rows, judged: Judged) -> tuple[Callable[[Change], float], float]:
     """What a change costs, as a function; and what the whole model has."""
-    whole = reference.losses(model, rows) if is_loss else 0.0
-    embedding = None if is_loss else reference.pooled(model, rows)
-
-    def harm(change: Change) -> float:
-        other = reference.changed_copy(model, blocks, change)
-        if embedding is None:
-            return reference.losses(other, rows) - whole
-        return reference.turn(embedding, reference.pooled(other, rows))
-
-    return harm, whole
+    whole = judged(model, rows)
+    return lambda change: judged(reference.changed_copy(model, blocks, change), rows) - whole, whole
 
 
 def _measured_part(model: PreTrainedModel, blocks: str, *, is_loss: bool) -> tuple[nn.Module, str, Rows]:

@@ -54,6 +54,18 @@ def losses(model: nn.Module, rows: Rows) -> float:
     return total / count
 
 
+def class_loss(model: nn.Module, rows: Rows, classes: torch.Tensor) -> float:
+    """Cross-entropy of the classes of images, in nats, over all rows."""
+    logits = torch.cat([run(model, row).logits.double() for row in rows])
+    return F.cross_entropy(logits, classes).item()
+
+
+def wrong_share(model: nn.Module, rows: Rows, classes: torch.Tensor) -> float:
+    """The share of images whose largest logit is of another class."""
+    answers = [run(model, row).logits[0].tolist() for row in rows]
+    return sum(max(given) != given[own] for given, own in zip(answers, classes.tolist(), strict=True)) / len(rows)
+
+
 def pooled(model: nn.Module, rows: Rows) -> torch.Tensor:
     """The mean of the last hidden states of each row."""
     return torch.stack([run(model, row).last_hidden_state[0].double().mean(0) for row in rows])

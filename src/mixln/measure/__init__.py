@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mixln.measure.interventions import removals as removals
     from mixln.measure.observation import Measure as Measure
     from mixln.measure.observation import observe as observe
+    from mixln.measure.performance import ClassificationLoss as ClassificationLoss
     from mixln.measure.performance import EvaluationLoss as EvaluationLoss
     from mixln.measure.performance import LanguageModelLoss as LanguageModelLoss
     from mixln.measure.performance_drop import PerformanceDrop as PerformanceDrop

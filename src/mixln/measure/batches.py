@@ -20,8 +20,8 @@ class ModelBatch:
         arguments: keyword arguments of the model; tensors have rows in their first dimension.
         counted: bool (rows, tokens), the positions that averages run over; None: every position of the hidden states
             (images).
-        targets: (rows, tokens), what a language model is to predict at each position, -100 where nothing is; None: the
-            model is not a language model.
+        targets: what is to be predicted, -100 where nothing is: (rows, tokens) by a language model at each position,
+            (rows,) by a classifier of rows (images); None: nothing is.
         documents: (rows,) int64, the number of the document that each row is of; intervals are over documents.
     """
 

@@ -38,6 +38,10 @@ class Estimates:
         """The estimates at an index of the first dimension."""
         return self.through(lambda part: part[index])
 
+    def complement(self) -> Estimates:
+        """1 - the estimates, of shares."""
+        return Estimates(1 - self.value, 1 - self.high, 1 - self.low, self.num_documents)
+
     def through(self, rising: Callable[[torch.Tensor], torch.Tensor]) -> Estimates:
         """A function that never falls, of the estimates and of the ends of their intervals."""
         return Estimates(rising(self.value), rising(self.low), rising(self.high), self.num_documents)

@@ -1,11 +1,12 @@
-"""What a change of the model costs, on a batch: the loss of a language model, or the turn of a pooled embedding."""
+"""What a change of the model costs, on a batch: a loss, wrong answers, or the turn of a pooled embedding."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -82,27 +83,132 @@ class EvaluationLoss:
         return EvaluationLoss(self.total_loss + other.total_loss, self.num_tokens + other.num_tokens)
 
 
-class LanguageModelLoss:
+class Loss(ABC):
+    """A loss that a model was trained with: it judges changes, and has gradients.
+
+    Attributes:
+        name: what harm is measured in, for people.
+        unit: of the loss, summed over what it is the mean over.
+        beside: what else is judged where layers are removed, by name: `accuracy` is the share of right answers.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    beside: Mapping[str, Performance] = {}
+    needs_head = True
+
+    @abstractmethod
+    def summed(self, output: Any, batch: ModelBatch) -> torch.Tensor:
+        """(rows,), float64 on the CPU: the sum over what counts of each row. Gradients flow through it.
+
+        Raises:
+            InputError: the batch has no targets for such an output.
+        """
+
+    def counts(self, batch: ModelBatch) -> torch.Tensor:
+        """(rows,): how many targets each row has."""
+        assert batch.targets is not None
+        return (batch.targets != IGNORED_TARGET).reshape(len(batch.targets), -1).sum(1)
+
+    def on(self, output: Any, batch: ModelBatch) -> BatchPerformance:
+        """Judge other outputs for a batch, given that of the whole model.
+
+        Raises:
+            InputError: as `summed`; or the loss is not finite.
+        """
+        whole = self.summed(output, batch)
+        counts = self.counts(batch)
+        return BatchPerformance(_finite(whole, counts, "loss"), lambda other: self.summed(other, batch), counts)
+
+
+class LanguageModelLoss(Loss):
     """Total cross-entropy of the predicted tokens, in nats: P of Mix-LN (Li, Yin, Liu 2024), section 2."""
 
     name = "loss, nats per token"
+    unit = "nats per token"
+
+    def summed(self, output: Any, batch: ModelBatch) -> torch.Tensor:
+        """By `output.logits` (rows, tokens, vocabulary) and the batch's targets (rows, tokens).
+
+        Raises:
+            InputError: the batch has no targets, or the output no logits.
+        """
+        if batch.targets is None or not hasattr(output, "logits"):
+            raise InputError("the loss of a language model needs a model with a head, and targets")
+        return row_cross_entropies(output.logits, batch.targets)
+
+
+class ClassificationError:
+    """1 where the target's logit is not larger than all others, else 0; the mean is 1 - accuracy.
+
+    A target whose logit another class equals is not answered, so that a model that always says the same scores nothing
+    by it. So is one of a row with a logit that is no number.
+    """
+
+    name = "share of wrong answers"
     needs_head = True
 
     def on(self, output: Any, batch: ModelBatch) -> BatchPerformance:
-        """Judge by `output.logits` (rows, tokens, vocabulary) and the batch's targets.
+        """Judge by `output.logits` (rows, classes) and the batch's targets (rows,).
 
         Raises:
-            InputError: the batch has no targets, or the output no logits, or the loss is not finite.
+            InputError: the batch has no such targets, or the output no such logits.
         """
-        targets = batch.targets
-        if targets is None or not hasattr(output, "logits"):
-            raise InputError("the loss of a language model needs a model with a head, and targets")
+        logits, targets = class_logits(output, batch)
+        counts = (targets != IGNORED_TARGET).double()
+        return BatchPerformance(
+            _wrong(logits, targets), lambda other: _wrong(class_logits(other, batch)[0], targets), counts
+        )
 
-        def losses(output: Any) -> torch.Tensor:
-            return row_cross_entropies(output.logits, targets)
 
-        counts = (targets != IGNORED_TARGET).sum(1)
-        return BatchPerformance(_finite(losses(output), counts, "loss"), losses, counts)
+class ClassificationLoss(Loss):
+    """Cross-entropy of a classifier of images, in nats, beside the share of wrong answers."""
+
+    name = "loss, nats per image"
+    unit = "nats per image"
+    beside: Mapping[str, Performance] = {"accuracy": ClassificationError()}
+
+    def summed(self, output: Any, batch: ModelBatch) -> torch.Tensor:
+        """By `output.logits` (rows, classes) and the batch's targets (rows,).
+
+        Raises:
+            InputError: the batch has no such targets, or the output no such logits.
+        """
+        return class_losses(*class_logits(output, batch))
+
+
+def class_logits(output: Any, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a classifier's logits (rows, classes) and its targets (rows,) on their device.
+
+    Raises:
+        InputError: there are none, or none of this shape; or a target is no class of the logits.
+    """
+    logits, targets = getattr(output, "logits", None), batch.targets
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or targets is None or targets.ndim != 1:
+        raise InputError(
+            "the loss of a classifier needs a model with a head that gives logits (rows, classes), and a target for "
+            f"each row; a {type(output).__name__} came"
+        )
+    if len(targets) and not bool(((targets == IGNORED_TARGET) | ((targets >= 0) & (targets < logits.shape[1]))).all()):
+        raise InputError(
+            f"targets must be classes from 0 to {logits.shape[1] - 1}, or {IGNORED_TARGET} where there is none; they "
+            f"go from {int(targets.min())} to {int(targets.max())}"
+        )
+    return logits, targets.to(logits.device)
+
+
+def class_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log softmax(logits)[target] of each row, in nats, 0 without a target: (rows,), float64 on the CPU."""
+    losses = F.cross_entropy(at_least_float32(logits), targets, ignore_index=IGNORED_TARGET, reduction="none")
+    return where_float64_is(losses).double().cpu()
+
+
+def _wrong(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(rows,), float64 on the CPU: whether the target's logit is not larger than all others; 0 without a target."""
+    has_target = targets != IGNORED_TARGET
+    own = logits.gather(1, targets.clamp_min(0)[:, None])
+    right = (logits < own).sum(1) == logits.shape[1] - 1
+    return (has_target & ~right).cpu().double()
 
 
 class EmbeddingTurn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +17,21 @@ from mixln.measure.performance import BatchPerformance, Performance
 from mixln.measure.proof import ProvenExecution
 from mixln.models.anatomy import BlockStack
 from mixln.models.foreign import ModelCallError
+
+
+class _Judge:
+    """Sums of one performance."""
+
+    def __init__(self, performance: Performance) -> None:
+        self.performance = performance
+        self.drops = DocumentSums()
+        self.whole = DocumentSums()
+        self.judged: BatchPerformance | None = None
+
+    def of_batch(self) -> BatchPerformance:
+        """The performance on the batch whose output was seen."""
+        assert self.judged is not None
+        return self.judged
 
 
 class PerformanceDrop(Measure):
@@ -33,20 +49,23 @@ class PerformanceDrop(Measure):
         interventions: from the number of blocks to the family.
         performance: what is measured; kept under this name.
         execution: how interventions are run, shared by measures that share one proof; None: its own.
+        beside: other performances that are measured of the same outputs, by name.
     """
 
     def __init__(
-        self, interventions: Family, performance: Performance, execution: ProvenExecution | None = None
+        self,
+        interventions: Family,
+        performance: Performance,
+        execution: ProvenExecution | None = None,
+        beside: Mapping[str, Performance] | None = None,
     ) -> None:
         self._family = interventions
         self.performance = performance
         self.failures: dict[int, str] = {}
         """By the number of the intervention, from 1: why the model cannot run that way."""
-        self._drops = DocumentSums()
-        self._whole = DocumentSums()
+        self._judges = {"": _Judge(performance)} | {name: _Judge(own) for name, own in (beside or {}).items()}
         self.execution = execution or ProvenExecution()
         self.execution.add(interventions)
-        self._judged: BatchPerformance | None = None
         self._number = 0
 
     @property
@@ -61,7 +80,8 @@ class PerformanceDrop(Measure):
 
     def see_output(self, output: object, batch: ModelBatch) -> None:
         """Judge the whole model."""
-        self._judged = self.performance.on(output, batch)
+        for judge in self._judges.values():
+            judge.judged = judge.performance.on(output, batch)
 
     def num_ticks(self, num_blocks: int) -> int:
         """One for each intervention."""
@@ -74,25 +94,30 @@ class PerformanceDrop(Measure):
             InputError: the model's output is not determined by its input.
         """
         batch = observation.batch
-        performance = self._judged
-        assert performance is not None
+        judges = self._judges.values()
 
         def harm(numbered: tuple[int, object]) -> Tensor:
+            """(judges, rows)."""
             number, output = numbered
             observation.tick()
             if not isinstance(output, ModelCallError):
-                return performance.harm(output)
+                return torch.stack([judge.of_batch().harm(output) for judge in judges])
             self.failures.setdefault(number, output.reason)
-            return torch.full_like(performance.whole, torch.nan)
+            return torch.full((len(judges), len(batch.documents)), torch.nan, dtype=torch.float64)
 
         # not in a loop, whose variable would hold one output while the next is computed
-        drops = list(map(harm, enumerate(self.execution.outputs(observation, self._family), start=1)))
-        self._number = len(drops)
-        self._drops.update(torch.stack(drops, dim=1), performance.counts, batch.documents)
-        self._whole.update(performance.whole, performance.counts, batch.documents)
+        harms = list(map(harm, enumerate(self.execution.outputs(observation, self._family), start=1)))
+        self._number = len(harms)
+        for judge, drops in zip(judges, torch.stack(harms, dim=-1), strict=True):
+            own = judge.of_batch()
+            judge.drops.update(drops, own.counts, batch.documents)
+            judge.whole.update(own.whole, own.counts, batch.documents)
 
-    def drop(self) -> Estimates:
+    def drop(self, of: str = "") -> Estimates:
         """One number for each intervention, in the order of the family.
+
+        Args:
+            of: the name of a performance of `beside`; empty: the performance itself.
 
         Raises:
             InputError: nothing was counted, or the model cannot run with any of the changes.
@@ -102,21 +127,28 @@ class PerformanceDrop(Measure):
                 f"the model cannot run with any of {self._number} changes of its blocks ({self.failures[1]}). Leave "
                 "this measure out"
             )
-        return self._drops.estimate()
+        return self._judges[of].drops.estimate()
 
-    def changed(self) -> Estimates:
+    def changed(self, of: str = "") -> Estimates:
         """P of the changed models, one number for each intervention: P of the whole model + dP.
 
+        Args:
+            of: as for `drop`.
+
         Raises:
             InputError: nothing was counted.
         """
-        (drops, counts), (whole, _) = self._drops.stacked(), self._whole.stacked()
+        judge = self._judges[of]
+        (drops, counts), (whole, _) = judge.drops.stacked(), judge.whole.stacked()
         return ratio_estimates(drops + whole[:, None], counts)
 
-    def whole(self) -> Estimates:
+    def whole(self, of: str = "") -> Estimates:
         """P of the whole model, shape ().
+
+        Args:
+            of: as for `drop`.
 
         Raises:
             InputError: nothing was counted.
         """
-        return self._whole.estimate()
+        return self._judges[of].whole.estimate()

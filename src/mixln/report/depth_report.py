@@ -135,8 +135,8 @@ def _layer_numbers(model: ModelDiagnosis) -> list[dict[str, Any]]:
 
 
 def _headline(model: ModelDiagnosis) -> str:
-    if not model.has_learned_order:
-        return f"{model.model}: has not learned word order, so its {model.num_layers} layers get no verdict"
+    if not model.has_learned:
+        return f"{model.model}: has not learned {model.to_be_learned}, so its {model.num_layers} layers get no verdict"
     if "removal" not in model.series:
         return f"{model.model}: {model.num_layers} layers, removals not measured"
     dead = len(model.dead_layers)

@@ -7,12 +7,22 @@ from dataclasses import dataclass, field
 from mixln.report.series import Presentation, Series, is_below_frequencies
 
 DEAD_SHARE = 0.01
-"""A layer is called dead weight if its removal costs less than this share of the loss (of a pooled embedding: turns it
-by less than this), at the upper end of the interval if there is one."""
+"""A layer is called dead weight if its removal costs less than this share of the loss (of a classifier: of the loss of
+class frequencies; of a pooled embedding: turns it by less than this), at the upper end of the interval if there is one.
+"""
 
 
 OVER_TOKEN_FREQUENCIES = "over_token_frequencies"
 """The series of the loss minus the entropy of the measured tokens' own frequencies."""
+
+CLASS_FREQUENCIES = "class_frequencies"
+"""The series of the entropy of the measured images' own classes."""
+
+OVER_CLASS_FREQUENCIES = "over_class_frequencies"
+"""The series of the loss minus the entropy of the measured images' own classes."""
+
+OVER_MOST_FREQUENT_CLASS = "over_most_frequent_class"
+"""The series of the accuracy minus that of always naming the most frequent class of the measured images."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +69,43 @@ class ModelDiagnosis:
         return None if (found := self.series.get("performance")) is None else found.values[0]
 
     @property
-    def has_learned_order(self) -> bool:
-        """False: the loss is not clearly below that of token frequencies, so no layer gets a verdict.
+    def has_learned(self) -> bool:
+        """False: the model is not clearly better than a constant, so no layer gets a verdict.
 
-        The rule is that of `mixln.report.series.is_below_frequencies`. Of a model that is no language model, or of a
-        report of an older version, it is not known, and not said.
+        Constants are token frequencies for a language model, by the rule of `mixln.report.series.is_below_frequencies`;
+        for a classifier class frequencies by the same rule, or else the accuracy of the most frequent class, which is
+        to be beaten at the lower end of the interval. Of any other model, or of a report of an older version, it is not
+        known, and not denied.
         """
-        over = self.series.get(OVER_TOKEN_FREQUENCIES)
-        return is_below_frequencies(None if over is None else over.estimates[0])
+        better = [
+            is_below_frequencies(self.series[name].estimates[0])
+            for name in (OVER_TOKEN_FREQUENCIES, OVER_CLASS_FREQUENCIES)
+            if name in self.series
+        ]
+        if (over := self.series.get(OVER_MOST_FREQUENT_CLASS)) is not None:
+            better.append(over.estimates[0].low > 0)
+        return any(better) or not better
+
+    @property
+    def to_be_learned(self) -> str:
+        """What a model has learned that is better than a constant, in words."""
+        return "to tell classes apart" if OVER_CLASS_FREQUENCIES in self.series else "word order"
 
     @property
     def dead_limit(self) -> float:
         """What the removal of a layer may cost at most for the layer to be called dead weight."""
-        # the whole model is at 0 by a pooled embedding's turn
-        return DEAD_SHARE * (self.performance_of_whole or 1.0)
+        # a classifier's loss can be next to 0; the whole model is at 0 by a pooled embedding's turn
+        constant = self.series.get(CLASS_FREQUENCIES)
+        scale = self.performance_of_whole if constant is None else constant.values[0]
+        return DEAD_SHARE * (scale or 1.0)
 
     @property
     def dead_layers(self) -> list[int]:
         """The layers (from 1) whose removal costs next to nothing.
 
-        Empty if removals were not measured, or the model has not learned word order.
+        Empty if removals were not measured, or the model is no better than a constant (`has_learned`).
         """
-        if "removal" not in self.series or not self.has_learned_order:
+        if "removal" not in self.series or not self.has_learned:
             return []
         ends = [one.high for one in self.series["removal"].estimates]
         return [layer for layer, end in enumerate(ends, start=1) if end < self.dead_limit]

@@ -27,6 +27,11 @@ class Estimate:
         return self.value if self.interval is None else self.interval[1]
 
     @property
+    def low(self) -> float:
+        """The lower end of the interval; without one, the number itself."""
+        return self.value if self.interval is None else self.interval[0]
+
+    @property
     def holds_zero(self) -> bool:
         """Whether the interval holds 0, or there is none: then the sign of the number cannot be told."""
         return self.interval is None or self.interval[0] <= 0 <= self.interval[1]

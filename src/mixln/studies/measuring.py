@@ -67,7 +67,7 @@ class Entry:
         columns: of the table of layers.
         tables: of what is not a layer.
         judges_layers: whether its sentences say which layers are needed: they are left out of a model that has not
-            learned word order.
+            learned to be better than a constant.
     """
 
     name: str
@@ -213,7 +213,7 @@ def presented(diagnosis: ModelDiagnosis, entries: Iterable[Entry]) -> ModelDiagn
     """The diagnosis with figures, columns, tables and sentences of entries, in the order of their ranks."""
     entries = sorted(entries, key=lambda entry: entry.rank)
     parts = [entry.shown(diagnosis) for entry in entries]
-    speaking = [entry for entry in entries if diagnosis.has_learned_order or not entry.judges_layers]
+    speaking = [entry for entry in entries if diagnosis.has_learned or not entry.judges_layers]
     shown = Presentation(
         merged_figures(part.figures for part in parts),
         # scores last: there can be any number of them

@@ -131,7 +131,7 @@ def select_layers(
     )
     texts = _texts(request, say)
     diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
-    if not diagnosis.has_learned_order:
+    if not diagnosis.has_learned:
         say(f"warning: {' '.join(diagnosis.shown.sentences)} So the choice of layers to remove has no meaning either.")
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
 

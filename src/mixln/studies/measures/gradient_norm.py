@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mixln.measure.batches import ModelBatch, first_tokens
 from mixln.measure.gradients import documents_of, gradient_norms
-from mixln.measure.performance import LanguageModelLoss
+from mixln.measure.performance import Loss
 from mixln.models.anatomy import BlockStack
 from mixln.report.series import ColumnSpec, FigureSpec
 from mixln.studies.measuring import Computed, Found, Given, series_of
@@ -14,7 +14,7 @@ from mixln.studies.stages import Steps
 
 
 class GradientNorms(Computed):
-    """The gradient norms of one model's layers, of a language model.
+    """The gradient norms of the layers of one model that has a loss.
 
     Args:
         name: of the entry and of its series.
@@ -40,8 +40,11 @@ class GradientNorms(Computed):
 
     def is_wanted(self, given: Given) -> bool:
         """Whether there is a loss to take gradients of, and the measure is asked for."""
-        is_loss = isinstance(given.performance, LanguageModelLoss)
-        return is_loss and given.config.gradient_tokens > 0 and given.config.asks_for(self.name)
+        return (
+            isinstance(given.performance, Loss)
+            and given.config.gradient_tokens > 0
+            and given.config.asks_for(self.name)
+        )
 
     def measured_stack(self, given: Given) -> BlockStack:
         """The blocks of the model that gradients are taken of."""
@@ -65,8 +68,12 @@ class GradientNorms(Computed):
         """The series of these blocks on all of these batches; for intervals, they are gone through twice."""
         total = sum(1 + intervals * len(documents_of(batch)) for batch in batches)
         steps = Steps(self.name.replace("_", " "), total, given.report)
-        norms = gradient_norms(stack, batches, autocast_dtype=given.autocast_dtype, intervals=intervals, tick=steps)
-        return Found([series_of(self.name, "layer", "nats per token and unit of weight", norms)])
+        loss = given.performance
+        assert isinstance(loss, Loss)
+        norms = gradient_norms(
+            stack, batches, loss, autocast_dtype=given.autocast_dtype, intervals=intervals, tick=steps
+        )
+        return Found([series_of(self.name, "layer", f"{loss.unit} and unit of weight", norms)])
 
 
 ENTRY = GradientNorms("gradient_norm", 100, ColumnSpec("gradient norm", "gradient_norm", ".3g"))

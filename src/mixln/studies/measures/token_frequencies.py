@@ -46,7 +46,7 @@ class _TokenFrequencies(Observed):
         loss, frequencies = (model.series[name].values[0] for name in ("model_loss", "token_frequencies"))
         over = model.series[OVER_TOKEN_FREQUENCIES].estimates[0].format("+.3f")
         entropy = f"the entropy of the measured tokens' own frequencies, {frequencies:.3f}"
-        if model.has_learned_order:
+        if model.has_learned:
             pairs = model.series["token_pairs"].values[0] if "token_pairs" in model.series else frequencies
             # of little text their counts tell less than the frequencies of the very tokens
             bigrams = f" Token pairs alone have {pairs:.3f}." if pairs < frequencies else ""
