@@ -27,7 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from mixln import MixLNViTConfig, MixLNViTForImageClassification
+import mixln
 from mixln.errors import InputError
 from mixln.measure import ClassificationLoss, ModelBatch, gradient_norms
 from mixln.models.anatomy import find_block_stack
@@ -48,14 +48,17 @@ SIZES: dict[str, Any] = {
 }
 SWIN: dict[str, Any] = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [3], "num_heads": [2]}
 
+ANY: Any = SimpleNamespace(swin=SwinConfig, siglip=SiglipConfig)
+"""Configs that take fields of their base, of which type checkers do not know."""
+
 MODELS: dict[str, Callable[[], Any]] = {
     "vit": lambda: ViTForImageClassification(ViTConfig(**SIZES)),
     "deit": lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)),
     "beit": lambda: BeitForImageClassification(BeitConfig(**SIZES)),
     "dinov2": lambda: Dinov2ForImageClassification(Dinov2Config(**SIZES)),
-    "swin": lambda: SwinForImageClassification(SwinConfig(**SWIN, window_size=4, num_labels=5)),
-    "siglip": lambda: SiglipForImageClassification(SiglipConfig(vision_config=SIZES, num_labels=5)),
-    "mix": lambda: MixLNViTForImageClassification(MixLNViTConfig(**SIZES, placement="mix(post_layers=1)")),
+    "swin": lambda: SwinForImageClassification(ANY.swin(**SWIN, window_size=4, num_labels=5)),
+    "siglip": lambda: SiglipForImageClassification(ANY.siglip(vision_config=SIZES, num_labels=5)),
+    "mix": lambda: mixln.MixLNViTForImageClassification(mixln.MixLNViTConfig(**SIZES, placement="mix(post_layers=1)")),
 }
 COUNT = 12
 
@@ -77,9 +80,11 @@ def images(model: Any, classes: torch.Tensor | None = None, count: int = COUNT) 
     pixels = torch.randn(count, 3, config.image_size, config.image_size, generator=generator, dtype=torch.float64)
     if classes is None:
         with torch.no_grad():  # most of them right, so that a removed layer can lose some
-            classes = model(pixel_values=pixels).logits.argmax(1)
-        classes[::4] = (classes[::4] + 1) % 5
-    return ModelBatch({"pixel_values": pixels}, None, classes, torch.arange(count))
+            labels = model(pixel_values=pixels).logits.argmax(1)
+        labels[::4] = (labels[::4] + 1) % 5
+    else:
+        labels = classes
+    return ModelBatch({"pixel_values": pixels}, None, labels, torch.arange(count))
 
 
 def by_hand(model: nn.Module, batch: ModelBatch) -> tuple[list[float], list[bool]]:

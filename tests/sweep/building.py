@@ -142,7 +142,8 @@ def image_classes(model: PreTrainedModel) -> torch.Tensor | None:
     entry = next((found for found in catalogue() if found.name == type(model).__name__), None)
     if entry is None or entry.family != "image_classification":
         return None
-    return torch.arange(len(images(model))) % model.config.num_labels
+    config: Any = model.config
+    return torch.arange(len(images(model))) % config.num_labels
 
 
 def sweep_tokenizer() -> PreTrainedTokenizerFast:
