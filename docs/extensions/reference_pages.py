@@ -31,10 +31,11 @@ from mixln.studies.fine_tuned_model import FineTuningReport
 from mixln.studies.prune_and_heal import HealingReport
 from mixln.studies.pruning_request import PruningRecord
 from mixln.studies.reward_model import RewardReport
-from mixln.tasks import Recipe
 from mixln.tasks.healing_config import HealingConfig
+from mixln.tasks.kinds import KINDS, LANGUAGE
 from mixln.tasks.norm_removal.config import NormRemovalConfig
-from mixln.tasks.recipes import SHORT_NAMES, find_recipe, list_recipes
+from mixln.tasks.recipes import find_recipe, list_recipes
+from mixln.training.config import ExecutionConfig, FaultConfig, OptimizerConfig
 from plain_signatures import complete_text, simplify
 
 BUILT = "_built"
@@ -52,6 +53,9 @@ _OUTSIDE = {
     "benchmarks/README.md": "project/benchmarks.md",
 }
 """Files that pages link to, as they are read in the repository, and the page that includes each of them."""
+
+_SHOWN_ONCE = (OptimizerConfig, FaultConfig, ExecutionConfig)
+"""Parts that recipes of all kinds have."""
 
 _RESULTS = {
     "results.json": (ComparisonResult, "of `mixln compare`"),
@@ -74,12 +78,17 @@ def _commands(_folder: Path) -> str:
 
 
 def _recipe(_folder: Path) -> str:
-    parts = [("", "The recipe itself", "", Recipe)]
-    parts += [(f"{name}.", f"`{name}`", _target(kind), kind) for name, kind in nested(Recipe)]
-    return "\n\n".join(
-        f"## {title}\n\n{target}{describe(kind)}\n\n{field_table(kind, prefix=prefix)}"
-        for prefix, title, target, kind in parts
-    )
+    sections: list[str] = []
+    for kind in KINDS.values():
+        parts = [("", "The recipe itself", "", kind.config)]
+        parts += [(f"{name}.", f"`{name}`", _target(part), part) for name, part in nested(kind.config)]
+        shown = [
+            f"### {title}\n\n{target}{describe(part)}\n\n{field_table(part, prefix=prefix)}"
+            for prefix, title, target, part in parts
+            if part not in _SHOWN_ONCE or kind is LANGUAGE
+        ]
+        sections += [f"## Recipes of {kind.about}", *shown]
+    return "\n\n".join(sections)
 
 
 def _target(kind: type) -> str:
@@ -88,8 +97,17 @@ def _target(kind: type) -> str:
 
 
 def _short_names(_folder: Path) -> str:
-    rows = [f"| `{short}` | `{field}` |" for short, field in SHORT_NAMES.items()]
-    return "\n".join(["| short name | field |", "| --- | --- |", *rows])
+    rows = [
+        f"| `{short}` | `{field}` | {' and '.join(_kinds_with(short))} |"
+        for short, field in {
+            short: field for kind in KINDS.values() for short, field in kind.short_names.items()
+        }.items()
+    ]
+    return "\n".join(["| short name | field | recipes of |", "| --- | --- | --- |", *rows])
+
+
+def _kinds_with(short: str) -> list[str]:
+    return [kind.about for kind in KINDS.values() if short in kind.short_names]
 
 
 def _settings(_folder: Path) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mixln.studies.diagnosis_config import DiagnosisConfig, register_measure
     from mixln.tasks.fine_tuning_config import FineTuningConfig
     from mixln.tasks.healing_config import HealingConfig
+    from mixln.tasks.image_config import ImageTrainingConfig
     from mixln.tasks.norm_removal.config import NormRemovalConfig
     from mixln.tasks.policy_config import RLHFConfig
     from mixln.tasks.recipe import Recipe
@@ -55,6 +56,7 @@ __all__ = [
     "DiagnosisConfig",
     "FineTuningConfig",
     "HealingConfig",
+    "ImageTrainingConfig",
     "MixLNLlamaConfig",
     "MixLNLlamaForCausalLM",
     "MixLNLlamaModel",

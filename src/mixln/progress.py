@@ -125,13 +125,14 @@ def line_printer(*, shown: bool) -> Callable[[str], None]:
 
 
 class TrainingProgress(_Bar):
-    """One bar over all steps of all runs: what is being trained, its loss, tokens per second, and the time left.
+    """One bar over all steps of all runs: what is being trained, its loss, its rate, and the time left.
 
     A stage before the first run, such as tokenising, has the bar to itself.
     """
 
-    def __init__(self, steps_per_run: int, num_runs: int = 1, *, shown: bool = True) -> None:
+    def __init__(self, steps_per_run: int, num_runs: int = 1, *, shown: bool = True, unit: str = "tokens") -> None:
         super().__init__(shown=shown)
+        self._unit = unit
         self._steps = steps_per_run
         self._total = steps_per_run * num_runs
         self._run = self._made = 0
@@ -142,10 +143,10 @@ class TrainingProgress(_Bar):
         self._run, self._made, self._name, self._stage = number, 0, description, ""
         self._begin(description, number * self._steps, self._total)
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def step(self, step: int, loss: float, rate: float) -> None:
         """Show where the current run is."""
         self._made, self._stage = step, ""
-        status = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s"
+        status = f"loss {loss:.3f}, {rate:,.0f} {self._unit}/s"
         self._show(self._run * self._steps + step, self._total, status, "step ")
 
     def stage(self, stage: str, done: int, total: int) -> None:

@@ -119,6 +119,30 @@ def describe_corpus(source: str) -> str:
         return source
 
 
+def check_images(source: str) -> None:
+    """Make sure that images can be there: a folder, a file, or a dataset that the hub or its cache may have.
+
+    Raises:
+        InputError: they cannot.
+    """
+    path = Path(source).expanduser()
+    # a name on the hub is OWNER/NAME or NAME
+    if not path.exists() and (
+        path.is_absolute() or len(path.parts) > 2 or source.startswith(".") or ".tar" in path.name
+    ):
+        raise InputError(f"there is no {path}. Give a folder or a tar archive of images, or a dataset on the hub")
+    if not path.exists():
+        require_access(source, "dataset", local=False)
+
+
+def describe_images(source: str) -> str:
+    """Return what a source of images is, in words."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return f"{source}, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{source}, a folder" if path.is_dir() else f"{source}, a dataset on the hub"
+
+
 def _is_prepared(name: str, folder: Path) -> bool:
     """Whether any tokens of a hub's dataset are there, by these settings or others."""
     for manifest in folder.glob("*/manifest.json"):

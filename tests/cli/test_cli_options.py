@@ -16,6 +16,7 @@ from mixln.commands.options import Interface, Option, choices, plain_kind
 from mixln.commands.parsing import OldNameWarning, parse
 from mixln.commands.spelling import CONTRADICTIONS, OLD_NAMES
 from mixln.errors import InputError
+from mixln.tasks.kinds import KINDS, LANGUAGE
 from mixln.tasks.recipes import field_types
 
 NAMES = [name for name in COMMANDS if not is_group(name)]
@@ -111,7 +112,9 @@ def test_the_first_options_are_options() -> None:
 def test_every_field_of_a_recipe_is_an_option(name: str) -> None:
     fields = {option.field for option in command(name).options if option.parameter == "recipe"}
     left_out = {"model.placement"} if name == "compare" else set()
-    assert fields == {"", "tokens", *field_types()} - left_out
+    kinds = KINDS.values() if name == "train" else [LANGUAGE]
+    every = {field for kind in kinds for field in (*kind.budgets, *field_types(kind.config))}
+    assert fields == {"", *every} - left_out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import mixln
 from mixln.checked import Checked, Range
 from mixln.commands import COMMANDS, find_command, is_group
-from mixln.commands.settings import (
+from mixln.commands.fields import (
     DiagnosisFields,
     FineTuningFields,
     NormRemovalFields,
@@ -23,13 +23,12 @@ from mixln.commands.settings import (
     RewardFields,
     RLHFFields,
     RunFields,
-    changed,
-    settled_recipe,
 )
+from mixln.commands.settings import changed, settled_recipe
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
-from mixln.tasks.recipe import ModelConfig, Recipe
-from mixln.tasks.recipes import SHORT_NAMES
+from mixln.tasks.kinds import KINDS, LANGUAGE, RecipeKind
+from mixln.tasks.recipe import ModelConfig
 from mixln.training.config import OptimizerConfig
 
 NAMES = {"data prepare": "prepare_data"}
@@ -87,20 +86,37 @@ def leaves(kind: Any) -> dict[str, Any]:
     return found
 
 
+def keywords(kind: RecipeKind) -> dict[str, Any]:
+    """The fields of recipes of a kind by their names, where a path is as good as text."""
+    hidden = {"name", *(place.rpartition(".")[2] for short, place in kind.short_names.items() if short != "text_field")}
+    own = leaves(kind.config)
+    found = {name: hint for name, hint in own.items() if name not in hidden}
+    found |= {name: own[place.rpartition(".")[2]] for name, place in kind.short_names.items()}
+    return {name: found[name] for name in found}
+
+
+def without_paths(hints: dict[str, Any]) -> dict[str, Any]:
+    plain = {str | Path: str, str | Path | None: str | None}
+    return {name: plain.get(hint, hint) for name, hint in hints.items()}
+
+
 def test_the_keyword_arguments_are_the_fields_of_the_configurations() -> None:
     """Names and types, for type checkers and completion."""
-    hidden = {"name", "corpus", "validation_corpus"}  # `name` is of the optimiser alone; the others have short names
-    parts = {name for name, hint in get_type_hints(Recipe).items() if is_dataclass(hint)}
-    expected = {name: hint for name, hint in leaves(Recipe).items() if name not in hidden}
-    expected |= {name: leaves(Recipe)[place.rpartition(".")[2]] for name, place in SHORT_NAMES.items()}
-    given = get_type_hints(RecipeFields)
-    assert given.keys() == expected.keys() | parts
-    assert get_type_hints(RunFields).keys() - given.keys() == {"tokens"}
-    texts = {name for name, hint in given.items() if hint in (str | Path, str | Path | None)}
-    assert texts == {"text", "validation_text", "tokenizer"}
-    assert {name: given[name] for name in expected if name not in texts} == {
-        name: hint for name, hint in expected.items() if name not in texts
+    parts = {
+        kind: {name: hint for name, hint in get_type_hints(kind.config).items() if is_dataclass(hint)}
+        for kind in KINDS.values()
     }
+    of_language = without_paths(get_type_hints(RecipeFields))
+    assert of_language == keywords(LANGUAGE) | parts[LANGUAGE]
+    of_all = without_paths(get_type_hints(RunFields))
+    expected: dict[str, Any] = {}
+    for kind in KINDS.values():
+        for name, hint in (keywords(kind) | parts[kind]).items():
+            expected[name] = expected[name] | hint if name in expected and expected[name] != hint else hint
+        expected |= dict.fromkeys(kind.budgets, int)
+    assert of_all == expected
+    texts = {name for name, hint in get_type_hints(RunFields).items() if hint in (str | Path, str | Path | None)}
+    assert texts == {"text", "validation_text", "tokenizer", "images"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +161,7 @@ def test_fields_are_changed_wherever_they_stand() -> None:
         ({"steps": -1}, "steps must be more than 0, not -1"),
         ({"batch_size": "many"}, "batch_size must be a whole number, not 'many'"),
         ({"out": 7}, "`out` must be text or a path, not 7"),
-        ({"recipe": {"steps": 7}}, "`recipe` must be Recipe or text or a path"),
+        ({"recipe": {"steps": 7}}, "`recipe` must be Recipe or ImageTrainingConfig or text or a path"),
         ({"progress": "yes"}, "`progress` must be true or false, not 'yes'"),
     ],
 )

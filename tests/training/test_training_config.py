@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny import tiny_recipe
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from mixln.errors import InputError
 from mixln.models import language_models
 from mixln.placement import PlacementError
 from mixln.tasks import Recipe, check_model, model_config
-from mixln.tasks.recipes import find_recipe, list_recipes, load_recipe
+from mixln.tasks.image_classification import image_model_config
+from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.kinds import IMAGES, LANGUAGE, kind_of
+from mixln.tasks.recipes import KIND, find_recipe, kind_of_recipe, list_recipes, load_recipe, recipes_of
 
 TABLE_9 = {
     # hidden, intermediate, heads, layers, steps, peak learning rate, parameters in millions (vocabulary 32,000)
@@ -46,9 +50,24 @@ def test_published_recipes_are_those_of_table_9(name: str) -> None:
 
 
 def test_every_recipe_is_listed_and_valid() -> None:
-    assert list_recipes() == ["pico", "nano", *TABLE_9, "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
-    for name in list_recipes():
-        read(name)
+    assert recipes_of([LANGUAGE]) == ["pico", "nano", *TABLE_9, "qwen2.5-0.5b", "olmo-1b", "olmo-7b"]
+    assert recipes_of([IMAGES]) == ["vit-nano-cifar", "vit-tiny-imagenet", "vit-small-imagenet"]
+    assert list_recipes() == [*recipes_of([LANGUAGE]), *recipes_of([IMAGES])]
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_is_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    kind = kind_of(recipe)
+    assert type(recipe) is kind.config
+    if kind is LANGUAGE or find_spec("timm") is not None:
+        kind.check(recipe)
+    assert load_recipe(recipe) == recipe
+    assert load_recipe(name, {"steps": recipe.steps + 1}) == replace(recipe, steps=recipe.steps + 1)
+    assert kind.positions(recipe) > 1
+    assert f"{recipe.model.num_hidden_layers} layers" in kind.model_in_words(recipe)
+    assert f"{recipe.last_step:,} of {recipe.batch_size}" in kind.budget_in_words(recipe)
+    assert kind.unit in kind.budget_in_words(recipe)
 
 
 def test_nano_is_the_default_recipe_of_about_3_million_parameters_in_12_layers() -> None:
@@ -67,7 +86,27 @@ def test_overrides_are_typed_and_win_over_the_recipe() -> None:
 
 def test_a_recipe_file_states_only_fields_that_there_are() -> None:
     for name in list_recipes():
-        assert set(yaml.safe_load(find_recipe(name).read_text())) <= {field.name for field in fields(Recipe)}
+        own = {field.name for field in fields(kind_of_recipe(name).config)}
+        assert set(yaml.safe_load(find_recipe(name).read_text())) <= {KIND, *own}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("vit-tiny-imagenet", 5.7), ("vit-small-imagenet", 22.05)])
+def test_the_recipes_of_table_6_are_what_they_say(name: str, parameters: float) -> None:
+    """Mix-LN, table 6: 120 epochs of ImageNet-1K, 20 of warmup, 4e-3 for a batch of 4,096."""
+    recipe = load_recipe(name)
+    assert isinstance(recipe, ImageTrainingConfig)
+    assert recipe.steps == -(-120 * 1_281_167 // recipe.batch_size)
+    assert recipe.warmup_steps == -(-20 * 1_281_167 // recipe.batch_size)
+    assert recipe.optimizer.learning_rate == pytest.approx(4e-3 * recipe.batch_size / 4096)
+    assert recipe.optimizer.learning_rate * recipe.optimizer.final_learning_rate_fraction == pytest.approx(1e-6)
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.optimizer.max_grad_norm) == ("adamw", 0.05, 0)
+    made = recipe.augmentation
+    assert (made.auto_augment, made.color_jitter, made.mixup, made.cutmix) == ("rand-m9-mstd0.5-inc1", 0.4, 0.8, 1.0)
+    assert (made.label_smoothing, made.erasing, recipe.model.drop_path_rate) == (0.1, 0.25, 0.1)
+    with torch.device("meta"):
+        config = image_model_config(recipe.model, list(map(str, range(1000))))
+        built = AutoModelForImageClassification.from_config(config)
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(parameters, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from mixln.errors import InputError
 from mixln.tasks import Recipe
 from mixln.tasks.healing_config import HealingConfig
-from mixln.tasks.recipes import SHORT_NAMES, field_types, flat_fields, load_recipe
+from mixln.tasks.kinds import IMAGES, KINDS, LANGUAGE, RecipeKind
+from mixln.tasks.recipes import field_types, flat_defaults, flat_fields, load_recipe
 from mixln.written import written_float, written_int
 
 
@@ -65,7 +66,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_settings_win_over_the_file_and_short_names_are_the_same_fields() -> None:
-    for short, place in SHORT_NAMES.items():
+    for short, place in LANGUAGE.short_names.items():
         assert place in field_types()
         if field_types()[place] is str:
             assert load_recipe("71m", {short: "lns"}) == load_recipe("71m", {place: "lns"}) != load_recipe("71m")
@@ -73,6 +74,58 @@ def test_settings_win_over_the_file_and_short_names_are_the_same_fields() -> Non
     assert recipe.steps == -(-1_000_000 // recipe.tokens_per_step)
     assert load_recipe(None, default=Recipe(steps=7)).steps == load_recipe(Recipe(steps=7)).steps == 7
     assert set(flat_fields(Recipe())) == set(field_types())
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_short_names_and_defaults_are_those_of_fields(kind: RecipeKind) -> None:
+    types = field_types(kind.config)
+    assert set(kind.short_names.values()) <= types.keys()
+    recipe = load_recipe(kind.example)
+    assert flat_fields(recipe).keys() == types.keys()
+    assert flat_defaults(kind.config).keys() <= types.keys()
+    assert load_recipe(recipe, {kind.source: "elsewhere"}) == load_recipe(
+        kind.example, {kind.short_names[kind.source]: "elsewhere"}
+    )
+    assert flat_defaults(Recipe) == flat_fields(Recipe())
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("other", KINDS.values(), ids=KINDS)
+def test_a_setting_of_another_kind_is_refused_by_one_sentence_that_says_what_to_do(
+    kind: RecipeKind, other: RecipeKind
+) -> None:
+    own = {*kind.short_names, *kind.budgets, *field_types(kind.config)}
+    for name in ({*other.short_names, *other.budgets, *field_types(other.config)} - own) if kind is not other else ():
+        with pytest.raises(InputError) as error:
+            load_recipe(kind.example, {name: "1"})
+        message = str(error.value)
+        assert f"is for {other.about}, and this recipe trains {kind.one}: choose `recipe={other.example}`" in message
+        assert "\n" not in message
+
+
+def test_a_recipe_of_a_kind_that_a_command_does_not_take_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"`recipe=vit-nano-cifar` trains a classifier of images.*Choose one of pico, "
+    ):
+        load_recipe("vit-nano-cifar", kinds=[LANGUAGE])
+    with pytest.raises(InputError, match=r"the recipe trains a language model.*Choose one of vit-nano-cifar, "):
+        load_recipe(Recipe(), kinds=[IMAGES])
+
+
+def test_a_file_of_images_says_its_kind_and_must_name_images(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("kind: images\nsteps: 7\ndata: {source: pictures}\n")
+    assert load_recipe(path).data.source == "pictures"
+    path.write_text("kind: images\nsteps: 7\n")
+    assert load_recipe(path, {"images": "pictures"}).data.source == "pictures"
+    with pytest.raises(InputError, match=r"lacks data.source, which has no default: give `images`"):
+        load_recipe(path)
+    path.write_text("kind: sounds\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: kind must be one of language, images, not 'sounds'"):
+        load_recipe(path)
+    path.write_text("data: {source: pictures}\n")
+    with pytest.raises(InputError, match=r"mine.yaml: `images` is for classifiers of images.*or give `text`"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ It is the function that Python calls too, as `mixln.train`: what Python alone ca
 | behind it | an option, `--max-tokens` |
 | `bool` | an option that needs no value |
 | a sequence | one value or more: `2 4` |
-| a recipe called `recipe` | `--recipe FILE`, `--tokens`, and an option for each field |
+| recipes, of one kind or of several, called `recipe` | `--recipe FILE`, `--tokens`, and an option for each field |
 | a dataclass called `config` | an option for each field, `--max-tokens` |
 | another dataclass | `--name.field` |
 | `command_line: str` | none: gets what the user typed |
@@ -40,11 +40,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from mixln.commands import find_command
-from mixln.commands.options import JSON, PLUGIN, Interface, Option, choices, plain_kind
+from mixln.commands.options import JSON, PLUGIN, Interface, Option, choices, dataclasses_in, plain_kind
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
-from mixln.tasks.recipe import Recipe
-from mixln.tasks.recipes import SHORT_NAMES, TOKENS, field_types, flat_fields, list_recipes, load_recipe
+from mixln.tasks.kinds import AnyRecipe, RecipeKind, kind_of
+from mixln.tasks.recipes import field_types, flat_defaults, flat_fields, load_recipe, recipes_of
 
 PYTHON_ONLY: Mapping[str, Any] = {"python_only": True}
 """Marks a parameter that has no option: `Annotated[PreTrainedTokenizerBase | None, PYTHON_ONLY]`."""
@@ -59,6 +59,7 @@ _METAVARS = {
     "device": "DEVICE",
     "device_map": "auto",
     "figures": "FOLDER",
+    "images": "IMAGES",
     "layers": "LAYERS",
     "metric": "NAME",
     "model": "MODEL",
@@ -95,12 +96,14 @@ def interface(name: str, function: Callable[..., Any]) -> Interface:
     kinds: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     recipe_default = None
+    recipe_kinds: tuple[RecipeKind, ...] = ()
     for parameter, kind, extras in _parameters(function):
         if is_dataclass(kind):
             kinds[parameter.name] = kind
             if parameter.name == "recipe":
                 recipe_default = load_recipe(parameter.default)
-                options += _recipe_options(recipe_default, extras.get("skip", ()))
+                recipe_kinds = tuple(kind_of(one) for one in dataclasses_in(parameter_types(function)["recipe"]))
+                options += _recipe_options(recipe_default, recipe_kinds, extras.get("skip", ()))
             else:
                 options += _field_options(parameter.name, kind, extras.get("skip", ()))
         elif parameter.name not in ("command_line", "progress"):
@@ -112,7 +115,9 @@ def interface(name: str, function: Callable[..., Any]) -> Interface:
         line.strip() for one in text.examples for line in (one.description or "").splitlines() if line.strip()
     )
     description = " ".join(f"{text.short_description} {text.long_description or ''}".split())
-    return Interface(name, function, description, examples, (*options, PLUGIN), recipe_default, kinds, defaults)
+    return Interface(
+        name, function, description, examples, (*options, PLUGIN), recipe_default, recipe_kinds, kinds, defaults
+    )
 
 
 def claim_output(out: Path, *, of_run: bool = True) -> None:
@@ -196,44 +201,40 @@ def _field_options(parameter: str, kind: Any, skip: Collection[str]) -> Iterator
             )
 
 
-def _recipe_options(recipe: Recipe, skip: Collection[str]) -> Iterator[Option]:
-    shipped = ", ".join(list_recipes())
+def _recipe_options(recipe: AnyRecipe, kinds: Sequence[RecipeKind], skip: Collection[str]) -> Iterator[Option]:
+    """The options of recipes: what several kinds have is one option, whose default is that of the first."""
+    shipped = ", ".join(recipes_of(kinds))
     yield Option("recipe", "", ("--recipe",), str, f"A shipped recipe ({shipped}) or a YAML file.", metavar="RECIPE")
-    yield Option(
-        "recipe",
-        TOKENS,
-        (f"--{TOKENS}",),
-        int,
-        "Token slots to train on. They set the number of steps.",
-        group=_heading(_documentation(type(recipe))[0]),
-        metavar="NUMBER",
-    )
-    types_, values = field_types(), flat_fields(recipe)
-    short = {place: name for name, place in SHORT_NAMES.items()}
+    heading = _heading(_documentation(type(recipe))[0])
+    for name, budget in {name: budget for kind in kinds for name, budget in kind.budgets.items()}.items():
+        yield Option("recipe", name, (f"--{name}",), int, budget.help, group=heading, metavar="NUMBER")
+    types_ = {name: hint for kind in reversed(kinds) for name, hint in field_types(kind.config).items()}
     leaves = [name.rpartition(".")[2] for name in types_]
-    documented = {"": _documentation(type(recipe))} | {
-        one.name: _documentation(type(getattr(recipe, one.name)))
-        for one in fields(recipe)
-        if is_dataclass(getattr(recipe, one.name))
-    }
-    for name, kind in types_.items():
-        if name in skip:
-            continue
-        part, _, leaf = name.rpartition(".")
-        text, helps = documented[part]
-        further = [leaf] if part and leaves.count(leaf) == 1 and leaf != "name" else []
-        names = [short[name], name] if name in short else [name]
-        shown = short.get(name, leaf)
-        yield Option(
-            "recipe",
-            name,
-            _spellings(*dict.fromkeys([*names, *further])),
-            kind,
-            helps[leaf],
-            group=_heading(text),
-            default=values[name],
-            metavar=_metavar(shown, kind),
-        )
+    for number, kind in enumerate(kinds):
+        values = flat_defaults(kind.config) | (flat_fields(recipe) if kind is kind_of(recipe) else {})
+        before = {name for other in kinds[:number] for name in field_types(other.config)}
+        for name, hint in field_types(kind.config).items():
+            if name not in before and name not in skip:
+                yield _recipe_option(kind, name, hint, values.get(name), leaves)
+
+
+def _recipe_option(kind: RecipeKind, name: str, hint: Any, default: Any, leaves: Sequence[str]) -> Option:
+    """The option of one field; it is also called by its last part where `leaves` have that once."""
+    part, _, leaf = name.rpartition(".")
+    text, helps = _documentation(get_type_hints(kind.config)[part] if part else kind.config)
+    short = next((short for short, place in kind.short_names.items() if place == name), None)
+    further = [leaf] if part and leaves.count(leaf) == 1 and leaf != "name" else []
+    names = [*([short] if short else []), name, *further]
+    return Option(
+        "recipe",
+        name,
+        _spellings(*dict.fromkeys(names)),
+        hint,
+        helps[leaf],
+        group=_heading(text),
+        default=default,
+        metavar=_metavar(short or leaf, hint),
+    )
 
 
 def _spellings(*names: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
-from mixln.commands.settings import RunFields, settled_recipe
+from mixln.commands.fields import RunFields
+from mixln.commands.settings import settled_recipe
 from mixln.commands.start import announce_recipe
 from mixln.commands.steps import read_step, written_step
 from mixln.errors import InputError

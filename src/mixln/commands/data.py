@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 from mixln.announce import announce
-from mixln.commands.settings import RecipeFields, settled_recipe
+from mixln.commands.fields import RecipeFields
+from mixln.commands.settings import settled_recipe
 from mixln.commands.start import announce_data
 from mixln.signatures import checked_arguments
+from mixln.tasks.kinds import LANGUAGE
 from mixln.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def prepare(
     Raises:
         InputError: the corpus or the tokenizer cannot be used, or the data do not fill one row.
     """
-    recipe = settled_recipe(recipe, changes)
+    recipe = settled_recipe(recipe, changes, [LANGUAGE])
+    assert isinstance(recipe, Recipe)
     announce_data(recipe, cache)
     announce(("workers", workers), ("folder", out))
     from mixln.data.prepare import prepare_data

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
-from mixln.commands.settings import DiagnosisFields, changed
+from mixln.commands.fields import DiagnosisFields
+from mixln.commands.settings import changed
 from mixln.commands.start import announce_models, announce_opened, announce_tasks, announce_text
 from mixln.errors import InputError
 from mixln.interruption import keeping

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 from mixln.announce import announce
-from mixln.commands.settings import RunFields, settled_recipe
+from mixln.commands.fields import RunFields
+from mixln.commands.settings import settled_recipe
 from mixln.estimation.devices import device_names
 from mixln.signatures import checked_arguments
 from mixln.tasks.recipe import Recipe

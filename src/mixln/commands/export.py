@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @checked_arguments
 def export(source: str | Path, out: str | Path, *, step: int | None = None) -> ConvertedModel:
     """Write the model of a checkpoint, of a run that is going on, interrupted or finished, as a Hugging Face folder
-    with its tokenizer. The checkpoint may have been written by several processes; one reads it.
+    with its tokenizer or image processor. The checkpoint may have been written by several processes; one reads it.
 
     Example:
         mixln export runs/train exported --step 100

@@ -13,7 +13,7 @@ from mixln.commands.options import Interface, Option, choices, with_options
 
 FIRST: dict[str, dict[str, list[str]]] = {
     "train": {
-        "What is trained": ["--recipe", "--placement", "--architecture", "--text"],
+        "What is trained": ["--recipe", "--placement", "--architecture", "--text", "--images"],
         "How": ["--steps", "--tokens", "--batch-size", "--sequence-length", "--learning-rate", "--precision"],
         "Where": ["--device", "--out"],
     },

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from mixln.checked import Conversion
 from mixln.errors import InputError
-from mixln.tasks.recipe import Recipe
+from mixln.tasks.kinds import AnyRecipe, RecipeKind
 from mixln.tasks.recipes import load_recipe
 
 
@@ -104,6 +104,7 @@ class Interface:
         examples: commands, one a line.
         options: all there are.
         recipe_default: taken where no recipe is named; None: there is no recipe among the parameters.
+        recipe_kinds: that a recipe may be of.
         parts: the dataclasses, the recipe among them, by the parameters that they are.
         defaults: values of parameters, where Python has other defaults.
     """
@@ -113,7 +114,8 @@ class Interface:
     description: str
     examples: tuple[str, ...]
     options: tuple[Option, ...]
-    recipe_default: Recipe | None
+    recipe_default: AnyRecipe | None
+    recipe_kinds: tuple[RecipeKind, ...]
     parts: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
@@ -142,7 +144,7 @@ class Interface:
         for name, kind in self.parts.items():
             own = fields_of[name]
             if name == "recipe":
-                values[name] = load_recipe(own.pop("", None), own, default=self.recipe_default)
+                values[name] = load_recipe(own.pop("", None), own, default=self.recipe_default, kinds=self.recipe_kinds)
             else:
                 values[name] = kind(**own)
         always = {"command_line": command_line, "progress": True}
@@ -178,6 +180,14 @@ def choices(kind: Any) -> tuple[str, ...]:
         return tuple(map(str, get_args(kind)))
     inner = get_args(kind)[:1] if get_origin(kind) in (list, tuple, Sequence) else ()
     return choices(inner[0]) if inner else ()
+
+
+def dataclasses_in(hint: Any) -> list[Any]:
+    """Return the dataclasses that a type stands for, without what `Annotated` adds."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    return [one for one in members if is_dataclass(one)]
 
 
 def _chosen(hint: Any) -> Any:

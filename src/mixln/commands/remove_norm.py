@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
-from mixln.commands.settings import NormRemovalFields, changed
+from mixln.commands.fields import NormRemovalFields
+from mixln.commands.settings import changed
 from mixln.commands.start import announce_models, announce_text
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments

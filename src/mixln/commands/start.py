@@ -10,7 +10,7 @@ from mixln.announce import announce, format_count
 from mixln.errors import InputError
 from mixln.hub import require_access
 from mixln.sources import check_corpus, describe_corpus, describe_model
-from mixln.tasks.recipe import Recipe
+from mixln.tasks.kinds import AnyRecipe, kind_of
 
 _TASK_FILES = (".yaml", ".yml")
 """Endings of files that describe a task: it can name others that are elsewhere."""
@@ -30,7 +30,7 @@ def announce_models(models: Any) -> None:
 
 
 def announce_recipe(
-    recipe: Recipe, out: Path | None, cache: str | Path | None, placements: Iterable[str] = (), runs: int = 1
+    recipe: AnyRecipe, out: Path | None, cache: str | Path | None, placements: Iterable[str] = (), runs: int = 1
 ) -> None:
     """Say what a recipe is going to train, on what, and where it will be.
 
@@ -44,31 +44,25 @@ def announce_recipe(
     Raises:
         InputError: data or tokenizer are on the hub, which does not answer, and are not in the cache.
     """
-    model, data = recipe.model, recipe.data
-    placed = ", ".join(placements) or model.placement
-    slots = recipe.last_step * recipe.tokens_per_step
-    steps = f"{recipe.last_step:,} of {recipe.batch_size} x {data.sequence_length} tokens ({slots:,})"
+    kind = kind_of(recipe)
+    placed = ", ".join(placements) or recipe.model.placement
+    steps = kind.budget_in_words(recipe)
     announce(
-        ("model", f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}, {placed}"),
+        ("model", f"{kind.model_in_words(recipe)}, {placed}"),
         ("steps", steps if runs == 1 else f"{steps}, in each of {runs} runs"),
     )
     announce_data(recipe, cache)
     announce(("folder", out))
 
 
-def announce_data(recipe: Recipe, cache: str | Path | None) -> None:
+def announce_data(recipe: AnyRecipe, cache: str | Path | None) -> None:
     """Say on what a recipe trains.
 
     Raises:
         InputError: as `announce_recipe`.
     """
-    data = recipe.data
-    if data.tokenizer:
-        require_access(data.tokenizer, "tokenizer")
-    for corpus in filter(None, (data.corpus, data.validation_corpus)):
-        announce(("data", describe_corpus(corpus)))
-        if data.max_tokens is not None:  # without, what can be read of the hub has no end, which is told where it is
-            check_corpus(corpus, Path(cache or Path.home() / ".cache" / "mixln") / "data")
+    for fact in kind_of(recipe).data_facts(recipe, cache):
+        announce(fact)
 
 
 def announce_text(text: str | Path, name: str = "text") -> None:

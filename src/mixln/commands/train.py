@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Unpack
 
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import claim_output
-from mixln.commands.settings import RunFields, settled_recipe
+from mixln.commands.fields import RunFields
+from mixln.commands.settings import settled_recipe
 from mixln.commands.start import announce_recipe
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
+from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.kinds import kind_of
 from mixln.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,17 +25,18 @@ if TYPE_CHECKING:
 def train(
     *,
     out: str | Path = "runs/train",
-    recipe: Recipe | str | Path = "nano",
+    recipe: Recipe | ImageTrainingConfig | str | Path = "nano",
     device: str | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
     **changes: Unpack[RunFields],
 ) -> TrainedModel:
-    """Train one model from a recipe and save it as a Hugging Face folder with its tokenizer. An interrupted run goes on
-    when the same command is run again.
+    """Train one model from a recipe, a language model on text or a ViT on images, and save it as a Hugging Face folder
+    with its tokenizer or image processor. An interrupted run goes on when the same command is run again.
 
     Example:
         mixln train --placement 'mix(alpha=0.25)' --steps 1000 --out runs/mix
+        mixln train --recipe vit-nano-cifar --images cifar10.tar.xz --out runs/vit
 
     Args:
         out: The folder of the run.
@@ -41,7 +45,7 @@ def train(
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         progress: Show on standard error how far it is.
         **changes: Fields of the recipe that differ, such as `placement="mix(alpha=0.25)"`, `steps=1000`, `text`,
-            `learning_rate`, `hidden_size`.
+            `images`, `learning_rate`, `hidden_size`.
 
     Returns:
         The run: its model, losses and folder; its table has a row for each step.
@@ -53,15 +57,17 @@ def train(
     del device  # `on_device` has chosen it
     recipe, out = settled_recipe(recipe, changes), Path(out)
     announce_recipe(recipe, out, cache)
-    from mixln.data.prepare import prepare_data
     from mixln.progress import TrainingProgress
-    from mixln.tasks.build import check_model
-    from mixln.tasks.pretraining import pretrain
+    from mixln.training import train as run
     from mixln.training.saved_checkpoint import describe_kept
 
-    check_model(recipe)
+    kind = kind_of(recipe)
+    kind.check(recipe)
     claim_output(out)
-    with keeping(lambda: describe_kept(out)), TrainingProgress(recipe.last_step, shown=progress) as shown:
-        data = prepare_data(recipe.data, cache, shown.report, report_stage=shown.stage)
+    with (
+        keeping(lambda: describe_kept(out)),
+        TrainingProgress(recipe.last_step, shown=progress, unit=kind.unit) as shown,
+        kind.prepare(recipe, cache, shown.report, shown.stage) as data,
+    ):
         shown.start_run(0, recipe.model.placement)
-        return pretrain(recipe, data, out, shown.step)
+        return run(kind.task(recipe, data), out, shown.step)

@@ -16,10 +16,12 @@ class ImageDataConfig(Checked):
     """The images of a run.
 
     Attributes:
-        source: A folder or a tar archive with {train,test}/CLASS/FILE (also val or validation for test), a folder that
-            `datasets` has saved, or the name of a dataset on the Hugging Face hub.
+        source: A folder, a tar archive, or a dataset on the hub. A folder or an archive has {train,test}/CLASS/FILE
+            (also val or validation for test). A folder can also be one that `datasets` has saved.
         image_column: The column of images of a dataset. Default: the only one.
         label_column: The column of classes of a dataset. Default: the only one.
+        validation_split: The split to validate on, where val, valid and validation are one name. Default: test or
+            validation, whichever there is.
         workers: Processes that decode and augment images.
     """
 
@@ -28,6 +30,7 @@ class ImageDataConfig(Checked):
     source: str
     image_column: str | None = None
     label_column: str | None = None
+    validation_split: str | None = None
     workers: PositiveInt = 2
 
     def __post_init__(self) -> None:

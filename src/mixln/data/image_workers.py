@@ -11,7 +11,7 @@ import io
 import multiprocessing
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeVar
@@ -80,15 +80,24 @@ class ImageWorkers:
         """Begin to make images that are only resized and cut in their middle, with one class each."""
         return self._submit(_make_testing, items)
 
-    def inspect(self, items: Sequence[Item]) -> list[tuple[str, str]]:
+    def inspect(self, items: Sequence[Item], tick: Callable[[int], None] | None = None) -> list[tuple[str, str]]:
         """Decode images, and return for each its mode (`RGB`, `L`, `CMYK` ...) or "", and what is wrong with it or "".
+
+        Args:
+            items: the images.
+            tick: told now and then how many are done.
 
         Raises:
             InputError: a process was killed.
         """
         size = 256
         futures = [self._submit(_inspect, items[first : first + size]) for first in range(0, len(items), size)]
-        return [found for future in futures for found in result_of(future)]
+        found: list[tuple[str, str]] = []
+        for future in futures:
+            found += result_of(future)
+            if tick is not None:
+                tick(len(found))
+        return found
 
     def close(self) -> None:
         """End the processes."""

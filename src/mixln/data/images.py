@@ -21,7 +21,8 @@ from mixln.hub import hub_access
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 _TRAIN = ("train", "training")
-_TEST = ("test", "val", "valid", "validation", "eval")
+_VALIDATION = ("val", "valid", "validation", "eval")
+_TEST = ("test", *_VALIDATION)
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 Encoded = str | bytes
@@ -108,9 +109,9 @@ def read_images(config: ImageDataConfig) -> ImageData:
     if path.is_file():
         if not path.name.endswith(_ARCHIVES):
             raise InputError(f"data.source: {path} is no tar archive ({', '.join(_ARCHIVES)}) and no folder")
-        return _from_files(str(path), _archive(path))
+        return _from_files(str(path), _archive(path), config.validation_split)
     if path.is_dir() and not (path / "dataset_dict.json").is_file():
-        return _from_files(str(path), _folder(path))
+        return _from_files(str(path), _folder(path), config.validation_split)
     return _from_dataset(config, path)
 
 
@@ -149,8 +150,8 @@ def _archive(path: Path) -> _Files:
     return found
 
 
-def _from_files(source: str, found: _Files) -> ImageData:
-    splits = [_split_of(source, found, names) for names in (_TRAIN, _TEST)]
+def _from_files(source: str, found: _Files, validation: str | None) -> ImageData:
+    splits = _splits_of(source, found, validation)
     both = [found[split] for split in splits]
     for split, classes in zip(splits, both, strict=True):
         if empty := [name for name, files in classes.items() if not files]:
@@ -173,10 +174,17 @@ def _from_files(source: str, found: _Files) -> ImageData:
     return ImageData(names, train_rows, test_rows)
 
 
+def _splits_of(source: str, found: Any, validation: str | None) -> list[str]:
+    """The names of the splits to train and to validate on."""
+    wanted = _TEST if validation is None else _VALIDATION if validation in _VALIDATION else (validation,)
+    return [_split_of(source, found, names) for names in (_TRAIN, wanted)]
+
+
 def _split_of(source: str, found: Any, names: Sequence[str]) -> str:
     there = [name for name in names if name in found]
     if len(there) != 1:
-        has = f"several of these: {', '.join(there)}" if there else f"only {', '.join(sorted(found)) or 'nothing'}"
+        named = f"several of these: {', '.join(there)}. Name the one to validate on as data.validation_split"
+        has = named if there else f"only {', '.join(sorted(found)) or 'nothing'}"
         raise InputError(f"{source} must have one split called {' or '.join(names)}, and has {has}")
     return there[0]
 
@@ -212,7 +220,7 @@ def _from_dataset(config: ImageDataConfig, path: Path) -> ImageData:
         raise InputError(f"data.source: {config.source} cannot be opened ({type(error).__name__}: {reason})") from error
     if not isinstance(loaded, DatasetDict):
         raise InputError(f"{config.source} has one split: it must have one to train and one to validate on")
-    splits = [_split_of(config.source, loaded, names) for names in (_TRAIN, _TEST)]
+    splits = _splits_of(config.source, loaded, config.validation_split)
     rows: list[ImageRows] = []
     known: list[tuple[str, ...]] = []
     for split in splits:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from mixln.errors import InputError
 from mixln.placement import PlacementError
 from mixln.quiet import quiet_transformers
 from mixln.storage import require_new_folder
+from mixln.tasks.kinds import KINDS, LANGUAGE
 from mixln.tasks.language_model import HUGGINGFACE_FOLDER
 from mixln.training.checkpoint import load_weights
 from mixln.training.run_folder import MODEL_FOLDER, fill_folder
@@ -55,7 +56,8 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
 
 
 def export_checkpoint(checkpoint: str | Path, out: str | Path) -> PreTrainedModel:
-    """Write the model of a checkpoint, however many processes wrote it, as a Hugging Face folder with its tokenizer.
+    """Write the model of a checkpoint, however many processes wrote it, as a Hugging Face folder with its tokenizer or
+    image processor.
 
     Args:
         checkpoint: its folder.
@@ -72,10 +74,12 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> PreTrainedMode
     source = checkpoint / HUGGINGFACE_FOLDER
     if not source.is_dir():
         raise InputError(f"{checkpoint} is no checkpoint: it has no {HUGGINGFACE_FOLDER}/")
+    kinds = (kind for kind in KINDS.values() if (source / kind.companion).is_file())
+    model_class, companion_class = next(kinds, LANGUAGE).classes_of_checkpoints()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = model_class.from_config(config)
+        companion = companion_class.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, PlacementError, StrictDataclassError) as error:
         raise InputError(f"{source} is damaged ({str(error).splitlines()[0]}). Export another checkpoint") from error
     load_weights(checkpoint, model)
@@ -83,7 +87,7 @@ def export_checkpoint(checkpoint: str | Path, out: str | Path) -> PreTrainedMode
     def fill(folder: Path) -> None:
         with quiet_transformers():
             model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        companion.save_pretrained(folder)
 
     fill_folder(out, fill, "Make room, or choose another place")
     return model.eval()

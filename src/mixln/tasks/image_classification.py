@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -19,8 +18,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from mixln.confidence import accuracy_interval
 from mixln.data import training_rows
-from mixln.data.image_workers import ImageWorkers, Item, Made, result_of
-from mixln.data.images import ImageData, ImageRows, read_images
+from mixln.data.image_workers import Made, result_of
 from mixln.errors import InputError
 from mixln.models.anatomy import find_block_stack
 from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
@@ -28,17 +26,14 @@ from mixln.models.transformers_internals import enable_activation_checkpointing
 from mixln.placement import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.quiet import quiet_transformers
 from mixln.tasks.build import materialize, naming_wrong_sizes
-from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.image_config import ImageTrainingConfig, VisionModelConfig
+from mixln.tasks.language_model import HUGGINGFACE_FOLDER
 from mixln.tasks.layers import parameters_by_layer
+from mixln.tasks.prepared_images import PreparedImages, item_of, require_packages
 from mixln.training import Callback, Precision, ReportStep, TrainedModel, train
 from mixln.training.objective import Batch, Objective, Reduce, Share
 from mixln.training.task import Task
 
-HUGGINGFACE_FOLDER = "huggingface"
-"""Of a checkpoint: config and preparation of images."""
-
-_NAMED = 5
-"""Damaged images that are named; the others are counted."""
 _TOP = 5
 _BATCHES_AHEAD = 4
 
@@ -69,6 +64,11 @@ class ImageScores:
                 found |= {name: share, f"{name}_low": low, f"{name}_high": high}
         return found
 
+    def __str__(self) -> str:
+        low, high = accuracy_interval(self.top1, self.images)
+        text = f"validation loss {self.loss:.4f}, top-1 {self.top1:.1%} [{low:.1%}, {high:.1%}]"
+        return text if self.top5 is None else f"{text}, top-5 {self.top5:.1%}"
+
 
 class ImageClassificationObjective(Objective):
     """Cross-entropy of soft targets t: - sum over images and classes of t log softmax(logits)."""
@@ -95,11 +95,10 @@ class ImageClassification(Task):
 
     Args:
         config: of the run.
-        data: to train and validate on; None: those of `config.data`.
+        images: to train and validate on, which several runs may share; None: those of `config.data`.
 
     Attributes:
         data: the images that can be decoded.
-        notes: what is known of the data that its owner should know.
 
     Raises:
         InputError: timm or torchvision is missing, the images are not as `read_images` wants them, all of a class are
@@ -109,17 +108,13 @@ class ImageClassification(Task):
 
     unit = "images"
 
-    def __init__(self, config: ImageTrainingConfig, data: ImageData | None = None) -> None:
-        _require_packages()
-        self.config = self.recipe = config
-        found = read_images(config.data) if data is None else data
-        self.model_config = _model_config(config, found.classes)
-        size = (config.model.image_size, config.model.image_size)
-        self.workers = ImageWorkers(config.data.workers, size, config.augmentation, len(found.classes))
-        # the processes end with the task, or with this process
-        weakref.finalize(self, self.workers.close)
-        self.data, self.notes = _checked(found, self.workers)
-        self.positions = (config.model.image_size // config.model.patch_size) ** 2 + 1
+    def __init__(self, config: ImageTrainingConfig, images: PreparedImages | None = None) -> None:
+        self.config = self.recipe = check_image_model(config)
+        prepared = PreparedImages(config) if images is None else images
+        self.data, self.workers = prepared.data, prepared.workers
+        self._images = prepared  # whose processes end with it
+        self.model_config = image_model_config(config.model, prepared.data.classes)
+        self.positions = config.model.positions
 
     def identity(self) -> dict[str, Any]:
         """The model, the augmentation and the images."""
@@ -132,7 +127,7 @@ class ImageClassification(Task):
 
     def warnings(self) -> list[str]:
         """What was found in the images."""
-        return list(self.notes)
+        return list(self.data.notes)
 
     def widths(self) -> tuple[int, int]:
         """Those of a feed-forward."""
@@ -172,7 +167,7 @@ class ImageClassification(Task):
         rows = self.rows(step)
         own = share.of(np.arange(len(rows)))
         seed = self.config.seed
-        items = [_item(self.data.train, row) for row in rows]
+        items = [item_of(self.data.train, row) for row in rows]
         if not self.recipe.augmentation.mixes:
             images, targets = self.workers.training(seed, step, [items[place] for place in own])
             return {"images": torch.from_numpy(images), "targets": torch.from_numpy(targets)}
@@ -201,7 +196,7 @@ class ImageClassification(Task):
             if (start := next(starts, None)) is not None:
                 rows = own[start : start + size]
                 # one that has no image left computes another time on the first, as all make equally many forwards
-                items = [_item(images, row) for row in (rows if len(rows) else own[:1])]
+                items = [item_of(images, row) for row in (rows if len(rows) else own[:1])]
                 waiting.append((len(rows), self.workers.testing(items)))
 
         for _ in range(_BATCHES_AHEAD):
@@ -272,64 +267,33 @@ def train_image_classifier(
         PlacementError, InputError: as `ImageClassification`; or as `train`.
         TrainingDivergedError, TrainingInterrupted: as `train`.
     """
-    task = ImageClassification(config)
-    try:
+    with PreparedImages(check_image_model(config)) as images:
+        task = ImageClassification(config, images)
         return train(task, folder, report_step, precision=precision, callbacks=callbacks)
-    finally:
-        task.workers.close()
 
 
-def _require_packages() -> None:
-    try:
-        import timm
-        import torchvision
-    except ImportError as error:
-        raise InputError(
-            f"training on images needs timm and torchvision ({error}): pip install 'mixln[vision]'"
-        ) from error
-    del timm, torchvision
+def check_image_model(config: ImageTrainingConfig) -> ImageTrainingConfig:
+    """Return the configuration if its model can be built.
+
+    Raises:
+        PlacementError, InputError: as `image_model_config`; or timm or torchvision is missing.
+    """
+    require_packages()
+    image_model_config(config.model, ("one", "other"))  # the classes are not known yet
+    return config
 
 
-def _model_config(config: ImageTrainingConfig, classes: Sequence[str]) -> MixLNViTConfig:
+def image_model_config(model: VisionModelConfig, classes: Sequence[str]) -> MixLNViTConfig:
+    """Return the model configuration of a classifier of images.
+
+    Raises:
+        PlacementError: the placement is not one.
+        InputError: the sizes do not fit together, or the placement does not fit the number of layers.
+    """
     build: Any = MixLNViTConfig
     names = dict(enumerate(classes))
     with naming_wrong_sizes():
-        return build(**asdict(config.model), id2label=names, label2id={name: number for number, name in names.items()})
-
-
-def _item(images: ImageRows, row: int) -> Item:
-    row = int(row)
-    return Item(row, images.names[row], images.read(row), int(images.labels[row]))
-
-
-def _checked(data: ImageData, workers: ImageWorkers) -> tuple[ImageData, list[str]]:
-    """Leave out what cannot be decoded, and say so; every image is decoded once.
-
-    Raises:
-        InputError: nothing is left of a class.
-    """
-    notes = list(data.notes)
-    splits: list[ImageRows] = []
-    for split, images in (("to train on", data.train), ("to validate on", data.test)):
-        found = workers.inspect([_item(images, row) for row in range(len(images))])
-        damaged = {row for row, (_, fault) in enumerate(found) if fault}
-        if damaged:
-            named = "; ".join(f"{images.names[row]} ({found[row][1]})" for row in sorted(damaged)[:_NAMED])
-            more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-            notes.append(
-                f"{len(damaged)} of {len(images)} images {split} cannot be decoded and are left out: {named}{more}"
-            )
-        modes = Counter(mode for mode, fault in found if not fault and mode != "RGB")
-        if modes:
-            listed = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
-            notes.append(f"images {split} that are not RGB are made so: {listed}")
-        left = images.without(damaged)
-        gone = [name for number, name in enumerate(data.classes) if not (left.labels == number).any()]
-        if gone and (split == "to train on" or not len(left)):
-            raise InputError(f"no image {split} of {', '.join(gone[:_NAMED])} can be decoded. {notes[-1]}")
-        splits.append(left)
-    train_rows, test_rows = splits
-    return ImageData(data.classes, train_rows, test_rows), notes
+        return build(**asdict(model), id2label=names, label2id={name: number for number, name in names.items()})
 
 
 def _totals(logits: Tensor, targets: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class VisionModelConfig(Checked):
     initializer_range: PositiveFloat = 0.02
     embedding_std: PositiveFloat | None = None
 
+    @property
+    def positions(self) -> int:
+        """Tokens of an image: its patches, and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTrainingConfig(TrainingConfig):

@@ -25,7 +25,7 @@ from mixln.training.objective import Reduce, Share
 from mixln.training.task import Task
 
 HUGGINGFACE_FOLDER = "huggingface"
-"""Of a checkpoint: config and tokenizer."""
+"""Of a checkpoint: config and tokenizer or image processor."""
 
 _WIDTH_OF_PARTS = 1024
 
