@@ -28,7 +28,8 @@ from mixln.commands.settings import changed, settled_recipe
 from mixln.errors import InputError
 from mixln.signatures import parameter_types
 from mixln.tasks.kinds import KINDS, LANGUAGE, RecipeKind
-from mixln.tasks.recipe import ModelConfig
+from mixln.tasks.recipe import ModelConfig, Recipe
+from mixln.tasks.recipes import flat_fields
 from mixln.training.config import OptimizerConfig
 
 NAMES = {"data prepare": "prepare_data"}
@@ -145,11 +146,12 @@ def test_fields_are_changed_wherever_they_stand() -> None:
             "optimizer": OptimizerConfig(name="adamw", learning_rate=1.0),
         },
     )
+    assert isinstance(recipe, Recipe)
     assert (recipe.steps, recipe.model.hidden_size, recipe.data.corpus) == (7, 64, "books")
     assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == ("adamw", 1e-4)
     assert recipe.model.num_hidden_layers == ModelConfig().num_hidden_layers
     assert settled_recipe(recipe, {}) == recipe
-    assert settled_recipe(recipe, {"data": {"max_tokens": 99}}).data.max_tokens == 99
+    assert flat_fields(settled_recipe(recipe, {"data": {"max_tokens": 99}}))["data.max_tokens"] == 99
     config = changed(mixln.DiagnosisConfig(sequence_length=64), {"measures": ["removal"]})
     assert (config.sequence_length, config.measures) == (64, ("removal",))
 

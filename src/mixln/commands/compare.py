@@ -17,6 +17,7 @@ from mixln.commands.steps import read_step, written_step
 from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
+from mixln.tasks.kinds import LANGUAGE
 from mixln.tasks.recipe import Recipe
 from mixln.written import written_float
 
@@ -84,7 +85,9 @@ def compare(
         InputError: the recipe or a step cannot be used, or the folder holds something else.
     """
     del device  # `on_device` has chosen it
-    recipe, out = settled_recipe(recipe, changes), Path(out)
+    settled, out = settled_recipe(recipe, changes, [LANGUAGE]), Path(out)
+    assert isinstance(settled, Recipe)
+    recipe = settled
     seeds = [recipe.seed, recipe.seed + 1] if seeds is None else seeds
     makers = [read_step(one) for one in then]  # what is written wrongly is said at once
     rates_of = _rates_of(learning_rate_of)

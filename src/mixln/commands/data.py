@@ -52,12 +52,12 @@ def prepare(
     Raises:
         InputError: the corpus or the tokenizer cannot be used, or the data do not fill one row.
     """
-    recipe = settled_recipe(recipe, changes, [LANGUAGE])
-    assert isinstance(recipe, Recipe)
-    announce_data(recipe, cache)
+    settled = settled_recipe(recipe, changes, [LANGUAGE])
+    assert isinstance(settled, Recipe)
+    announce_data(settled, cache)
     announce(("workers", workers), ("folder", out))
     from mixln.data.prepare import prepare_data
     from mixln.progress import StageProgress
 
     with StageProgress(shown=progress) as shown:
-        return prepare_data(recipe.data, cache, shown.report, workers=workers, out=out, report_stage=shown.step)
+        return prepare_data(settled.data, cache, shown.report, workers=workers, out=out, report_stage=shown.step)

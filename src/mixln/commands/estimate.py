@@ -12,6 +12,7 @@ from mixln.commands.fields import RunFields
 from mixln.commands.settings import settled_recipe
 from mixln.estimation.devices import device_names
 from mixln.signatures import checked_arguments
+from mixln.tasks.kinds import LANGUAGE
 from mixln.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def estimate(
         InputError: there is no such device, a number is out of range, or the recipe cannot be shared among the devices.
         PlacementError: the recipe's model cannot be built.
     """
-    recipe, model = (settled := settled_recipe(recipe, changes)), settled.model
+    settled = settled_recipe(recipe, changes, [LANGUAGE])
+    assert isinstance(settled, Recipe)
+    recipe, model = settled, settled.model
     announce(
         ("model", f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}"),
         ("device", f"{count} x {device}" + (", this machine, whose speed is measured now" if device == "cpu" else "")),
