@@ -50,6 +50,7 @@ NOT_RAISED = {
     ("mixln.measure.recording", "stack"): OWN_MODELS,
     ("mixln.models.anatomy", "stack"): OWN_MODELS,
     ("mixln.models.encoding", "tokenizer"): "raised for one that is given in Python",
+    ("mixln.models.load_images", "image_processor"): "raised for one that is given in Python",
     ("mixln.models.load", "device_map"): "raised for the `device_map` that was given",
     ("mixln.placement.norms", "norm_factory"): "a function, for blocks that are made in Python",
     ("mixln.studies.diagnosis_config", "fresh_gradients"): "the others choose their measures themselves",

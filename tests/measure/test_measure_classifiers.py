@@ -27,10 +27,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-import mixln
 from mixln.errors import InputError
 from mixln.measure import ClassificationLoss, ModelBatch, gradient_norms
 from mixln.models.anatomy import find_block_stack
+from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.studies.diagnose import diagnose_batches
 from mixln.studies.diagnosis_config import DiagnosisConfig
@@ -58,7 +58,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "dinov2": lambda: Dinov2ForImageClassification(Dinov2Config(**SIZES)),
     "swin": lambda: SwinForImageClassification(ANY.swin(**SWIN, window_size=4, num_labels=5)),
     "siglip": lambda: SiglipForImageClassification(ANY.siglip(vision_config=SIZES, num_labels=5)),
-    "mix": lambda: mixln.MixLNViTForImageClassification(mixln.MixLNViTConfig(**SIZES, placement="mix(post_layers=1)")),
+    "mix": lambda: MixLNViTForImageClassification(MixLNViTConfig(**SIZES, placement="mix(post_layers=1)")),
 }
 COUNT = 12
 

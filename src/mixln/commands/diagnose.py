@@ -12,6 +12,7 @@ from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY, claim_output
 from mixln.commands.fields import DiagnosisFields
+from mixln.commands.images import DEFAULT_TEXT, announce_images, require_no_images
 from mixln.commands.settings import changed
 from mixln.commands.start import announce_models, announce_opened, announce_tasks, announce_text
 from mixln.errors import InputError
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from torch import dtype as TorchType
     from torch.nn import Module
     from transformers import PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
 
+    from mixln.data.measured_images import MeasuredImages
     from mixln.evaluation.task_scores import LoadedTask
     from mixln.report.depth_report import DepthReport
     from mixln.report.diagnosis import ModelDiagnosis
     from mixln.studies.diagnosis_scores import Score
+    from mixln.studies.medium import Medium
 
 
 @checked_arguments
@@ -39,8 +43,13 @@ def diagnose(
     config: Annotated[DiagnosisConfig | None, {"skip": ["measures", "without"]}] = None,
     *,
     names: Sequence[str] | None = None,
-    text: str | Path = "python",
+    text: str | Path = DEFAULT_TEXT,
     text_field: str = "text",
+    images: Annotated[str | Path | MeasuredImages | None, {"as": str | None}] = None,
+    image_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_processor: Annotated[BaseImageProcessor | Sequence[BaseImageProcessor] | None, PYTHON_ONLY] = None,
     out: Annotated[str | Path | None, {"default": "runs/diagnose"}] = None,
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str | None = None,
@@ -58,7 +67,8 @@ def diagnose(
     **changes: Unpack[DiagnosisFields],
 ) -> DepthReport:
     """Measure what each layer of any Hugging Face model does, and what the model loses without it. Layers are counted
-    from 1. Several models are measured on the same text, each with its own tokenizer, and shown side by side.
+    from 1. Several models are measured on the same text, each with its own tokenizer, and shown side by side. Models of
+    images are measured on images, which their own image processors prepare; of a classifier accuracy is measured too.
 
     Example:
         mixln diagnose runs/train/model --text books.jsonl.gz --out runs/diagnosis
@@ -72,6 +82,13 @@ def diagnose(
         names: Names of the models in the report, one for each. Default: what tells their paths apart.
         text: The text to measure on, as in `mixln train`.
         text_field: The field or column of the text that holds a document.
+        images: Measure models of images, on these. A folder or tar archive with CLASS/FILE, a source to train on, whose
+            test images are taken, or a dataset of the hub. Classes are known by their names.
+        image_split: The split of the images to measure on. Default: test or validation, whichever there is.
+        image_column: The column of images of a dataset. Default: the only one.
+        label_column: The column of classes of a dataset. Default: the only one.
+        image_processor: The image processor of a model in memory. Of several models, one for all or a list with one for
+            each; folders have their own.
         out: The folder for the report. In Python the default is none, and `save` of the result writes it.
         precision: Compute in float32, bfloat16, float16, or auto, which is the checkpoint's.
         device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
@@ -107,8 +124,14 @@ def diagnose(
         without=config.without if without is None else tuple(without),
     )
     announce_models(models)
-    if texts is None:
-        announce_text(text)
+    if images is not None:
+        announce_images(images, texts, text, tokenizer)
+        if tasks is not None:
+            raise InputError("`tasks` are for language models: leave them out with `images`")
+    else:
+        require_no_images(image_processor=image_processor, image_split=image_split, image_column=image_column, label_column=label_column)
+        if texts is None:
+            announce_text(text)
     _announce_tasks(tasks, task_path, task_limit, task_metric)
     announce(("folder", out))
     from mixln.evaluation.task_scores import task_score
@@ -116,10 +139,11 @@ def diagnose(
     from mixln.report.depth_report import REPORT_FILE
     from mixln.report.serialize import to_json
     from mixln.storage import write_file
-    from mixln.studies.diagnose import diagnose_model, make_report
-    from mixln.studies.measured_models import measured_models
+    from mixln.studies.diagnose import make_report
+    from mixln.studies.measured_models import IMAGE_PROCESSOR, TOKENIZER, measured_models
 
-    opened = measured_models(models, tokenizer, names=names, dtype=precision, device_map=device_map)
+    companions = (tokenizer, TOKENIZER) if images is None else (image_processor, IMAGE_PROCESSOR)
+    opened = measured_models(models, *companions, names=names, dtype=precision, device_map=device_map)
     loaded = load_tasks(tasks, task_path, task_metric)
     folder = None if out is None else Path(out)
     diagnoses: list[ModelDiagnosis] = []
@@ -130,23 +154,22 @@ def diagnose(
         return f"every finished measure is kept in {folder}. Run the same command again to go on"
 
     with keeping(kept), StageProgress(shown=progress) as shown:
-        if texts is None:
-            documents, notes = _documents(text, text_field, config.max_documents)
-            source = str(text)
+        if images is not None:
+            medium = _images(images, image_column, label_column, image_split)
         else:
-            documents, notes, source = list(islice(texts, config.max_documents)), [], "given in Python"
+            medium = _texts(texts, text, text_field, config.max_documents)
         if folder is not None:
             claim_output(folder, of_run=False)
             if (folder / REPORT_FILE).exists():
                 shown.report(f"Replacing the report in {folder}")
-        for note in notes:
+        for note in medium.notes:
             shown.report(note)
-        report = make_report(diagnoses, text=source, command=command_line)
+        report = make_report(diagnoses, text=medium.source, command=command_line)
         for name, open_model in opened.items():
-            model, own_tokenizer = open_model()
+            model, own_companion = open_model()
             announce_opened(model)
             own_scores = {
-                task.name: task_score(own_tokenizer, task, limit=task_limit, batch_size=config.batch_size)
+                task.name: task_score(own_companion, task, limit=task_limit, batch_size=config.batch_size)
                 for task in loaded
             }
             for score in own_scores.values():
@@ -155,13 +178,12 @@ def diagnose(
 
             def keep(unfinished: ModelDiagnosis) -> None:
                 if folder is not None:
-                    so_far = make_report([*diagnoses, unfinished], text=source, command=command_line)
+                    so_far = make_report([*diagnoses, unfinished], text=medium.source, command=command_line)
                     write_file(folder / REPORT_FILE, to_json(so_far))
 
-            found = diagnose_model(
+            found = medium.diagnose(
                 model,
-                own_tokenizer,
-                documents,
+                own_companion,
                 config,
                 name=name,
                 autocast_dtype=autocast_dtype,
@@ -170,22 +192,35 @@ def diagnose(
                 keep=keep,
                 folder=folder,
             )
-            diagnoses.append(replace(found, notes=[*found.notes, *notes]))
+            diagnoses.append(replace(found, notes=[*found.notes, *medium.notes]))
             del model
-            report = make_report(diagnoses, text=source, command=command_line)
+            report = make_report(diagnoses, text=medium.source, command=command_line)
             if folder is not None:  # what has been found so far is safe if a later model fails
                 report.save(folder)
     return report
 
 
-def _documents(text: str | Path, text_field: str, most: int) -> tuple[list[str], list[str]]:
-    """Return the first documents of a corpus, and notes on what was left out of it."""
-    from mixln.data import open_corpus
+def _images(images: str | Path | MeasuredImages, *fields: str | None) -> Medium:
+    from mixln.data.image_config import ImageDataConfig
+    from mixln.data.measured_images import read_measured_images
+    from mixln.studies.medium import of_images
 
+    if not isinstance(images, str | Path):
+        return of_images("given in Python", images)
+    return of_images(str(images), read_measured_images(ImageDataConfig(str(images), *fields)))
+
+
+def _texts(texts: Iterable[str] | None, text: str | Path, text_field: str, most: int) -> Medium:
+    """The documents that are given, or else the first of a corpus, with notes on what was left out of it."""
+    from mixln.data import open_corpus
+    from mixln.studies.medium import of_texts
+
+    if texts is not None:
+        return of_texts("given in Python", list(islice(texts, most)))
     corpus = open_corpus(str(text), text_field=text_field)
     documents = list(corpus.first(most))
     skipped = corpus.left_out.describe()
-    return documents, [f"Left out of {corpus.name}: {skipped}."] if skipped else []
+    return of_texts(str(text), documents, [f"Left out of {corpus.name}: {skipped}."] if skipped else [])
 
 
 def _announce_tasks(

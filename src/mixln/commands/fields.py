@@ -133,6 +133,9 @@ class DiagnosisFields(TypedDict, total=False):
     performance_tokens: int
     gradient_tokens: int
     max_documents: int
+    max_images: int
+    performance_images: int
+    gradient_images: int
     run_lengths: Sequence[int]
     measures: Sequence[str] | None
     fresh_gradients: bool

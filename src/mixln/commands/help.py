@@ -34,7 +34,7 @@ FIRST: dict[str, dict[str, list[str]]] = {
     },
     "diagnose": {
         "What is measured": ["models", "--only", "--without", "--tasks"],
-        "On what": ["--text", "--sequence-length", "--max-tokens", "--performance-tokens", "--batch-size"],
+        "On what": ["--text", "--max-tokens", "--performance-tokens", "--images", "--batch-size"],
         "Where": ["--precision", "--device", "--out"],
     },
     "finetune": {
@@ -59,7 +59,7 @@ FIRST: dict[str, dict[str, list[str]]] = {
     },
     "prune": {
         "What is removed": ["model", "out", "--layers", "--drop", "--by"],
-        "What it is measured on": ["--text", "--max-tokens", "--sequence-length"],
+        "What it is measured on": ["--text", "--max-tokens", "--sequence-length", "--images"],
         "Training what is left": ["--heal", "--healing.tokens", "--healing.method"],
         "Where": ["--device"],
     },

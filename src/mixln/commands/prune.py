@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from mixln.announce import announce
 from mixln.chosen_device import on_device
 from mixln.commands.arguments import PYTHON_ONLY
+from mixln.commands.images import DEFAULT_TEXT, announce_images, require_no_images
 from mixln.commands.start import announce_models, announce_opened, announce_text
+from mixln.data.image_config import ImageDataConfig
 from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
@@ -19,6 +21,7 @@ from mixln.tasks.healing_config import HealingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
 
     from mixln.studies.pruned_model import PrunedModel
 
@@ -37,7 +40,13 @@ def prune(
     by: Annotated[str | None, {"names": CRITERIA}] = None,
     any: bool = False,
     consecutive: bool = False,
-    text: str | Path = "python",
+    text: str | Path = DEFAULT_TEXT,
+    images: str | Path | None = None,
+    image_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_processor: Annotated[BaseImageProcessor | None, PYTHON_ONLY] = None,
+    max_images: int = 1000,
     max_tokens: int = 8192,
     sequence_length: int = 512,
     batch_size: int = 8,
@@ -53,7 +62,7 @@ def prune(
     """Remove layers from a model and write what is left as an ordinary Hugging Face folder. Layers are counted from 1,
     and both ends of a range are included; what will be removed is printed before anything is written. Either name the
     layers, or let the cheapest be chosen by a measure on text. The loss before and after is printed, and a warning if
-    what is left is of little use as it is. With --heal the rest is trained on.
+    what is left is of little use as it is. With --heal the rest is trained on. Models of images are measured on images.
 
     Example:
         mixln prune runs/train/model runs/pruned --drop 2 --text books.jsonl.gz --heal
@@ -68,9 +77,15 @@ def prune(
         any: With --by angular, choose any layers instead of neighbours. The others choose any layers anyway.
         consecutive: With --by removal or influence, choose layers that are neighbours.
         text: The text to measure on, as in `mixln train`.
+        images: The images to measure a model of images on, as in `mixln diagnose`.
+        image_split: The split of the images to measure on. Default: test or validation, whichever there is.
+        image_column: The column of images of a dataset. Default: the only one.
+        label_column: The column of classes of a dataset. Default: the only one.
+        image_processor: The image processor of a model in memory.
+        max_images: Images to measure on.
         max_tokens: Tokens of the text to measure on.
         sequence_length: Tokens of a piece of text.
-        batch_size: Pieces of text that are measured at once.
+        batch_size: Pieces of text, or images, that are measured at once.
         stack: The name of the list of layers, where the model has several.
         device: Such as cpu, cuda or cuda:1. Default: the GPU, if any.
         device_map: With auto, share a large model out over devices.
@@ -107,20 +122,31 @@ def prune(
         raise InputError(f"`drop` must be at least 1, not {drop}")
     if heal is None and healing != HealingConfig():
         raise InputError("`healing` options need `heal`")
+    if heal is not None and images is not None:
+        raise InputError(
+            "`heal` trains language models on text: leave it out with `images`, and train what is left further"
+        )
+    if images is None:
+        require_no_images(image_processor=image_processor, image_split=image_split, image_column=image_column, label_column=label_column)
     from mixln.storage import claim_folder, require_new_folder
 
     is_finished = heal is not None and (out / HEALING_FILE).is_file()
     if not is_finished:
         require_new_folder(out)
     announce_models(model)
-    announce_text(text)
+    if images is None:
+        announce_text(text)
+    else:
+        announce_images(images, None, text, tokenizer)
     if heal:
         announce_text(str(heal), "data")
     announce(("folder", out))
+    from mixln.studies.measured_models import IMAGE_PROCESSOR, TOKENIZER
     from mixln.studies.model_folder import source_of
 
     claim_folder(out.absolute().parent)
-    with source_of(model, tokenizer, out) as source:
+    given = (tokenizer, out, TOKENIZER) if images is None else (image_processor, out, IMAGE_PROCESSOR)
+    with source_of(model, *given) as source:
         request = PruningRequest(
             source=source.path,
             name=source.name,
@@ -130,7 +156,10 @@ def prune(
             consecutive=not any if criterion == "angular" else consecutive,
             text=str(text),
             text_field=text_field,
-            measurement=DiagnosisConfig(sequence_length=sequence_length, batch_size=batch_size, max_tokens=max_tokens),
+            images=None if images is None else ImageDataConfig(str(images), image_column, label_column, image_split),
+            measurement=DiagnosisConfig(
+                sequence_length=sequence_length, batch_size=batch_size, max_tokens=max_tokens, max_images=max_images
+            ),
             stack=stack,
         )
         if heal is None:
@@ -143,6 +172,7 @@ def prune(
 
 def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown: bool) -> PrunedModel:
     from mixln.device import default_device
+    from mixln.models.inputs import require_input
     from mixln.progress import StageProgress
     from mixln.studies.prune import describe_layers, find_prunable_stack, measure_cost, select_layers
     from mixln.studies.pruned_folder import open_for_pruning, prune_model
@@ -150,6 +180,8 @@ def _prune(request: PruningRequest, out: Path, device_map: str | None, *, shown:
 
     whole = open_for_pruning(request.source, device=default_device(), device_map=device_map)
     announce_opened(whole)
+    if request.images is not None:
+        require_input(whole, "images")
     stack = find_prunable_stack(whole, request.stack)
     with StageProgress(shown=shown) as progress:
         progress.start(request.name)

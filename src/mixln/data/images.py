@@ -20,10 +20,10 @@ from mixln.errors import InputError
 from mixln.hub import hub_access
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_TRAIN = ("train", "training")
+TRAIN_SPLITS = ("train", "training")
 _VALIDATION = ("val", "valid", "validation", "eval")
-_TEST = ("test", *_VALIDATION)
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+TEST_SPLITS = ("test", *_VALIDATION)
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 Encoded = str | bytes
 """An image that is not decoded: the path of its file, or what is in it."""
@@ -107,8 +107,8 @@ def read_images(config: ImageDataConfig) -> ImageData:
     """
     path = Path(config.source).expanduser()
     if path.is_file():
-        if not path.name.endswith(_ARCHIVES):
-            raise InputError(f"data.source: {path} is no tar archive ({', '.join(_ARCHIVES)}) and no folder")
+        if not path.name.endswith(ARCHIVES):
+            raise InputError(f"data.source: {path} is no tar archive ({', '.join(ARCHIVES)}) and no folder")
         return _from_files(str(path), _archive(path), config.validation_split)
     if path.is_dir() and not (path / "dataset_dict.json").is_file():
         return _from_files(str(path), _folder(path), config.validation_split)
@@ -176,14 +176,29 @@ def _from_files(source: str, found: _Files, validation: str | None) -> ImageData
 
 def _splits_of(source: str, found: Any, validation: str | None) -> list[str]:
     """The names of the splits to train and to validate on."""
-    wanted = _TEST if validation is None else _VALIDATION if validation in _VALIDATION else (validation,)
-    return [_split_of(source, found, names) for names in (_TRAIN, wanted)]
+    return [_split_of(source, found, TRAIN_SPLITS, ""), test_split(source, found, validation, "data.validation_split")]
 
 
-def _split_of(source: str, found: Any, names: Sequence[str]) -> str:
+def test_split(source: str, found: Any, wanted: str | None, option: str) -> str:
+    """Return the name of the split that is not for training.
+
+    Args:
+        source: for errors.
+        found: the names that there are.
+        wanted: the one that is asked for, where val, valid and validation are one name; None: whichever there is.
+        option: what names one, for errors.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    names = TEST_SPLITS if wanted is None else _VALIDATION if wanted in _VALIDATION else (wanted,)
+    return _split_of(source, found, names, f". Name the one to use as {option}")
+
+
+def _split_of(source: str, found: Any, names: Sequence[str], fix: str) -> str:
     there = [name for name in names if name in found]
     if len(there) != 1:
-        named = f"several of these: {', '.join(there)}. Name the one to validate on as data.validation_split"
+        named = f"several of these: {', '.join(there)}{fix}"
         has = named if there else f"only {', '.join(sorted(found)) or 'nothing'}"
         raise InputError(f"{source} must have one split called {' or '.join(names)}, and has {has}")
     return there[0]
@@ -204,20 +219,30 @@ def _two_classes(source: str, names: Sequence[str]) -> None:
         raise InputError(f"{source} has {len(names)} class(es) ({', '.join(names)}): there is nothing to be told apart")
 
 
-def _from_dataset(config: ImageDataConfig, path: Path) -> ImageData:
-    from datasets import ClassLabel, DatasetDict, Image, load_dataset, load_from_disk
+def open_dataset(source: str, path: Path) -> Any:
+    """Open what `datasets` has saved in a folder, or has on the hub.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    from datasets import load_dataset, load_from_disk
 
     try:
         if path.is_dir():
-            loaded: Any = load_from_disk(str(path))
-        else:
-            with hub_access(config.source, "dataset"):
-                loaded = load_dataset(config.source)
+            return load_from_disk(str(path))
+        with hub_access(source, "dataset"):
+            return load_dataset(source)
     except InputError:
         raise
     except Exception as error:  # of the hub, the network, the disk or the dataset's own files
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise InputError(f"data.source: {config.source} cannot be opened ({type(error).__name__}: {reason})") from error
+        raise InputError(f"{source} cannot be opened ({type(error).__name__}: {reason})") from error
+
+
+def _from_dataset(config: ImageDataConfig, path: Path) -> ImageData:
+    from datasets import ClassLabel, DatasetDict, Image
+
+    loaded = open_dataset(config.source, path)
     if not isinstance(loaded, DatasetDict):
         raise InputError(f"{config.source} has one split: it must have one to train and one to validate on")
     splits = _splits_of(config.source, loaded, config.validation_split)
@@ -225,8 +250,8 @@ def _from_dataset(config: ImageDataConfig, path: Path) -> ImageData:
     known: list[tuple[str, ...]] = []
     for split in splits:
         dataset = loaded[split]
-        image = _column(config.source, dataset, config.image_column, Image, "image_column")
-        label = _column(config.source, dataset, config.label_column, ClassLabel, "label_column")
+        image = column_of(config.source, dataset, config.image_column, Image, "data.image_column")
+        label = column_of(config.source, dataset, config.label_column, ClassLabel, "data.label_column")
         known.append(tuple(dataset.features[label].names))
         labels = np.asarray(dataset[label], dtype=np.int64)
         if len(labels) == 0 or labels.min() < 0:
@@ -243,7 +268,12 @@ def _from_dataset(config: ImageDataConfig, path: Path) -> ImageData:
     return ImageData(known[0], train_rows, test_rows)
 
 
-def _column(source: str, dataset: Any, wanted: str | None, kind: type, field: str) -> str:
+def column_of(source: str, dataset: Any, wanted: str | None, kind: type, field: str) -> str:
+    """Return the column of a dataset that is of a kind.
+
+    Raises:
+        InputError: there is none, or which is not clear.
+    """
     fitting = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if wanted is not None and wanted in fitting:
         return wanted
@@ -251,6 +281,6 @@ def _column(source: str, dataset: Any, wanted: str | None, kind: type, field: st
         return fitting[0]
     named = f"{wanted!r} is none" if wanted is not None else f"there are {len(fitting)}"
     raise InputError(
-        f"{source}: data.{field} must name a column of {kind.__name__}, and {named}. Such are: "
+        f"{source}: {field} must name a column of {kind.__name__}, and {named}. Such are: "
         f"{', '.join(fitting) or 'none'}; all columns: {', '.join(dataset.features)}"
     )

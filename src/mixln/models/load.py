@@ -32,6 +32,7 @@ from transformers import (
 from mixln.errors import InputError
 from mixln.hub import hub_access
 from mixln.models.causal import is_causal_language_model, predicts_next_token, without_heads
+from mixln.models.inputs import require_input
 from mixln.models.model_class import classes_for, in_mapping, model_class_of, require_fitting_classes
 from mixln.models.weight_files import require_plausible_size
 from mixln.quiet import quiet_transformers
@@ -99,12 +100,14 @@ def load_model(
         device_map: as in transformers (`auto` spreads a large model over all devices); None: one device.
 
     Raises:
-        InputError: there is no such checkpoint, or it is damaged or incomplete, or accelerate is needed and missing.
+        InputError: there is no such checkpoint, or it is damaged or incomplete, or accelerate is needed and missing; or
+            the model takes images.
     """
     config = load_config(name_or_path)
     opener: Any = AutoModel
     if config.architectures:
         model_class = model_class_of(config, name_or_path)
+        require_input(model_class, "text")
         # the parts of an encoder-decoder with a head lie in the class itself: its base model is opened by AutoModel
         if not config.is_encoder_decoder or in_mapping(model_class, MODEL_MAPPING):
             opener = model_class

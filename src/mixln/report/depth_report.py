@@ -29,11 +29,11 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True, repr=False)
 class DepthReport(Result):
-    """Diagnoses side by side, on the same text; its table has a row for each layer, `save` writes `report.html`.
+    """Diagnoses side by side, on the same text or images; its table has a row for each layer, `save` writes a page.
 
     Attributes:
         models: one for each.
-        text: where the text is from.
+        text: where the text, or the images, are from.
         machine: that it was measured on.
         command: the command line; empty from Python.
         version: of mixln.
@@ -52,6 +52,11 @@ class DepthReport(Result):
     def figures(self) -> list[FigureSpec]:
         """The figures of all models; each is drawn for the models that have its series."""
         return merged_figures(model.shown.figures for model in self.models)
+
+    @property
+    def medium(self) -> str:
+        """What the models were measured on, as a heading."""
+        return "Images" if any(model.unit == "images" for model in self.models) else "Text"
 
     @property
     def headline(self) -> str:
@@ -96,7 +101,8 @@ class DepthReport(Result):
             folder / "figures",
             {spec.name: f"{spec.title} of {names}" for spec in self.figures},
         )
-        meaning = "are 95 % confidence intervals over documents (of scores: over items)."
+        draws = "images" if self.medium == "Images" else "documents"
+        meaning = f"are 95 % confidence intervals over {draws} (of scores: over items)."
         page = page_environment().get_template("diagnosis.html.jinja")
         text = page.render(
             result=self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mixln.report.series import Presentation, Series, is_below_frequencies
 
@@ -37,14 +38,15 @@ class ModelDiagnosis:
         num_layers: L.
         num_parameters: of the whole model.
         layer_parameters: of each block.
-        tokens: counted tokens of the measures of hidden states.
-        performance_tokens: counted tokens (for a pooled embedding: rows) of the performance drops.
-        documents: that the tokens are of.
+        tokens: counted tokens, or images, of the measures of hidden states.
+        performance_tokens: the same (for a pooled embedding: rows) of the performance drops.
+        documents: that the tokens are of; of images, their number.
         performance: what performance drops are drops of, with its unit.
         series: what was measured, by name.
         shown: how the series are shown.
         notes: what could not be measured, and why.
         seconds: that the diagnosis took.
+        unit: what `tokens` counts.
     """
 
     model: str
@@ -62,6 +64,13 @@ class ModelDiagnosis:
     shown: Presentation = field(default_factory=Presentation)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    unit: Literal["tokens", "images"] = "tokens"
+
+    @property
+    def measured_on(self) -> str:
+        """What was measured on, in words."""
+        of_documents = f" of {self.documents} documents" if self.unit == "tokens" else ""
+        return f"{self.tokens:,} {self.unit}{of_documents}, {self.performance_tokens:,} for performance drops"
 
     @property
     def performance_of_whole(self) -> float | None:

@@ -194,6 +194,7 @@ def diagnose_batches(
         layer_parameters=[_count(block) for block in stack.layers],
         tokens=count_tokens(batches),
         performance_tokens=count_tokens(few) if any(entry.needs_performance for entry in entries) else 0,
+        unit="images" if batches[0].counted is None else "tokens",
         documents=len({document for batch in batches for document in batch.documents.tolist()}),
         performance="" if performance is None else performance.name,
         notes=[*filter(None, [padding_note]), *notes],

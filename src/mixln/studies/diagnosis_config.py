@@ -53,11 +53,14 @@ class DiagnosisConfig(Checked):
 
     Attributes:
         sequence_length: Tokens of a piece of text. Fewer are used where the model takes no more.
-        batch_size: Pieces of text that go through the model together. It does not change the results.
+        batch_size: Pieces of text, or images, that go through the model together. It does not change the results.
         max_tokens: Tokens of text for measures that need one forward pass. They are taken from all documents alike.
         performance_tokens: As many of these tokens are used for measures that need many passes, such as removal.
         gradient_tokens: As many of these tokens are used for gradient norms. With 0 there are none.
         max_documents: Documents of the text to read at most.
+        max_images: Images for measures that need one forward pass, drawn from all alike. All of them are in memory.
+        performance_images: As many of these images are used for measures that need many passes, such as removal.
+        gradient_images: As many of these images are used for gradient norms. With 0 there are none.
         run_lengths: Remove runs of so many layers too, beside single layers.
         measures: The names of the measures to take, as `measure_names` lists them. None: all.
         without: The names of measures that are not taken.
@@ -77,6 +80,9 @@ class DiagnosisConfig(Checked):
     performance_tokens: Annotated[int, Range(low=2)] = 8_192
     gradient_tokens: NonNegativeInt = 4_096
     max_documents: Annotated[int, Range(low=1)] = 256
+    max_images: Annotated[int, Range(low=2)] = 2_000
+    performance_images: Annotated[int, Range(low=2)] = 1_000
+    gradient_images: NonNegativeInt = 100
     run_lengths: tuple[int, ...] = ()
     measures: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()

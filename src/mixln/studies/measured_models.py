@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mixln.device import default_device
 from mixln.errors import InputError
 from mixln.models.encoding import require_tokenizer
-from mixln.models.load import load_model, model_name
+from mixln.models.load import load_model, load_tokenizer, measured_part, model_name
+from mixln.models.load_images import (
+    load_image_model,
+    load_image_processor,
+    part_of_images,
+    require_image_processor,
+)
 from mixln.training import MODEL_FOLDER
 
-OpenModel = Callable[[], tuple[nn.Module, PreTrainedTokenizerBase]]
-"""Returns a model and its tokenizer, on the device where they are used."""
+OpenModel = Callable[[], tuple[nn.Module, Any]]
+"""Returns a model and its tokenizer or image processor, on the device where they are used."""
+
+
+@dataclass(frozen=True)
+class Companion:
+    """What stands between a model and what it is measured on.
+
+    Attributes:
+        name: what it is called where it is given.
+        load: opens a model with its own.
+        open: opens that alone.
+        part: the part of a model in memory that is measured.
+        require: returns one that was given, or raises InputError.
+    """
+
+    name: str
+    load: Callable[..., tuple[nn.Module, Any]]
+    open: Callable[[str], Any]
+    part: Callable[[PreTrainedModel], nn.Module]
+    require: Callable[[Any], Any]
+
+
+TOKENIZER = Companion("tokenizer", load_model, load_tokenizer, measured_part, require_tokenizer)
+IMAGE_PROCESSOR = Companion(
+    "image_processor", load_image_model, load_image_processor, part_of_images, require_image_processor
+)
 
 
 def measured_models(
     models: str | Path | nn.Module | Sequence[str | Path | nn.Module],
-    tokenizer: PreTrainedTokenizerBase | Sequence[PreTrainedTokenizerBase] | None = None,
+    given_companion: Any = None,
+    companion: Companion = TOKENIZER,
     *,
     names: Sequence[str] | None = None,
     dtype: str = "auto",
@@ -32,13 +65,14 @@ def measured_models(
 
     Args:
         models: Hugging Face folders, names on the hub, models in memory; one or several.
-        tokenizer: of the models in memory: one for all, or one for each of them.
+        given_companion: of the models in memory: one for all, or one for each of them.
+        companion: what it is.
         names: what to call them, one for each; None: by what tells them apart.
         dtype: of those that are opened; see `mixln.models.load.load_model`.
         device_map: the same.
 
     Raises:
-        InputError: there is no model, one is named twice, a tokenizer is missing or is none, or something is no model;
+        InputError: there is no model, one is named twice, a companion is missing or is none, or something is no model;
             or the names are not one for each, or not different.
     """
     given = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
@@ -48,16 +82,16 @@ def measured_models(
     if len(set(paths)) < len(paths):
         raise InputError("a model is named twice: name each once")
     in_memory = [model for model in given if not isinstance(model, str | Path)]
-    tokenizers = _tokenizers(tokenizer, len(in_memory))
+    companions = _companions(given_companion, companion, len(in_memory))
     sources = [str(model) if isinstance(model, str | Path) else model_name(model) for model in given]
     shown = dict(zip(dict.fromkeys(sources), display_names(list(dict.fromkeys(sources))), strict=True))
     opened: dict[str, OpenModel] = {}
     for model, source in zip(given, sources, strict=True):
         name = _unused(shown[source], opened)
         if isinstance(model, nn.Module):
-            opened[name] = partial(_pair, model, tokenizers.pop(0))
+            opened[name] = partial(_pair, model, companions.pop(0))
         elif isinstance(model, str | Path):
-            opened[name] = partial(load_model, source, dtype=dtype, device=default_device(), device_map=device_map)
+            opened[name] = partial(companion.load, source, dtype=dtype, device=default_device(), device_map=device_map)
         else:
             raise InputError(f"`models`: a {type(model).__name__} is neither a folder, a name on the hub nor a model")
     if names is None:
@@ -80,19 +114,20 @@ def require_names(names: Sequence[str], count: int) -> None:
         raise InputError("`names` has an empty name: give each model one that can be read")
 
 
-def _pair(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    return model, tokenizer
+def _pair(model: nn.Module, companion: Any) -> tuple[nn.Module, Any]:
+    return model, companion
 
 
-def _tokenizers(tokenizer: Any, count: int) -> list[PreTrainedTokenizerBase]:
+def _companions(given: Any, companion: Companion, count: int) -> list[Any]:
+    name = companion.name
     if not count:
-        if tokenizer is not None:
-            raise InputError("`tokenizer` is for a model in memory, and a folder has its own. Leave it out")
+        if given is not None:
+            raise InputError(f"`{name}` is for a model in memory, and a folder has its own. Leave it out")
         return []
-    given = list(tokenizer) if isinstance(tokenizer, list | tuple) else [tokenizer] * count
-    if len(given) != count:
-        raise InputError(f"`tokenizer` has {len(given)}, but there are {count} models in memory: give one for each")
-    return [require_tokenizer(one) for one in given]
+    several = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(several) != count:
+        raise InputError(f"`{name}` has {len(several)}, but there are {count} models in memory: give one for each")
+    return [companion.require(one) for one in several]
 
 
 def _unused(name: str, used: dict[str, OpenModel]) -> str:

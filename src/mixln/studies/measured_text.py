@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from mixln.measure.batches import ModelBatch
-from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss, Performance
+from mixln.measure.performance import EmbeddingTurn, LanguageModelLoss
 from mixln.measure.row_limit import longest_row
 from mixln.measure.texts import encoder_around, longest_window, text_batches, text_windows
 from mixln.models.causal import is_causal_language_model
 from mixln.models.encoding import padding_token, require_embedded
+from mixln.models.inputs import require_input
 from mixln.studies.diagnosis_config import DiagnosisConfig
-
-
-@dataclass(frozen=True)
-class MeasuredText:
-    """What is run to measure a model on text.
-
-    Attributes:
-        model: what is run: the model, or its encoder where its decoder would need a text of its own.
-        batches: the text.
-        performance: what a change costs: of a causal language model the loss, of any other the pooled embedding's turn.
-        stack: the name of the list of blocks in what is run; None: it is to be found.
-        encoder: the name of the encoder in the model; empty: the model itself is run.
-    """
-
-    model: nn.Module
-    batches: list[ModelBatch]
-    performance: Performance
-    stack: str | None
-    encoder: str
+from mixln.studies.measured import Measured
 
 
 def measured_text(
@@ -44,7 +25,7 @@ def measured_text(
     config: DiagnosisConfig,
     *,
     whole: bool = False,
-) -> MeasuredText:
+) -> Measured:
     """Cut texts into what a model is run on.
 
     Args:
@@ -55,8 +36,9 @@ def measured_text(
         whole: run the model even if its blocks lie in an encoder.
 
     Raises:
-        InputError: there is too little text, or the model has no embedding of one of its tokens.
+        InputError: the model takes images, or has no embedding of a token; or there is too little text.
     """
+    require_input(model, "text")
     predicts_next = is_causal_language_model(model)
     window = longest_row(model, longest_window(tokenizer, getattr(model, "config", None), config.sequence_length))
     windows = text_windows(
@@ -67,4 +49,4 @@ def measured_text(
     batches = text_batches(windows, config.batch_size, padding_id, predicts_next=predicts_next)
     part = None if whole else encoder_around(model, config.stack)
     encoder, name, stack = part or (model, "", config.stack)
-    return MeasuredText(encoder, batches, LanguageModelLoss() if predicts_next else EmbeddingTurn(), stack, name)
+    return Measured(encoder, batches, LanguageModelLoss() if predicts_next else EmbeddingTurn(), stack, name)

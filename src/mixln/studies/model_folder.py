@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mixln.errors import InputError
-from mixln.models.encoding import require_tokenizer
 from mixln.models.load import model_name
 from mixln.quiet import quiet_transformers
 from mixln.storage import disk_errors, whole_folder
+from mixln.studies.measured_models import TOKENIZER, Companion
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,30 @@ class Source:
 
 
 @contextmanager
-def source_of(model: object, tokenizer: object, out: Path) -> Iterator[Source]:
+def source_of(model: object, given: object, out: Path, companion: Companion = TOKENIZER) -> Iterator[Source]:
     """Give the place of a model inside the block; one that is in memory is written beside `out` for that time.
 
     It is the same place each time, so that work that was interrupted finds the same model there.
 
     Args:
         model: Hugging Face folder, name on the hub, or a model in memory.
-        tokenizer: of a model in memory.
+        given: the tokenizer or image processor of a model in memory.
         out: the folder that will be made of it.
+        companion: which of the two it is.
 
     Raises:
-        InputError: a tokenizer is missing, or given beside a folder; or it is no model of transformers.
+        InputError: a companion is missing, or given beside a folder; or it is no model of transformers.
     """
     if isinstance(model, str | Path):
-        if tokenizer is not None:
-            raise InputError("`tokenizer` is for a model in memory, and a folder has its own. Leave it out")
+        if given is not None:
+            raise InputError(f"`{companion.name}` is for a model in memory, and a folder has its own. Leave it out")
         yield Source(str(model), str(model))
         return
     if not isinstance(model, PreTrainedModel):
         raise InputError(
             f"`model` must be a folder, a name on the hub, or a model of transformers, not a {type(model).__name__}"
         )
-    own: Any = require_tokenizer(tokenizer)
+    own: Any = companion.require(given)
     folder = out.absolute().with_name(f"{out.name}.source")
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier call, which was interrupted
     with disk_errors(f"{folder} could not be written", "Choose another place for `out`"), whole_folder(folder) as fresh:

@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 
 from mixln.data import open_corpus
 from mixln.data.cache import Report
+from mixln.data.measured_images import read_measured_images
 from mixln.errors import InputError
 from mixln.measure.pruning import check_removable
 from mixln.models.anatomy import BlockStack, find_block_stack
-from mixln.models.load import load_tokenizer, measured_part
+from mixln.models.inputs import require_input
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.pruning_cost import PruningCost
-from mixln.studies.diagnose import diagnose_model
+from mixln.studies.medium import Medium, of_images, of_texts
 from mixln.studies.pruning_cost import pruning_cost
 from mixln.studies.pruning_request import Criterion, PruningRequest
 from mixln.studies.stages import ReportStage
@@ -108,11 +109,11 @@ def select_layers(
         request: what to remove.
         model: the whole model.
         stack: of the model.
-        say: told what was left out of the text.
+        say: told what was left out of the text or images.
         report_stage: progress.
 
     Raises:
-        InputError: they are not there, or the text cannot be measured on.
+        InputError: they are not there, or the text or images cannot be measured on.
     """
     num_layers = len(stack.layers)
     if request.indices is not None:
@@ -121,16 +122,21 @@ def select_layers(
     if request.drop > num_layers:
         raise InputError(f"{request.drop} layers are to be removed, and the model has {num_layers}")
     check_removable(range(request.drop), num_layers)
-    measured = measured_part(model)
+    require_input(model, "text" if request.images is None else "images")
+    medium = medium_of(request)
+    for note in medium.notes:
+        say(note)
+    measured = medium.companion.part(model)
     config = replace(
         request.measurement,
         performance_tokens=request.measurement.max_tokens,
+        performance_images=request.measurement.max_images,
         run_lengths=(request.drop,) if request.by == "removal" and request.consecutive and request.drop > 1 else (),
         measures=measures_for(request.by),
         stack=_name_in(measured, stack),
     )
-    texts = _texts(request, say)
-    diagnosis = diagnose_model(measured, load_tokenizer(request.source), texts, config, report_stage=report_stage)
+    companion = medium.companion.open(request.source)
+    diagnosis = medium.diagnose(measured, companion, config, report_stage=report_stage)
     if not diagnosis.has_learned:
         say(f"warning: {' '.join(diagnosis.shown.sentences)} So the choice of layers to remove has no meaning either.")
     return choose_layers(diagnosis, request.drop, request.by, consecutive=request.consecutive)
@@ -144,32 +150,42 @@ def measure_cost(
     say: Report,
     report_stage: ReportStage | None = None,
 ) -> PruningCost | None:
-    """Return what removing layers costs on the text of a request; None, with a word, if that cannot be measured.
+    """Return what removing layers costs on what a request names; None, with a word, if that cannot be measured.
 
     Args:
-        request: which text, and how much of it.
+        request: which text or images, and how much of it.
         model: the whole model.
         stack: of the model.
         indices: of the layers, from 0.
-        say: told why it cannot be measured, and what was left out of the text.
+        say: told why it cannot be measured.
         report_stage: progress.
     """
     try:
-        measured = measured_part(model)
-        config = replace(request.measurement, stack=_name_in(measured, stack))
-        tokenizer, texts = load_tokenizer(request.source), _texts(request, say)
-        return pruning_cost(measured, tokenizer, texts, indices, config, report_stage)
+        require_input(model, "text" if request.images is None else "images")
+        medium = medium_of(request)
+        part = medium.companion.part(model)
+        config = replace(request.measurement, stack=_name_in(part, stack))
+        measured = medium.prepare(part, medium.companion.open(request.source), config, report_stage)
+        for note in measured.notes:
+            say(note)
+        return pruning_cost(measured, indices, report_stage)
     except InputError as error:
         say(f"the cost of removing these layers was not measured: {error}")
         return None
 
 
-def _texts(request: PruningRequest, say: Report) -> list[str]:
+def medium_of(request: PruningRequest) -> Medium:
+    """Return what a request is measured on.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if request.images is not None:
+        return of_images(request.images.source, read_measured_images(request.images))
     corpus = open_corpus(request.text, text_field=request.text_field)
     texts = list(corpus.first(request.measurement.max_documents))
-    if (skipped := corpus.left_out.describe()) and request.layers is None:
-        say(f"left out of {corpus.name}: {skipped}")
-    return texts
+    skipped = corpus.left_out.describe()
+    return of_texts(request.text, texts, [f"left out of {corpus.name}: {skipped}"] if skipped else [])
 
 
 def _name_in(part: nn.Module, stack: BlockStack) -> str:
@@ -182,6 +198,6 @@ def _name_in(part: nn.Module, stack: BlockStack) -> str:
         if module is stack.layers:
             return name
     raise InputError(
-        f"the blocks {stack.name} do not lie in the {type(part).__name__} that would be measured on text. Name the "
+        f"the blocks {stack.name} do not lie in the {type(part).__name__} that would be measured. Name the "
         "layers to remove with `layers`"
     )

@@ -58,5 +58,7 @@ class PrunedModel(SavedModel):
         cost = self.record.cost
         record = {name: value for name, value in asdict(self.record).items() if name != "cost"}
         numbers = {name: getattr(cost, name).value if cost else None for name in ("before", "after", "difference")}
+        if cost and cost.accuracy:
+            numbers |= {"accuracy_before": cost.accuracy.before.value, "accuracy_after": cost.accuracy.after.value}
         losses = {name: getattr(self.healing, name, None) for name in ("loss_before", "loss_pruned", "loss_healed")}
         return [{"folder": str(self.folder), **record, **numbers, **losses}]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from mixln.checked import Checked, NonNegativeInt, Range
+from mixln.data.image_config import ImageDataConfig
 from mixln.errors import InputError
 from mixln.report.pruning_cost import PruningCost
 from mixln.studies.diagnosis_config import DiagnosisConfig
@@ -35,6 +36,7 @@ class PruningRequest(Checked):
         consecutive: whether they must be a run.
         text: corpus to measure on.
         text_field: field or column of it, and of a text to heal on, that holds a document.
+        images: to measure on, of a model that takes images; None: it is measured on the text.
         measurement: how much of it; its `measures` and `run_lengths` follow from the criterion.
         stack: name of the list of blocks, where it is ambiguous.
         name: what the model is called in `pruning.json`; empty: as `source`.
@@ -47,6 +49,7 @@ class PruningRequest(Checked):
     consecutive: bool = False
     text: str = "python"
     text_field: str = "text"
+    images: ImageDataConfig | None = None
     measurement: DiagnosisConfig = field(default_factory=DiagnosisConfig)
     stack: str | None = None
     name: str = ""
@@ -59,15 +62,18 @@ class PruningRequest(Checked):
     def record(self, indices: Sequence[int], num_layers: int) -> PruningRecord:
         """Return the record of removing the layers with these indices (from 0), of `num_layers`."""
         chosen = self.layers is None
+        on_text, on_images = chosen and self.images is None, chosen and self.images is not None
         return PruningRecord(
             source=self.name or self.source,
             removed_layers=[index + 1 for index in indices],
             num_layers_before=num_layers,
             criterion=self.by if chosen else None,
             consecutive=chosen and self.consecutive,
-            text=self.text if chosen else None,
-            max_tokens=self.measurement.max_tokens if chosen else None,
-            window=self.measurement.sequence_length if chosen else None,
+            text=self.text if on_text else None,
+            max_tokens=self.measurement.max_tokens if on_text else None,
+            window=self.measurement.sequence_length if on_text else None,
+            images=self.images.source if on_images and self.images else None,
+            max_images=self.measurement.max_images if on_images else None,
         )
 
 
@@ -84,9 +90,11 @@ class PruningRecord:
         text: what was measured on, if something was.
         max_tokens: of it.
         window: tokens of a piece of it.
+        images: what was measured on instead, if something was.
+        max_images: of them.
         version: of mixln.
         left_out: what of the source's folder did not go with it, such as weights in other formats.
-        cost: of removing the layers, on the text; None: it could not be measured.
+        cost: of removing the layers, on the text or images; None: it could not be measured.
     """
 
     source: str
@@ -97,6 +105,8 @@ class PruningRecord:
     text: str | None = None
     max_tokens: int | None = None
     window: int | None = None
+    images: str | None = None
+    max_images: int | None = None
     version: str = __version__
     left_out: list[str] = field(default_factory=list)
     cost: PruningCost | None = None

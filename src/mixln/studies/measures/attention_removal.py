@@ -8,7 +8,7 @@ FIGURE = FigureSpec(
     "sublayer_removal",
     "Harm done by removing attention or feed-forward alone",
     "The output of one sublayer of one layer is replaced by zeros; all else stays.",
-    "A layer whose attention bar is near zero and whose feed-forward bar is not works on single tokens alone.",
+    "A layer whose attention bar is near zero and whose feed-forward bar is not works on single positions alone.",
     "bars",
     {"attention_removal": "attention", "feed_forward_removal": "feed-forward"},
 )

@@ -18,7 +18,7 @@ class _Growth(Observed):
         FigureSpec(
             "variance",
             "Variance of the residual stream",
-            "Variance over channels after each layer (0: the embeddings), averaged over tokens; logarithmic.",
+            "Variance over channels after each layer (0: the embeddings), averaged over positions; logarithmic.",
             "A steep rise means that later layers add less and less to a growing stream (the curse of depth).",
             "lines",
             {"variance": ""},

@@ -21,8 +21,8 @@ class _NormScales(Observed):
     tables = (
         TableSpec(
             "Norms",
-            "sigma: standard deviation over channels, averaged over tokens (Mix-LN, equations 3 to 7). A norm on the "
-            "stream divides every gradient that passes it by sigma.",
+            "sigma: standard deviation over channels, averaged over positions (Mix-LN, equations 3 to 7). A norm on "
+            "the stream divides every gradient that passes it by sigma.",
             ["norm", "stands on the", "sigma of its input"],
             {_ON_STREAM: "stream", _IN_BRANCH: "branch"},
         ),

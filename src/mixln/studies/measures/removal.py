@@ -25,8 +25,8 @@ _RUNS = "removal_of_"
 _FIGURE = FigureSpec(
     "removal",
     "Harm done by removing a layer",
-    "dP(l) = P without layer l - P with all layers, without healing (Mix-LN, section 2). P is the loss in nats per "
-    "token (of a classifier of images: per image); of a model without such a head, how far its pooled embedding turns.",
+    "dP(l) = P without layer l - P with all layers, without healing (Mix-LN, section 2). P is the loss in "
+    "nats; of a model without a head that has one, how far its pooled embedding turns.",
     "Bars near zero are dead weight. An arrow at the end of a bar or whisker says that it is cut off; its number "
     "stands above the panel.",
     "bars",

@@ -25,8 +25,8 @@ class _Similarity(Observed):
         FigureSpec(
             "angular_distance",
             "Angular distance between layers",
-            "d(l, n) = arccos(cos(x_l, x_{l+n})) / π, where x_l is the input of block l, averaged over tokens: how far "
-            "the n blocks from l on turn the residual stream (Gromov et al. 2024).",
+            "d(l, n) = arccos(cos(x_l, x_{l+n})) / π, where x_l is the input of block l, averaged over positions: how "
+            "far the n blocks from l on turn the residual stream (Gromov et al. 2024).",
             "Dark cells are runs of layers that hardly turn it: candidates for removal together. The bottom row "
             "(n = 1) shows what each single layer does. Panels share one scale unless one of them would be dark in it.",
             "triangles",
@@ -35,7 +35,7 @@ class _Similarity(Observed):
         FigureSpec(
             "block_influence",
             "Block influence",
-            "BI(l) = 1 - cos(x_l, x_{l+1}), averaged over tokens (ShortGPT: Men et al. 2024).",
+            "BI(l) = 1 - cos(x_l, x_{l+1}), averaged over positions (ShortGPT: Men et al. 2024).",
             "Layers with low bars hardly change their input. Only removal decides: a layer can turn the "
             "stream little and be needed.",
             "bars",

@@ -15,7 +15,7 @@ class _SublayerShares(Observed):
             "shares",
             "What each sublayer adds",
             "|| F || / || x_l ||, F the output of attention or feed-forward, x_l the input of the layer; averaged over "
-            "tokens.",
+            "positions.",
             "Low values: the sublayer adds little to the stream.",
             "lines",
             {"attention_share": "attention", "feed_forward_share": "feed-forward"},
