@@ -26,7 +26,6 @@ NOT_RAISED = {
             ("mixln.data.preferences", "unusable"),
             ("mixln.data.preferences", "validation_data"),
             ("mixln.measure.texts", "sequence_length"),
-            ("mixln.studies.measured_models", "tokenizer"),
         ],
         "`rlhf` reads rows, writes answers, asks for the longest window and names models, and does no more by these",
     ),

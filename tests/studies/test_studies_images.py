@@ -62,10 +62,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stock ViT that has learned three classes, with its image processor."""
-    config: Any = ViTConfig(
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 2},
-        **{"image_size": SIDE, "patch_size": 4},
-    )
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "patch_size": 4}
+    config: Any = ViTConfig(**sizes, num_hidden_layers=LAYERS, image_size=SIDE)
     config.id2label = dict(enumerate(NAMES))
     config.label2id = {name: number for number, name in enumerate(NAMES)}
     torch.manual_seed(0)
@@ -224,7 +222,12 @@ def test_fewer_images_where_many_passes_are_needed(folder: Path, images: Path) -
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_model_without_a_head_needs_no_classes(labelled: bool, images: Path, tmp_path: Path) -> None:
     """The turn of the mean of the last hidden states, beside a model whose list of blocks is shorter."""
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     model: Any = ViTModel(ViTConfig(**sizes, image_size=SIDE, patch_size=4, initializer_range=0.2)).eval()
     source = images
@@ -394,12 +397,13 @@ def test_what_does_not_go_together_is_refused(
         assert "Traceback" not in error
     assert not (tmp_path / "pruned").exists()
     model = opened(folder)
-    for arguments, message in (
+    given: list[tuple[dict[str, Any], str]] = [
         ({"images": images}, "`image_processor` is missing"),
         ({"images": images, "image_processor": data.tokenizer}, "`image_processor` is a"),
         ({"images": images, "tokenizer": data.tokenizer}, "`tokenizer` goes with text"),
         ({"tokenizer": data.tokenizer, "texts": ["a"]}, "takes images, not text"),
-    ):
+    ]
+    for arguments, message in given:
         with pytest.raises(InputError, match=message):
             mixln.diagnose(model, **arguments)
 
@@ -474,5 +478,6 @@ def test_bad_news_of_a_classifier_are_told_in_words(folder: Path, images: Path, 
     assert cost.lost_share == pytest.approx(
         (cost.accuracy.before.value - cost.accuracy.after.value) / (cost.accuracy.before.value - 1 / 3)
     )
+    assert cost.lost_share is not None
     assert cost.lost_share > 0.5
     assert "always naming the most frequent class is right on 33.3%" in str(cost.warning)

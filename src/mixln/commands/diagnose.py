@@ -129,7 +129,12 @@ def diagnose(
         if tasks is not None:
             raise InputError("`tasks` are for language models: leave them out with `images`")
     else:
-        require_no_images(image_processor=image_processor, image_split=image_split, image_column=image_column, label_column=label_column)
+        require_no_images(
+            image_processor=image_processor,
+            image_split=image_split,
+            image_column=image_column,
+            label_column=label_column,
+        )
         if texts is None:
             announce_text(text)
     _announce_tasks(tasks, task_path, task_limit, task_metric)
@@ -139,8 +144,9 @@ def diagnose(
     from mixln.report.depth_report import REPORT_FILE
     from mixln.report.serialize import to_json
     from mixln.storage import write_file
+    from mixln.studies.companion import IMAGE_PROCESSOR, TOKENIZER
     from mixln.studies.diagnose import make_report
-    from mixln.studies.measured_models import IMAGE_PROCESSOR, TOKENIZER, measured_models
+    from mixln.studies.measured_models import measured_models
 
     companions = (tokenizer, TOKENIZER) if images is None else (image_processor, IMAGE_PROCESSOR)
     opened = measured_models(models, *companions, names=names, dtype=precision, device_map=device_map)
@@ -200,14 +206,17 @@ def diagnose(
     return report
 
 
-def _images(images: str | Path | MeasuredImages, *fields: str | None) -> Medium:
+def _images(
+    images: str | Path | MeasuredImages, image_column: str | None, label_column: str | None, image_split: str | None
+) -> Medium:
     from mixln.data.image_config import ImageDataConfig
     from mixln.data.measured_images import read_measured_images
     from mixln.studies.medium import of_images
 
     if not isinstance(images, str | Path):
         return of_images("given in Python", images)
-    return of_images(str(images), read_measured_images(ImageDataConfig(str(images), *fields)))
+    config = ImageDataConfig(str(images), image_column, label_column, image_split)
+    return of_images(str(images), read_measured_images(config))
 
 
 def _texts(texts: Iterable[str] | None, text: str | Path, text_field: str, most: int) -> Medium:

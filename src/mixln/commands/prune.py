@@ -127,7 +127,12 @@ def prune(
             "`heal` trains language models on text: leave it out with `images`, and train what is left further"
         )
     if images is None:
-        require_no_images(image_processor=image_processor, image_split=image_split, image_column=image_column, label_column=label_column)
+        require_no_images(
+            image_processor=image_processor,
+            image_split=image_split,
+            image_column=image_column,
+            label_column=label_column,
+        )
     from mixln.storage import claim_folder, require_new_folder
 
     is_finished = heal is not None and (out / HEALING_FILE).is_file()
@@ -141,7 +146,7 @@ def prune(
     if heal:
         announce_text(str(heal), "data")
     announce(("folder", out))
-    from mixln.studies.measured_models import IMAGE_PROCESSOR, TOKENIZER
+    from mixln.studies.companion import IMAGE_PROCESSOR, TOKENIZER
     from mixln.studies.model_folder import source_of
 
     claim_folder(out.absolute().parent)

@@ -10,12 +10,12 @@ from torch import nn
 
 from mixln.data.measured_images import MeasuredImages
 from mixln.report.diagnosis import ModelDiagnosis
+from mixln.studies.companion import IMAGE_PROCESSOR, TOKENIZER, Companion
 from mixln.studies.diagnose import diagnose_model
 from mixln.studies.diagnose_images import diagnose_images
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.measured import Measured
 from mixln.studies.measured_images import measured_images
-from mixln.studies.measured_models import IMAGE_PROCESSOR, TOKENIZER, Companion
 from mixln.studies.measured_text import measured_text
 from mixln.studies.stages import ReportStage
 

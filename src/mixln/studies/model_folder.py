@@ -15,7 +15,7 @@ from mixln.errors import InputError
 from mixln.models.load import model_name
 from mixln.quiet import quiet_transformers
 from mixln.storage import disk_errors, whole_folder
-from mixln.studies.measured_models import TOKENIZER, Companion
+from mixln.studies.companion import TOKENIZER, Companion
 
 
 @dataclass(frozen=True)
