@@ -15,7 +15,7 @@ from mixln.report import ComparisonResult, CurvePoint, RunResult, summarize
 from mixln.report.depth_report import DepthReport
 from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.series import Axis, Estimate, Series
-from mixln.studies.compare import depth_figures
+from mixln.studies.compared_kinds import depth_figures
 from mixln.studies.diagnose import all_entries
 from mixln.studies.measuring import presented
 from mixln.version import __version__

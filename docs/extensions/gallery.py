@@ -17,7 +17,7 @@ from mixln.placement import Placement
 from mixln.report import ComparisonResult, write_report
 from mixln.report.depth_report import DepthReport
 from mixln.report.figure_files import write_figure
-from mixln.report.figures import FIGURES
+from mixln.report.figures import described, figures_of
 from mixln.report.norm_removal import CONTROL, NORM_FREE, RemovalRecord, removal_figure
 from mixln.report.placement_figures import draw_placement
 from mixln.report.scheme_diagram import describe_stack
@@ -82,10 +82,10 @@ def write_gallery(results: Path, out: Path) -> list[Section]:
 
 def _comparison(result: ComparisonResult, folder: Path, title: str) -> Section:
     write_report(result, folder)
-    texts = {
-        kind.name: Shown(kind.name, kind.title, " ".join(filter(None, [kind.shows, kind.reading, kind.levels])))
-        for kind in FIGURES
-    }
+    texts: dict[str, Shown] = {}
+    for kind in figures_of(result):
+        shows, levels = described(kind, result)
+        texts[kind.name] = Shown(kind.name, kind.title, " ".join(filter(None, [shows, kind.reading, levels])))
     texts |= {spec.name: Shown(spec.name, spec.title, f"{spec.shows} {spec.reading}") for spec in result.depth_figures}
     text = "What `mixln compare` writes; `mixln.compare` in Python."
     return Section(folder, title, text, _drawn(folder, texts), "report.html")

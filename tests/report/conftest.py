@@ -12,7 +12,7 @@ import pytest
 from mixln.report.results import ComparisonResult, CurvePoint, RunResult
 from mixln.report.series import Axis, Estimate, Series
 from mixln.report.statistics import summarize
-from mixln.studies.compare import depth_figures
+from mixln.studies.compared_kinds import depth_figures
 
 SCHEMES = (
     "pre",

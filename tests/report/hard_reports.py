@@ -19,7 +19,7 @@ from mixln.report.diagnosis import ModelDiagnosis
 from mixln.report.results import ComparisonResult, CurvePoint, RunResult
 from mixln.report.series import Axis, Estimate, Series
 from mixln.report.statistics import summarize
-from mixln.studies.compare import depth_figures
+from mixln.studies.compared_kinds import depth_figures
 from mixln.studies.diagnose import all_entries
 from mixln.studies.measuring import presented
 

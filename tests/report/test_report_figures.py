@@ -21,7 +21,7 @@ from mixln.report.figure_files import write_drawings
 from mixln.report.results import ComparisonResult, CurvePoint
 from mixln.report.series import Estimate
 from mixln.report.style import scheme_styles, wrap_label
-from mixln.studies.compare import depth_figures
+from mixln.studies.compared_kinds import depth_figures
 
 CASES = {
     "one scheme, one seed": {"schemes": 1, "seeds": 1},

@@ -18,7 +18,7 @@ from mixln.errors import InputError
 from mixln.report import from_json, write_report
 from mixln.report.figures import FIGURES
 from mixln.storage import write_file
-from mixln.studies.compare import depth_figures
+from mixln.studies.compared_kinds import depth_figures
 
 SHOWN = [*FIGURES, *depth_figures()]
 

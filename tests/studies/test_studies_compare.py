@@ -68,7 +68,7 @@ def test_every_run_is_compared_with_token_frequencies(result: ComparisonResult) 
         difference = run.validation_loss - constants.token_frequencies
         assert run.over_token_frequencies.value == pytest.approx(difference, abs=1e-5)
         assert difference > 0
-        assert not run.has_learned_order
+        assert not run.has_learned
     for summary in result.summaries:
         assert (summary.without_order, summary.difference) == (2, None)
     assert best_summary(result.summaries) is None

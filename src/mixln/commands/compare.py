@@ -17,7 +17,8 @@ from mixln.commands.steps import read_step, written_step
 from mixln.errors import InputError
 from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
-from mixln.tasks.kinds import LANGUAGE
+from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.kinds import kind_of
 from mixln.tasks.recipe import Recipe
 from mixln.written import written_float
 
@@ -43,15 +44,15 @@ def compare(
         Sequence[str | Mapping[str, Any]], {"as": Sequence[str], "metavar": "STEP", "repeatable": True}
     ] = (),
     out: str | Path = "runs/compare",
-    recipe: Annotated[Recipe | str | Path, {"skip": ["model.placement"]}] = "pico",
+    recipe: Annotated[Recipe | ImageTrainingConfig | str | Path, {"skip": ["model.placement"]}] = "pico",
     device: str | None = None,
     cache: str | Path | None = None,
     command_line: str = "",
     progress: bool = False,
     **changes: Unpack[RunFields],
 ) -> Comparison:
-    """Train several placements under equal conditions and report loss and the use of depth. Finished runs are kept: the
-    same command goes on where it was interrupted.
+    """Train several placements under equal conditions and report loss, of images accuracy too, and the use of depth.
+    Finished runs are kept: the same command goes on where it was interrupted.
 
     Example:
         mixln compare --schemes pre mix 'mix(alpha=0.5)' --seeds 0 1 2 --tokens 1M --out runs/alpha
@@ -75,7 +76,7 @@ def compare(
         cache: The folder for tokenised data. Default: ~/.cache/mixln.
         command_line: How it was asked for, for the report.
         progress: Show on standard error how far it is.
-        **changes: Fields of the recipe that differ, as for `train`, such as `tokens` or `hidden_size`.
+        **changes: Fields of the recipe that differ, as for `train`, such as `tokens`, `images` or `hidden_size`.
 
     Returns:
         The comparison: all runs, what they come to, and its page; its table has a row for each run.
@@ -85,9 +86,10 @@ def compare(
         InputError: the recipe or a step cannot be used, or the folder holds something else.
     """
     del device  # `on_device` has chosen it
-    settled, out = settled_recipe(recipe, changes, [LANGUAGE]), Path(out)
-    assert isinstance(settled, Recipe)
-    recipe = settled
+    recipe, out = settled_recipe(recipe, changes), Path(out)
+    kind = kind_of(recipe)
+    if then and not kind.takes_steps:
+        raise InputError(f"`then` goes on with language models, and this recipe trains {kind.one}: leave it out")
     seeds = [recipe.seed, recipe.seed + 1] if seeds is None else seeds
     makers = [read_step(one) for one in then]  # what is written wrongly is said at once
     rates_of = _rates_of(learning_rate_of)
@@ -95,7 +97,6 @@ def compare(
     runs_of_a_seed = (len(schemes) - len(rates_of)) * num_rates + len(rates_of)
     announce_recipe(recipe, out, cache, schemes, runs_of_a_seed * len(seeds))
     announce(*(("then", written_step(one)) for one in then))
-    from mixln.data.prepare import prepare_data
     from mixln.device import is_main_process
     from mixln.placement import Placement
     from mixln.progress import TrainingProgress
@@ -120,8 +121,8 @@ def compare(
         return f"{finished} finished runs{what} are kept in {out}. Run the same command again to go on"
 
     with keeping(kept), ExitStack() as training:
-        shown = training.enter_context(TrainingProgress(recipe.last_step, len(jobs), shown=progress))
-        data = prepare_data(recipe.data, cache, shown.report, report_stage=shown.stage)
+        shown = training.enter_context(TrainingProgress(recipe.last_step, len(jobs), shown=progress, unit=kind.unit))
+        data = training.enter_context(kind.prepare(recipe, cache, shown.report, shown.stage))
         jobs = plan_jobs(recipe, schemes, data.fingerprint, out, seeds, learning_rates, rates_of)
         prepare_steps(steps, jobs[0], data)
 

@@ -19,8 +19,8 @@ FIRST: dict[str, dict[str, list[str]]] = {
     },
     "compare": {
         "What is compared": ["--schemes", "--seeds", "--learning-rates", "--baseline", "--then"],
-        "What is trained": ["--recipe", "--text"],
-        "How": ["--steps", "--tokens", "--batch-size", "--sequence-length"],
+        "What is trained": ["--recipe", "--text", "--images"],
+        "How": ["--steps", "--tokens", "--batch-size"],
         "Where": ["--device", "--out"],
     },
     "data prepare": {

@@ -92,7 +92,7 @@ def depth_of(result: ComparisonResult) -> dict[str, list[dict[str, Series]]]:
     for placement, runs in best_runs(result).items():
         # Seeds of one scheme share their depth; if a hand-made file says otherwise, do not mix the two.
         layers = runs[0].num_hidden_layers
-        found = [run.depth for run in runs if run.depth and run.has_learned_order and run.num_hidden_layers == layers]
+        found = [run.depth for run in runs if run.depth and run.has_learned and run.num_hidden_layers == layers]
         if found:
             measures[placement] = found
     return measures

@@ -129,8 +129,8 @@ def layer_ticks(first: int, last: int, most: int) -> list[int]:
     return [first, *range(max(step, first + 1), last + 1, step)]
 
 
-def token_axis(ax: Axes) -> None:
-    """Token counts in short form (`10M`)."""
+def count_axis(ax: Axes) -> None:
+    """Counts of tokens or images in short form (`10M`)."""
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cells.tokens(value)))
 
@@ -198,13 +198,13 @@ def draw_band(ax: Axes, band: Band, style: SchemeStyle, points: int, alpha: floa
     return artists
 
 
-_CONSTANT_LINES = {"token frequencies": (0, (1, 1.5)), "token pairs": (0, (6, 2))}
-"""How the losses that every model must beat are drawn, in ink: dots and dashes that no scheme has."""
+_CONSTANT_LINES = ((0, (1, 1.5)), (0, (6, 2)))
+"""How what every model must beat is drawn, in ink: dots and dashes that no scheme has."""
 
 
 def constant_styles(names: Iterable[str]) -> dict[str, SchemeStyle]:
-    """The look of the level line of each loss that a model must beat."""
-    return {name: SchemeStyle(INK, _CONSTANT_LINES[name], "", "") for name in names}
+    """The look of the level line of each constant that a model must beat, of two at most."""
+    return {name: SchemeStyle(INK, line, "", "") for name, line in zip(names, _CONSTANT_LINES, strict=False)}
 
 
 def line_handles(styles: Mapping[str, SchemeStyle], points: int = 1) -> dict[str, Artist]:

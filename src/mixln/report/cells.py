@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mixln.report.results import ComparisonResult, Difference, SchemeSummary
+from mixln.report.series import Estimate
 
 MISSING = "-"
 """Stands for a number that was not measured."""
@@ -85,6 +86,21 @@ def difference_header(result: ComparisonResult) -> str:
     """Head of the column of differences, which says whether it holds intervals."""
     has_interval = any(s.difference is not None and s.difference.interval is not None for s in result.summaries)
     return f"difference to {result.baseline}" + (" [95 % CI]" if has_interval else "")
+
+
+def percent(value: float | None, form: str = ".2f") -> str:
+    """A share in percent, without the sign: `65.32`, or a dash if it is missing."""
+    return MISSING if value is None else f"{100 * value:{form}}"
+
+
+def percents(estimate: Estimate | None, form: str = ".2f") -> str:
+    """A share with its interval, in percent: `65.32 [64.38, 66.25]`."""
+    if estimate is None:
+        return MISSING
+    value = percent(estimate.value, form)
+    if estimate.interval is None:
+        return value
+    return f"{value} [{', '.join(percent(end, form) for end in estimate.interval)}]"
 
 
 def learning_rates(result: ComparisonResult) -> list[float]:

@@ -14,25 +14,11 @@ from mixln.report.headline import findings, headline
 from mixln.report.html import write_report
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import to_json
+from mixln.report.series import interval_columns
 from mixln.report.shown_names import with_shown_names
 from mixln.report.step_tables import step_findings, step_tables
 from mixln.report.tables import grid_table, summary_table
 from mixln.result import Result
-
-_COLUMNS = (
-    "placement",
-    "seed",
-    "learning_rate",
-    "validation_loss",
-    "perplexity",
-    "diverged",
-    "train_tokens",
-    "num_parameters",
-    "embedding_std",
-    "seconds",
-    "tokens_per_second",
-    "has_learned_order",
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +60,18 @@ class Comparison(Result, ComparisonResult):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run."""
-        return [{name: getattr(run, name) for name in _COLUMNS} | self._values_of_steps(run) for run in self.runs]
+        return [self._row(run) | self._values_of_steps(run) for run in self.runs]
+
+    def _row(self, run: RunResult) -> dict[str, Any]:
+        """The columns of a run, of which those that count bear the name of what is counted."""
+        unit = self.terms.unit
+        names = ("placement", "seed", "learning_rate", "validation_loss", "perplexity", "diverged")
+        row = {name: getattr(run, name) for name in names if name != "perplexity" or self.terms.has_perplexity}
+        for quantity in self.quantities:
+            row |= interval_columns(quantity.name, run.values.get(quantity.name))
+        row |= {f"train_{unit}": run.train_tokens}
+        row |= {name: getattr(run, name) for name in ("num_parameters", "embedding_std", "seconds")}
+        return row | {f"{unit}_per_second": run.tokens_per_second, self.terms.column: run.has_learned}
 
     def _values_of_steps(self, run: RunResult) -> dict[str, float | None]:
         """What the steps measured of a run, by the number of the step and the name of the quantity."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -10,14 +12,20 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from mixln.report import canvas, cells, ranges
 from mixln.report.aggregate import Band, best_runs, curve_arrays, mean_curve
 from mixln.report.drawing import FILE, Drawing, Format
-from mixln.report.results import ComparisonResult, RunResult
+from mixln.report.results import ComparisonResult, CurvePoint, RunResult, ValuePoint
 from mixln.report.statistics import has_diverged, has_grid
 from mixln.report.style import SchemeStyle, scheme_styles
 
 _ZOOM = 0.4
 """Part of training, counted from its end, that the right panel of the loss curves shows."""
 
-_LOSS = "Validation loss (nats per token)"
+
+def _loss(result: ComparisonResult) -> str:
+    return f"Validation loss ({result.terms.loss})"
+
+
+def _counted(result: ComparisonResult) -> str:
+    return f"training {result.terms.unit}"
 
 
 def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None:
@@ -38,12 +46,13 @@ def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None
     }
     tails = _tails(bands)
     points = max((len(band.x) for band in tails.values()), default=100)
-    constants = {} if result.constants is None else result.constants.losses
+    constants = {} if result.to_beat is None else result.to_beat.losses
+    loss, counted = _loss(result), _counted(result)
     looks = styles | canvas.constant_styles(constants)
     legend = canvas.line_handles(looks, points) if form.legend else None
     rows, columns = (1, 2 if tails else 1) if form.width > 6 else (2 if tails else 1, 1)
     figure, axes = canvas.panels(rows, columns, 3.7 * rows, form.width, legend=legend)
-    drawing = Drawing(figure, ("label", "training tokens", _LOSS, "lowest seed", "highest seed"), legend=looks)
+    drawing = Drawing(figure, ("label", counted, loss, "lowest seed", "highest seed"), legend=looks)
     whole = axes[0]
     always = list(constants.values())
     for placement, group in runs.items():
@@ -57,19 +66,61 @@ def loss_curves(result: ComparisonResult, form: Format = FILE) -> Drawing | None
             drawing.add(ax, placement, artists, band.x, band.mean, low=low, high=high)
     any_diverged = any(has_diverged(run) for group in runs.values() for run in group)
     cross = "cross: the end of a run that diverged" if any_diverged else ""
-    canvas.label_axes(whole, "training tokens", _LOSS, cross, _limit(whole, drawing, always))
+    canvas.label_axes(whole, counted, loss, cross, _limit(whole, drawing, always))
     for ax in axes:
-        canvas.token_axis(ax)
+        canvas.count_axis(ax)
     if tails:
         outside = canvas.remark("\N{UPWARDS ARROW} above, at the end", _enlarge(axes[1], tails))
         drawing.out_of_range += [outside] if outside else []
-        canvas.label_axes(axes[1], "training tokens", f"The last {_ZOOM:.0%} of training, enlarged", outside)
+        canvas.label_axes(axes[1], counted, f"The last {_ZOOM:.0%} of training, enlarged", outside)
     for ax in axes:
-        for name, loss in constants.items():
-            if ax is whole or ax.get_ylim()[0] < loss < ax.get_ylim()[1]:
-                line = ax.axhline(loss, color=looks[name].color, linewidth=1.0, linestyle=looks[name].line, zorder=1)
-                drawing.add(ax, name, [line], ax.get_xlim(), [loss, loss])
+        _draw_levels(drawing, ax, constants, always=ax is whole)
     return drawing
+
+
+def value_curves(quantity: str, result: ComparisonResult, form: Format = FILE) -> Drawing | None:
+    """A share of the validation images over training, in percent; drawn as `loss_curves`, in one panel.
+
+    None if no run has such a curve.
+    """
+    curves = {
+        placement: [_in_percent(run.value_curves[quantity]) for run in group if quantity in run.value_curves]
+        for placement, group in best_runs(result).items()
+    }
+    bands = {placement: band for placement, own in curves.items() if (band := mean_curve(own)) is not None}
+    if not bands:
+        return None
+    label = next((one.label or one.name for one in result.quantities if one.name == quantity), quantity)
+    styles, to_beat = scheme_styles(result), result.to_beat
+    values = {} if to_beat is None else {name: own[quantity] for name, own in to_beat.values.items() if quantity in own}
+    constants = {name: 100 * value for name, value in values.items()}
+    looks = styles | canvas.constant_styles(constants)
+    points = max(len(band.x) for band in bands.values())
+    legend = canvas.line_handles(looks, points) if form.legend else None
+    figure, (ax,) = canvas.panels(1, 1, 3.7, form.width, legend=legend)
+    named, counted = f"{label} on the validation images (%)", _counted(result)
+    drawing = Drawing(figure, ("label", counted, named, "lowest seed", "highest seed"), legend=looks)
+    for placement, band in bands.items():
+        artists = canvas.draw_band(ax, band, styles[placement], points, alpha=0.1 if len(bands) > 6 else 0.18)
+        low, high = (band.low, band.high) if band.seeds > 1 else (None, None)
+        drawing.add(ax, placement, artists, band.x, band.mean, low=low, high=high)
+    canvas.label_axes(ax, counted, named, "", "")
+    canvas.count_axis(ax)
+    _draw_levels(drawing, ax, constants, always=True)
+    return drawing
+
+
+def _in_percent(curve: Sequence[ValuePoint]) -> list[CurvePoint]:
+    return [CurvePoint(point.step, point.images, 100 * point.value) for point in curve]
+
+
+def _draw_levels(drawing: Drawing, ax: Axes, constants: Mapping[str, float], *, always: bool) -> None:
+    """A level line for each constant; unless always, only where the axis shows it anyway."""
+    for name, level in constants.items():
+        if always or ax.get_ylim()[0] < level < ax.get_ylim()[1]:
+            look = drawing.legend[name]
+            line = ax.axhline(level, color=look.color, linewidth=1.0, linestyle=look.line, zorder=1)
+            drawing.add(ax, name, [line], ax.get_xlim(), [level, level])
 
 
 def _draw_runs(
@@ -125,7 +176,7 @@ def learning_rate_grid(result: ComparisonResult, form: Format = FILE) -> Drawing
     legend = canvas.line_handles(styles) if form.legend else None
     figure, (ax,) = canvas.panels(1, 1, 3.6, form.width, legend=legend)
     ax.set_xscale("log")
-    drawing = Drawing(figure, ("label", "peak learning rate", _LOSS), legend=styles)
+    drawing = Drawing(figure, ("label", "peak learning rate", _loss(result)), legend=styles)
     for summary in result.summaries:
         style = styles[summary.placement]
         points = sorted(
@@ -159,7 +210,7 @@ def learning_rate_grid(result: ComparisonResult, form: Format = FILE) -> Drawing
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: cells.learning_rate(value))
     crosses = "; cross at the top: a run diverged" if any(has_diverged(run) for run in result.runs) else ""
-    canvas.label_axes(ax, "peak learning rate (log scale)", _LOSS, f"ring: best{crosses}", outside)
+    canvas.label_axes(ax, "peak learning rate (log scale)", _loss(result), f"ring: best{crosses}", outside)
     return drawing
 
 

@@ -44,7 +44,7 @@ def draw_schemes(spec: FigureSpec, result: ComparisonResult, form: Format = FILE
             None,
             (
                 canvas.remark("not measured", [one.placement for one in missing if not one.without_order]),
-                canvas.remark("no word order learned", [one.placement for one in missing if one.without_order]),
+                canvas.remark(f"not {result.terms.learned}", [one.placement for one in missing if one.without_order]),
             ),
         )
     )

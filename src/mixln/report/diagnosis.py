@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mixln.report.series import Presentation, Series, is_below_frequencies
+from mixln.report.series import Presentation, Series, is_better_than_constants
 
 DEAD_SHARE = 0.01
 """A layer is called dead weight if its removal costs less than this share of the loss (of a classifier: of the loss of
@@ -24,6 +24,8 @@ OVER_CLASS_FREQUENCIES = "over_class_frequencies"
 
 OVER_MOST_FREQUENT_CLASS = "over_most_frequent_class"
 """The series of the accuracy minus that of always naming the most frequent class of the measured images."""
+
+_OVER_CONSTANTS = (OVER_TOKEN_FREQUENCIES, OVER_CLASS_FREQUENCIES, OVER_MOST_FREQUENT_CLASS)
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,10 @@ class ModelDiagnosis:
         to be beaten at the lower end of the interval. Of any other model, or of a report of an older version, it is not
         known, and not denied.
         """
-        better = [
-            is_below_frequencies(self.series[name].estimates[0])
-            for name in (OVER_TOKEN_FREQUENCIES, OVER_CLASS_FREQUENCIES)
-            if name in self.series
-        ]
-        if (over := self.series.get(OVER_MOST_FREQUENT_CLASS)) is not None:
-            better.append(over.estimates[0].low > 0)
-        return any(better) or not better
+        over = {name: series.estimates[0] for name, series in self.series.items() if name in _OVER_CONSTANTS}
+        return is_better_than_constants(
+            [over.get(OVER_TOKEN_FREQUENCIES), over.get(OVER_CLASS_FREQUENCIES)], over.get(OVER_MOST_FREQUENT_CLASS)
+        )
 
     @property
     def to_be_learned(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mixln.report.curve_figures import learning_rate_grid, loss_curves
+from mixln.report.curve_figures import learning_rate_grid, loss_curves, value_curves
 from mixln.report.depth_figures import draw_schemes
 from mixln.report.drawing import Draw, Drawing, Format
 from mixln.report.results import ComparisonResult
@@ -19,10 +19,10 @@ class FigureKind:
     Attributes:
         name: its file name without suffix.
         title: heading on the page.
-        shows: what it shows, in a sentence or two.
+        shows: what it shows, in a sentence or two, with places for the fields of `Terms`.
         reading: how to read it.
         bands: what its bands are; said where a scheme has several seeds.
-        levels: what its level lines are; said where the constants are known.
+        has_levels: whether it has level lines of the constants.
         draw: draws it; None if the result holds nothing to draw.
     """
 
@@ -32,21 +32,20 @@ class FigureKind:
     reading: str
     draw: Callable[[ComparisonResult, Format], Drawing | None]
     bands: str = ""
-    levels: str = ""
+    has_levels: bool = False
 
 
 FIGURES: tuple[FigureKind, ...] = (
     FigureKind(
         "loss_curves",
         "Loss during training",
-        "Validation loss (total loss / total predicted tokens) against the tokens trained on, each scheme at its best "
+        "Validation loss ({mean}) against the {unit} trained on, each scheme at its best "
         "learning rate. Lines are means over seeds, and the faint lines behind are the smoothed training loss.",
         "Lower is better. A dotted line that ends in a cross is a run that diverged.",
         loss_curves,
         "Bands reach from the lowest to the highest seed. Where they overlap at the end, the order of the lines may be "
         "noise.",
-        "The level lines are two constants: the loss of token frequencies alone (upper) and of token pairs (lower). A "
-        "run that ends at the upper line has not learned word order.",
+        has_levels=True,
     ),
     FigureKind(
         "learning_rate_grid",
@@ -57,12 +56,37 @@ FIGURES: tuple[FigureKind, ...] = (
         learning_rate_grid,
     ),
 )
-"""The figures of training, in the order of the report."""
+"""The figures of training of any comparison, in the order of the report."""
+
+ACCURACY = FigureKind(
+    "accuracy_curves",
+    "Accuracy during training",
+    "Top-1 accuracy on the validation images against the images trained on, each scheme at its best learning rate. "
+    "Lines are means over seeds.",
+    "Higher is better.",
+    partial(value_curves, "top1"),
+    "Bands reach from the lowest to the highest seed. Where they overlap at the end, the order of the lines may be "
+    "noise.",
+    has_levels=True,
+)
+"""Of classifiers of images, behind the loss."""
+
+
+def described(kind: FigureKind, result: ComparisonResult) -> tuple[str, str]:
+    """What a figure shows, and what its level lines are, in the words of the comparison."""
+    levels = result.to_beat.levels if kind.has_levels and result.to_beat is not None else ""
+    return kind.shows.format(**vars(result.terms)), levels
+
+
+def figures_of(result: ComparisonResult) -> tuple[FigureKind, ...]:
+    """The figures of training of a comparison, in the order of the report."""
+    first, *others = FIGURES
+    return (first, *([ACCURACY] if result.quantities else []), *others)
 
 
 def draw_figures(result: ComparisonResult) -> Iterator[tuple[str, Draw]]:
     """What draws each figure, by name, in the order of the report; it gives None where there is nothing to draw."""
-    for kind in FIGURES:
+    for kind in figures_of(result):
         yield kind.name, partial(kind.draw, result)
     for spec in result.depth_figures:
         yield spec.name, partial(draw_schemes, spec, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
@@ -16,11 +17,12 @@ from mixln.report import cells
 from mixln.report.aggregate import best_runs, depth_of
 from mixln.report.drawing import Draw
 from mixln.report.figure_files import write_drawings
-from mixln.report.figures import FIGURES, draw_figures
+from mixln.report.figures import FigureKind, described, draw_figures, figures_of
 from mixln.report.headline import findings, headline
 from mixln.report.page_figures import Plot, draw_plot, page_color
 from mixln.report.results import ComparisonResult, RunResult
 from mixln.report.serialize import RESULTS_FILE, to_json
+from mixln.report.series import FigureSpec
 from mixln.report.shown_names import with_shown_names
 from mixln.report.statistics import has_diverged
 from mixln.report.step_tables import (
@@ -50,11 +52,10 @@ def render_html(
         run_folders: of runs, beside the page too.
     """
     several = any(sum(not has_diverged(run) for run in runs) > 1 for runs in best_runs(result).values())
-    has_constants = result.constants is not None
-    figures = [
-        (kind, " ".join(filter(None, [kind.levels if has_constants else "", kind.bands if several else ""])))
-        for kind in FIGURES
-    ]
+    figures: list[tuple[FigureKind | FigureSpec, str]] = []
+    for kind in figures_of(result):
+        shows, levels = described(kind, result)
+        figures.append((replace(kind, shows=shows), " ".join(filter(None, [levels, kind.bands if several else ""]))))
     several = any(len(runs) > 1 for runs in depth_of(result).values())
     reach = "reach from the lowest to the highest seed."
     figures += [(spec, spread(spec.form, reach) if several else "") for spec in result.depth_figures]
@@ -68,8 +69,10 @@ def render_html(
         grid=grid_cells(result),
         figures=[(kind, bands, plots[kind.name]) for kind, bands in figures if kind.name in plots],
         missing=[spec.title for spec in result.depth_figures if spec.name not in plots],
+        run_columns=[*_run_cells(result, result.runs[0])] if result.runs else ["scheme"],
         runs=[
-            (has_diverged(run), run.folder if run.folder in run_folders else None, _run_row(run)) for run in result.runs
+            (has_diverged(run), run.folder if run.folder in run_folders else None, [*_run_cells(result, run).values()])
+            for run in result.runs
         ],
         styles=scheme_styles(result),
         files=files,
@@ -103,7 +106,9 @@ def write_report(result: ComparisonResult, folder: str | Path) -> Path:
     result = with_shown_names(result)
     steps = "".join(f"\n{step_markdown(step, result.baseline)}" for step in result.then)
     write_file(folder / "table.md", markdown_table(result) + steps)
-    titles = {kind.name: kind.title for kind in FIGURES} | {spec.name: spec.title for spec in result.depth_figures}
+    titles = {kind.name: kind.title for kind in figures_of(result)} | {
+        spec.name: spec.title for spec in result.depth_figures
+    }
     names = ", ".join(summary.placement for summary in result.summaries)
     shown = {name: f"{title} of {names}" for name, title in titles.items()}
     plots = write_plots(dict(draw_figures(result)), folder / "figures", shown)
@@ -154,30 +159,38 @@ def page_environment() -> Environment:
     return environment
 
 
-def _run_row(run: RunResult) -> list[tuple[str, float | None]]:
-    """The cells of a run, each with the number to sort by where its text does not begin with it."""
-    return [
-        (run.placement, None),
-        (str(run.seed), None),
-        (cells.learning_rate(run.learning_rate), None),
-        ("diverged" if has_diverged(run) else cells.number(run.validation_loss, 4), None),
-        (
-            _over_token_frequencies(run),
-            None if run.over_token_frequencies is None else run.over_token_frequencies.value,
-        ),
-        (cells.perplexity(None if has_diverged(run) else run.perplexity), None),
-        (cells.tokens(run.train_tokens), run.train_tokens),
-        (f"{run.tokens_per_second:,.0f}", None),
-        (cells.duration(run.seconds), run.seconds),
-    ]
+_Cell = tuple[str, float | None]
+"""A text, and the number to sort by where the text does not begin with it."""
 
 
-def _over_token_frequencies(run: RunResult) -> str:
-    """The difference; in lines below it the interval, and whether the run has not learned word order."""
-    if run.over_token_frequencies is None:
+def _run_cells(result: ComparisonResult, run: RunResult) -> dict[str, _Cell]:
+    """The cells of a run by the heads of their columns."""
+    terms, over, is_lost = result.terms, run.over_constant, has_diverged(run)
+    found: dict[str, _Cell] = {
+        "scheme": (run.placement, None),
+        "seed": (str(run.seed), None),
+        "learning rate": (cells.learning_rate(run.learning_rate), None),
+        "validation loss": ("diverged" if is_lost else cells.number(run.validation_loss, 4), None),
+        f"to {terms.constant} [95 % CI]": (_over_constant(result, run), None if over is None else over.value),
+    }
+    if terms.has_perplexity:
+        found["perplexity"] = (cells.perplexity(None if is_lost else run.perplexity), None)
+    for quantity in result.quantities:
+        text = cells.percents(run.values.get(quantity.name)).replace(" [", "\n[")
+        found[f"{quantity.label or quantity.name}, % [95 % CI]"] = (text, None)
+    return found | {
+        terms.unit: (cells.tokens(run.train_tokens), run.train_tokens),
+        f"{terms.unit}/s": (f"{run.tokens_per_second:,.0f}", None),
+        "training time": (cells.duration(run.seconds), run.seconds),
+    }
+
+
+def _over_constant(result: ComparisonResult, run: RunResult) -> str:
+    """The difference; in lines below it the interval, and whether the run is no better than the constants."""
+    if run.over_constant is None:
         return cells.MISSING
-    number, *interval = run.over_token_frequencies.format("+.3f").split(" ", 1)
-    return "\n".join([number, *interval, *([] if run.has_learned_order else ["has not learned word order"])])
+    number, *interval = run.over_constant.format("+.3f").split(" ", 1)
+    return "\n".join([number, *interval, *([] if run.has_learned else [f"has not {result.terms.learned}"])])
 
 
 def spread(form: str, meaning: str) -> str:

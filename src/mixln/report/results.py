@@ -9,17 +9,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mixln.report.series import Estimate, FigureSpec, Interval, Series, is_below_frequencies
-from mixln.report.step_results import StepResult
+from mixln.report.series import Estimate, FigureSpec, Interval, Series, is_better_than_constants
+from mixln.report.step_results import Quantity, QuantitySummary, StepResult
+from mixln.report.terms import Terms
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One point of a loss curve: mean loss in nats per predicted token after `step` steps and `tokens` tokens."""
+    """One point of a loss curve: mean loss in nats per predicted token after `step` steps and `tokens` tokens.
+
+    Of classifiers of images, the loss is per image, and `tokens` counts images.
+    """
 
     step: int
     tokens: int
     loss: float
+
+
+@dataclass(frozen=True)
+class ValuePoint:
+    """One point of the curve of another quantity, after `step` steps and so many images."""
+
+    step: int
+    images: int
+    value: float
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,69 @@ class Constants:
         """Both losses by what they are called in tables and figures."""
         return {"token frequencies": self.token_frequencies, "token pairs": self.token_pairs}
 
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """Other quantities of them, by the same names: there are none."""
+        return {}
+
+    @property
+    def caption(self) -> str:
+        """What they are, for a table."""
+        return (
+            f"token frequencies and pairs: the loss of knowing only these, counted on {self.counted_tokens:,} of "
+            f"{self.train_tokens:,} training tokens"
+        )
+
+    @property
+    def levels(self) -> str:
+        """What their lines in a figure are."""
+        return (
+            "The level lines are two constants: the loss of token frequencies alone (upper) and of token pairs "
+            "(lower). A run that ends at the upper line has not learned word order."
+        )
+
+
+@dataclass(frozen=True)
+class ClassConstants:
+    """What a classifier of images must beat, on the same validation images: constants that do not look at the image.
+
+    Attributes:
+        class_frequencies: the loss, in nats per image, of the frequencies of classes in the training images.
+        most_frequent_class: the class that is the most frequent in the training images.
+        accuracy: of always naming it.
+        train_images: training images that there are.
+        validation_images: images that loss and accuracy are means over.
+    """
+
+    class_frequencies: float
+    most_frequent_class: str
+    accuracy: float
+    train_images: int
+    validation_images: int
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The loss by what it is called in tables and figures."""
+        return {"class frequencies": self.class_frequencies}
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """The accuracy, by the same name and that of the quantity."""
+        return {"class frequencies": {"top1": self.accuracy}}
+
+    @property
+    def caption(self) -> str:
+        """What it is, for a table."""
+        return (
+            f"class frequencies: knowing only how frequent each class is in the {self.train_images:,} training images, "
+            f"and always naming {self.most_frequent_class}"
+        )
+
+    @property
+    def levels(self) -> str:
+        """What its line in a figure is."""
+        return "The level line is what class frequencies alone have. A run that ends there has learned nothing."
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -59,9 +135,14 @@ class RunResult:
     `over_token_frequencies` is the validation loss minus that of token frequencies, with its 95 % interval over
     validation documents; None: the run diverged, or an older version made the result. `folder` is the run's own,
     relative to that of the comparison; None: it is not known.
+
+    Of a classifier of images, losses are per image, tokens are images, and there is no perplexity. `values` are then
+    `top1` and `top5`, shares of validation images with their 95 % intervals, and `value_curves` what they were during
+    training. `over_class_frequencies` is the validation loss minus that of class frequencies, and
+    `over_most_frequent_class` the accuracy minus that of the most frequent class, both paired by image.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 3
+    SCHEMA_VERSION: ClassVar[int] = 4
     OLDEST_VERSION: ClassVar[int] = 2
 
     placement: str
@@ -83,15 +164,26 @@ class RunResult:
     notes: list[str] = field(default_factory=list)
     over_token_frequencies: Estimate | None = None
     folder: str | None = None
+    values: dict[str, Estimate] = field(default_factory=dict)
+    value_curves: dict[str, list[ValuePoint]] = field(default_factory=dict)
+    over_class_frequencies: Estimate | None = None
+    over_most_frequent_class: Estimate | None = None
 
     @property
-    def has_learned_order(self) -> bool:
-        """False: the loss is not clearly below that of token frequencies, so the model has not learned word order.
+    def over_constant(self) -> Estimate | None:
+        """The validation loss minus that of the constant that a run must beat; None: it is not known."""
+        return self.over_class_frequencies if self.over_token_frequencies is None else self.over_token_frequencies
 
-        The rule is that of `mixln.report.series.is_below_frequencies`. A run that diverged, or whose difference is not
-        known, is not said to be so.
+    @property
+    def has_learned(self) -> bool:
+        """False: the run is not clearly better than the constants: it has not learned word order, or to tell classes
+        apart.
+
+        The rule is that of `mixln.report.series.is_better_than_constants`. A run that diverged, or whose difference is
+        not known, is not said to be so.
         """
-        return is_below_frequencies(self.over_token_frequencies)
+        losses = [self.over_token_frequencies, self.over_class_frequencies]
+        return is_better_than_constants(losses, self.over_most_frequent_class)
 
 
 @dataclass(frozen=True)
@@ -116,8 +208,8 @@ class SchemeSummary:
     """One row of the table: a scheme at its own best learning rate, over seeds.
 
     `loss_spread` is the sample standard deviation over seeds, None with one seed. Means are over the runs that did
-    not diverge, and None if all did. `without_order` counts the runs that have not learned word order: a scheme with
-    one is not ranked, and has no difference.
+    not diverge, and None if all did. `without_order` counts the runs that are not clearly better than the constants
+    (have not learned word order, or to tell classes apart): a scheme with one is not ranked, and has no difference.
     """
 
     placement: str
@@ -152,9 +244,12 @@ class ComparisonResult:
     those of the runs. `constants` are the losses that a run must beat; None in results of older versions. `then` is
     what was done with the trained models after that, step by step. `names` are the names that schemes are shown by, by
     their text forms; a scheme without one is shown by its text form.
+
+    Of classifiers of images, `class_constants` take the place of `constants`. `quantities` are measured beside the loss
+    (top-1 and top-5), and `values` are what they come to for each scheme. `terms` are the words of the report.
     """
 
-    SCHEMA_VERSION: ClassVar[int] = 4
+    SCHEMA_VERSION: ClassVar[int] = 5
     OLDEST_VERSION: ClassVar[int] = 2
 
     baseline: str | None
@@ -170,3 +265,16 @@ class ComparisonResult:
     constants: Constants | None = None
     then: list[StepResult] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
+    class_constants: ClassConstants | None = None
+    quantities: list[Quantity] = field(default_factory=list)
+    values: list[QuantitySummary] = field(default_factory=list)
+    terms: Terms = field(default_factory=Terms)
+
+    @property
+    def to_beat(self) -> Constants | ClassConstants | None:
+        """What a run must beat; None in results of older versions."""
+        return self.class_constants if self.constants is None else self.constants
+
+    def value_of(self, placement: str, quantity: str) -> QuantitySummary | None:
+        """What a quantity of a scheme comes to; None: it was not measured."""
+        return next((one for one in self.values if (one.placement, one.quantity) == (placement, quantity)), None)

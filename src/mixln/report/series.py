@@ -61,6 +61,21 @@ def is_below_frequencies(over: Estimate | None) -> bool:
     return over is None or over.high < -LEAST_BELOW_FREQUENCIES
 
 
+def is_better_than_constants(over_losses: Iterable[Estimate | None], over_accuracy: Estimate | None = None) -> bool:
+    """Whether a model has learned anything beyond constants, by its loss or else by its accuracy, as far as is known.
+
+    Args:
+        over_losses: its loss minus that of a constant, for each kind of constant (token frequencies, class
+            frequencies); `is_below_frequencies` says what is clearly better.
+        over_accuracy: its accuracy minus that of naming the most frequent class, to be above 0 at the lower end of the
+            interval. What is None is not known; where nothing is, it is not denied.
+    """
+    better = [is_below_frequencies(over) for over in over_losses if over is not None]
+    if over_accuracy is not None:
+        better.append(over_accuracy.low > 0)
+    return any(better) or not better
+
+
 Axis = Literal[
     "layer", "state", "first_of_pair", "first_of_run", "run", "model", "norm", "prompt", "component", "neuron"
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 from mixln.confidence import student_t_two_sided
@@ -58,15 +59,15 @@ def summarize(runs: Sequence[RunResult], baseline: str | None) -> tuple[list[Sch
 
 
 def _difference(runs: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference | None:
-    """The paired difference, unless a run of either scheme has not learned word order: it would compare nothing."""
-    return paired_difference(runs, baseline) if all(run.has_learned_order for run in (*runs, *baseline)) else None
+    """The paired difference, unless a run of either scheme is no better than the constants: nothing is compared."""
+    return paired_difference(runs, baseline) if all(run.has_learned for run in (*runs, *baseline)) else None
 
 
 def best_summary(summaries: Iterable[SchemeSummary]) -> SchemeSummary | None:
     """The scheme with the lowest mean loss among those none of whose runs diverged.
 
     A mean over the surviving runs only is too good, so a scheme with diverged runs is best only if there is no other.
-    A scheme with a run that has not learned word order is not ranked. None if no scheme is.
+    A scheme with a run that is no better than the constants is not ranked. None if no scheme is.
     """
     with_loss = [summary for summary in summaries if summary.loss_mean is not None and not summary.without_order]
     return min(with_loss, key=lambda summary: (summary.diverged > 0, summary.loss_mean), default=None)
@@ -162,6 +163,29 @@ def summarize_step(
     return found
 
 
+def summarize_values(
+    runs: Sequence[RunResult],
+    summaries: Sequence[SchemeSummary],
+    quantities: Sequence[Quantity],
+    baseline: str | None,
+) -> list[QuantitySummary]:
+    """What quantities beside the loss come to, for each scheme at its best learning rate; as `summarize_step`.
+
+    A scheme with a run that is no better than the constants has no difference, nor has any scheme to it.
+    """
+    best = {summary.placement: summary for summary in summaries}
+    chosen = [
+        StepRun(run.placement, run.seed, run.learning_rate, {name: one.value for name, one in run.values.items()})
+        for run in runs
+        if run.learning_rate == best[run.placement].learning_rate
+    ]
+    told = {placement for placement, summary in best.items() if not summary.without_order}
+    return [
+        one if {one.placement, baseline} <= told else replace(one, difference=None)
+        for one in summarize_step(chosen, quantities, baseline)
+    ]
+
+
 def step_changes(before: StepResult, after: StepResult) -> list[QuantityChange]:
     """What has become of each quantity of each scheme between two steps, paired by seed.
 
@@ -232,7 +256,7 @@ def _summarize_scheme(
         loss_spread=stdev(values) if len(values) > 1 else None,
         perplexity_mean=_mean(perplexities),
         difference=difference,
-        without_order=sum(not run.has_learned_order for run in runs),
+        without_order=sum(not run.has_learned for run in runs),
     )
 
 

@@ -14,17 +14,19 @@ from mixln.report.series import Estimate
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that a step measures of each run.
+    """A number that a step measures of each run, or that a comparison does beside the loss.
 
     Attributes:
-        name: of its column, which `StepRun.values` has.
+        name: by which the values of a run have it.
         unit: of the number.
         higher_is_better: else lower is.
+        label: of its column; empty: the name.
     """
 
     name: str
     unit: str
     higher_is_better: bool
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
@@ -13,9 +13,10 @@ from rich.text import Text
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
 from mixln.report.statistics import best_summary, has_grid, is_told
+from mixln.report.step_results import Quantity
 from mixln.report.style import wrap_label
 
-_BREAKS = " [", " diverged", " has not", " have not", " word order"
+_BREAKS = " [", " diverged", " has not", " have not", " word order", " to tell"
 """Where a cell of the terminal may go on in another line, which begins with these words."""
 
 
@@ -39,39 +40,70 @@ class Cells:
 
 
 def summary_cells(result: ComparisonResult) -> Cells:
-    """The summary as text; the column of differences only if there are any."""
+    """The summary as text; the columns of differences only if there are any."""
     with_difference = any(summary.difference is not None for summary in result.summaries)
-    header = ["scheme", "learning rate", "validation loss", "perplexity"]
+    differing = {value.quantity for value in result.values if value.difference is not None}
+    told = [one for one in result.quantities[:1] if one.name in differing]  # the others' would not fit
+    header = ["scheme", "learning rate", "validation loss", *(["perplexity"] if result.terms.has_perplexity else [])]
+    header += [f"{_label(one)} [%]" for one in result.quantities]
     header += [cells.difference_header(result)] if with_difference else []
+    header += [f"{_label(one)} to {result.baseline} [points]" for one in told]
     header += ["seeds"]
     best = best_summary(result.summaries)
     rows: list[list[str]] = []
     for summary in result.summaries:
-        row = [summary.placement, cells.learning_rate(summary.learning_rate)]
-        row += [cells.loss(summary), cells.perplexity(summary.perplexity_mean)]
+        row = [summary.placement, cells.learning_rate(summary.learning_rate), cells.loss(summary)]
+        row += [cells.perplexity(summary.perplexity_mean)] if result.terms.has_perplexity else []
+        row += [_value(result, summary, one.name) for one in result.quantities]
+        is_baseline = summary.placement == result.baseline
         if with_difference:
-            is_baseline = summary.placement == result.baseline
             row.append("baseline" if is_baseline else cells.difference(summary.difference))
-        row.append(_seeds(summary))
+        for one in told:
+            found = result.value_of(summary.placement, one.name)
+            difference = None if found is None else found.difference
+            row.append("baseline" if is_baseline else cells.percents(difference, "+.2f"))
+        row.append(_seeds(summary, result.terms.learned))
         rows.append(row)
     index = next((i for i, summary in enumerate(result.summaries) if summary is best and is_told(result)), None)
-    constants = _constant_rows(result, lambda name, loss: [name, "", cells.number(loss), cells.perplexity(exp(loss))])
+    constants = [
+        [name, "", cells.number(loss), *([cells.perplexity(exp(loss))] if result.terms.has_perplexity else [])]
+        + [cells.percent(values[one.name]) if one.name in values else "" for one in result.quantities]
+        for name, loss, values in _constants(result)
+    ]
     rows += [[*row, *[""] * (len(header) - len(row))] for row in constants]
     return Cells(header, rows, index, [set() for _ in rows], len(constants))
 
 
-def _seeds(summary: SchemeSummary) -> str:
+def _label(quantity: Quantity) -> str:
+    return quantity.label or quantity.name
+
+
+def _value(result: ComparisonResult, summary: SchemeSummary, quantity: str) -> str:
+    """A share in percent: with its spread over seeds, or of a single seed with its interval over images."""
+    found = result.value_of(summary.placement, quantity)
+    if found is None:
+        return cells.MISSING
+    if found.deviation is not None:
+        return f"{cells.percent(found.mean)} ± {cells.percent(found.deviation)}"
+    at = summary.placement, summary.learning_rate
+    runs = (run for run in result.runs if (run.placement, run.learning_rate) == at and quantity in run.values)
+    return cells.percents(next((run.values[quantity] for run in runs), None))
+
+
+def _seeds(summary: SchemeSummary, learned: str) -> str:
     """How many seeds there are, and what is the matter with some."""
     count = str(summary.seeds)
     have = "has" if summary.without_order == 1 else "have"
-    wrong = {"diverged": summary.diverged, f"{have} not learned word order": summary.without_order}
+    wrong = {"diverged": summary.diverged, f"{have} not {learned}": summary.without_order}
     parts = [f"{number} of {count} {what}" for what, number in wrong.items() if number]
     return ", ".join(parts) or count
 
 
-def _constant_rows(result: ComparisonResult, row: Callable[[str, float], list[str]]) -> list[list[str]]:
-    """A row for each loss that a model must beat."""
-    return [] if result.constants is None else [row(*one) for one in result.constants.losses.items()]
+def _constants(result: ComparisonResult) -> list[tuple[str, float, dict[str, float]]]:
+    """Name, loss and other values of each constant that a model must beat."""
+    if (found := result.to_beat) is None:
+        return []
+    return [(name, loss, found.values.get(name, {})) for name, loss in found.losses.items()]
 
 
 def grid_cells(result: ComparisonResult) -> Cells | None:
@@ -89,7 +121,7 @@ def grid_cells(result: ComparisonResult) -> Cells | None:
             row.append("" if point is None else "diverged" if point.loss_mean is None else f"{point.loss_mean:.3f}")
         rows.append(row)
         emphasis.append({1 + rates.index(summary.learning_rate)} if summary.learning_rate in rates else set())
-    constants = _constant_rows(result, lambda name, loss: [name, *[cells.number(loss)] * len(rates)])
+    constants = [[name, *[cells.number(loss)] * len(rates)] for name, loss, _ in _constants(result)]
     emphasis += [set() for _ in constants]
     header = ["scheme", *map(cells.learning_rate, rates)]
     return Cells(header, rows + constants, None, emphasis, len(constants))
@@ -119,18 +151,18 @@ def markdown_table(result: ComparisonResult) -> str:
 
 def table_caption(result: ComparisonResult) -> str:
     """How to read the summary, in a line without a full stop."""
-    parts = ["Loss in nats per token"]
+    parts = [f"Loss in {result.terms.loss}"]
+    if result.quantities and any(summary.seeds == 1 for summary in result.summaries):
+        names = ", ".join(_label(one) for one in result.quantities)
+        parts.append(f"{names} of one seed with the 95 % interval over {result.terms.documents}")
     if any(summary.loss_spread is not None for summary in result.summaries):
         parts.append("± sample standard deviation over seeds")
     if any(summary.difference is not None for summary in result.summaries):
-        parts.append("differences are paired by seed, negative is better")
+        parts.append(f"differences are paired by seed, negative {'loss ' if result.quantities else ''}is better")
     if any(summary.diverged for summary in result.summaries):
         parts.append("means leave out diverged runs")
-    if (constants := result.constants) is not None:
-        parts.append(
-            f"token frequencies and pairs: the loss of knowing only these, counted on {constants.counted_tokens:,} of "
-            f"{constants.train_tokens:,} training tokens"
-        )
+    if (constants := result.to_beat) is not None:
+        parts.append(constants.caption)
     return "; ".join(parts)
 
 

@@ -9,32 +9,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product, zip_longest
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import Any
 
 from mixln.announce import announce
-from mixln.data import PreparedData, training_batch
+from mixln.data import PreparedData
 from mixln.device import default_device
 from mixln.errors import InputError
-from mixln.measure import LanguageModelLoss, model_batches
 from mixln.models import PlacedConfig, PlacedPreTrainedModel
 from mixln.models.anatomy import find_block_stack
 from mixln.placement import Placement
 from mixln.report import CurvePoint, RunResult, from_json, summarize, to_json
 from mixln.report.comparison import Comparison
-from mixln.report.series import FigureSpec
-from mixln.report.statistics import has_diverged
+from mixln.report.statistics import has_diverged, summarize_values
 from mixln.signatures import checked_arguments
 from mixln.storage import write_file
+from mixln.studies.compared_images import ComparedImages
+from mixln.studies.compared_kinds import Baseline, ComparedKind
+from mixln.studies.compared_language import ComparedLanguage
 from mixln.studies.comparison_facts import shared_facts
-from mixln.studies.constants import TrainingFrequencies
 from mixln.studies.machine import describe_machine
 from mixln.studies.measures import gradient_norm_at_init, growth, removal, similarity
 from mixln.studies.measuring import Found, Given, observe_all
 from mixln.studies.stages import ReportStage
-from mixln.tasks import Pretraining, Recipe
-from mixln.tasks.build import build_model, check_model
+from mixln.tasks.build import materialize
+from mixln.tasks.kinds import AnyRecipe, RecipeKind, kind_of
+from mixln.tasks.prepared_images import PreparedImages
 from mixln.training import Precision, TrainedModel, TrainingDivergedError, read_metrics, train
 from mixln.training.decisions import agree_on_precision
 from mixln.training.distributed import started_processes
@@ -42,15 +41,14 @@ from mixln.version import __version__
 
 RESULT_FILE = "result.json"
 
-_MEASURED_ROWS = 32
-"""Validation rows that the depth measures run over at most; removal costs about L/2 forward passes for each."""
+_KINDS: Mapping[RecipeKind, ComparedKind] = {one.kind: one for one in (ComparedLanguage(), ComparedImages())}
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of a comparison: its recipe, and the folder that is its own."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     folder: Path
 
     @property
@@ -66,9 +64,9 @@ ReportRun = Callable[[int, int, Job], Callable[[int, float, float], None] | None
 
 @checked_arguments
 def compare(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     schemes: Sequence[str],
-    data: PreparedData,
+    data: PreparedData | PreparedImages,
     folder: str | Path,
     *,
     seeds: Sequence[int] = (0,),
@@ -90,7 +88,7 @@ def compare(
     Args:
         recipe: what all runs share.
         schemes: text forms of the placements, in the order to report them.
-        data: the prepared data of `recipe.data`.
+        data: what `mixln.tasks.kinds` prepares for the recipe.
         folder: of the comparison.
         seeds: one run each.
         learning_rates: a grid of peaks; each scheme is judged at its own best. None: the recipe's.
@@ -109,16 +107,17 @@ def compare(
     folder = Path(folder)
     jobs = plan_jobs(recipe, schemes, data.fingerprint, folder, seeds, learning_rates, learning_rate_of)
     shown = shown_names(schemes, names)
-    frequencies = TrainingFrequencies(data)
+    compared = _KINDS[kind_of(recipe)]
+    frequencies = compared.baseline(data)
     precision = _common_precision(recipe, folder)
     runs: list[RunResult] = []
     for number, job in enumerate(jobs):
         if tune_on_first_seed and job.recipe.seed != seeds[0] and not _is_at_best_rate(job, runs):
             continue
-        result = _read_result(job)
+        result = _read_result(compared, job)
         if result is None:
             report_step = None if report_run is None else report_run(number, len(jobs), job)
-            result = _run_job(job, data, frequencies, report_step, precision, report_stage)
+            result = _run_job(compared, job, data, frequencies, report_step, precision, report_stage)
             write_file(job.folder / RESULT_FILE, to_json(result))
         else:
             announce(("finished", f"{job.label}: already, at step {recipe.last_step}; nothing to do"))
@@ -129,19 +128,24 @@ def compare(
     canonical = str(Placement.parse(baseline))
     baseline_or_none = canonical if canonical in placements else None
     summaries, grid = summarize(runs, baseline_or_none)
+    quantities = [one for one in compared.quantities if any(one.name in run.values for run in runs)]
+    stored: dict[str, Any] = {compared.constants_field: frequencies.constants}
     return Comparison(
         baseline=baseline_or_none,
         runs=runs,
         summaries=summaries,
         grid=grid,
-        facts=shared_facts(recipe, runs, data, precision, frequencies.constants, _num_measured_rows(data)),
+        facts=shared_facts(compared, recipe, runs, data, precision, frequencies),
         machine=describe_machine(),
         command=command,
         version=__version__,
-        depth_figures=depth_figures(),
+        depth_figures=compared.depth_figures(),
         notes=[f"`{run.placement}`, seed {run.seed}: {note}" for run in runs for note in run.notes],
-        constants=frequencies.constants,
         names=shown,
+        quantities=quantities,
+        values=summarize_values(runs, summaries, quantities, baseline_or_none),
+        terms=compared.terms,
+        **stored,
     )
 
 
@@ -173,7 +177,7 @@ def _is_at_best_rate(job: Job, runs: Sequence[RunResult]) -> bool:
 
 @checked_arguments
 def plan_jobs(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     schemes: Sequence[str],
     fingerprint: str,
     folder: str | Path,
@@ -205,13 +209,8 @@ def plan_jobs(
     jobs: list[Job] = []
     # all schemes with the first seed come first, so that a comparison cut short still compares
     for seed, (placement, rate) in product(seeds, filter(None, chain.from_iterable(rounds))):
-        own = replace(
-            recipe,
-            seed=seed,
-            model=replace(recipe.model, placement=placement),
-            optimizer=replace(recipe.optimizer, learning_rate=rate),
-        )
-        check_model(own)
+        own = _with_run(recipe, placement, rate, seed)
+        kind_of(own).check(own)
         key = {name: value for name, value in own.to_dict().items() if name != "execution"}
         digest = hashlib.sha256((json.dumps(key, sort_keys=True) + fingerprint).encode()).hexdigest()
         slug = re.sub(r"[^a-z0-9.]+", "-", placement).strip("-")
@@ -219,7 +218,16 @@ def plan_jobs(
     return jobs
 
 
-def _read_result(job: Job) -> RunResult | None:
+def _with_run(recipe: Any, placement: str, rate: float, seed: int) -> AnyRecipe:
+    return replace(
+        recipe,
+        seed=seed,
+        model=replace(recipe.model, placement=placement),
+        optimizer=replace(recipe.optimizer, learning_rate=rate),
+    )
+
+
+def _read_result(compared: ComparedKind, job: Job) -> RunResult | None:
     """The result of a finished run; None: the run is not finished, or has to be measured again.
 
     An older version did not compare with token frequencies; its trained model is still there.
@@ -229,32 +237,32 @@ def _read_result(job: Job) -> RunResult | None:
         return None
     try:
         result = from_json(path.read_text(encoding="utf-8"), RunResult)
-        return None if result.over_token_frequencies is None and not has_diverged(result) else result
+        return result if compared.is_measured(result) or has_diverged(result) else None
     except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Delete {job.folder} to train this run anew") from error
 
 
-def _common_precision(recipe: Recipe, folder: Path) -> Precision:
+def _common_precision(recipe: AnyRecipe, folder: Path) -> Precision:
     """The precision of all runs of a comparison; it stays when the comparison is resumed, also on another machine."""
     with started_processes(recipe.execution) as processes:
-        vectors = recipe.rows_of_a_forward(processes.data_count) * recipe.data.sequence_length
+        vectors = recipe.rows_of_a_forward(processes.data_count) * kind_of(recipe).positions(recipe)
         sizes = recipe.model.hidden_size, recipe.model.intermediate_size, vectors
         return agree_on_precision(recipe.precision, sizes, folder, processes)
 
 
 def _run_job(
+    compared: ComparedKind,
     job: Job,
-    data: PreparedData,
-    frequencies: TrainingFrequencies,
+    data: PreparedData | PreparedImages,
+    frequencies: Baseline,
     report_step: Callable[[int, float, float], None] | None,
     precision: Precision,
     report_stage: ReportStage | None,
 ) -> RunResult:
     """Train one model and measure it, before training and after."""
-    recipe = job.recipe
-    device = default_device()
-    task = Pretraining(recipe, data)
-    fresh, at_init = _fresh_model(task, device)
+    recipe, kind = job.recipe, compared.kind
+    task = kind.task(recipe, data)
+    fresh, at_init = _fresh_model(compared, task)
     config = fresh.config
     assert isinstance(config, PlacedConfig)
     num_parameters = sum(parameter.numel() for parameter in fresh.parameters())
@@ -263,12 +271,13 @@ def _run_job(
         trained: TrainedModel | None = train(task, job.folder, report_step, precision=precision)
     except TrainingDivergedError:
         trained = None
-    measured = over = None
+    measured, found = None, {"validation_loss": None, "perplexity": None}
     if trained is not None:
-        measured = _measure(trained, data, recipe, precision, report_stage)
-        over = frequencies.loss_over(trained.model, recipe.evaluation_batch_size, precision.autocast_dtype)
+        measured = _measure(compared, task, trained, precision, report_stage)
+        found = compared.validation_fields(trained.validation)
+        found |= frequencies.over(trained.model, recipe.evaluation_batch_size, precision.autocast_dtype)
     lines = read_metrics(job.folder)
-    tokens, seconds = int(lines[-1]["tokens"]) if lines else 0, sum(line["seconds"] for line in lines)
+    tokens, seconds = int(lines[-1][kind.unit]) if lines else 0, sum(line["seconds"] for line in lines)
     return RunResult(
         placement=recipe.model.placement,
         seed=recipe.seed,
@@ -277,56 +286,40 @@ def _run_job(
         num_hidden_layers=recipe.model.num_hidden_layers,
         num_parameters=num_parameters,
         train_tokens=tokens,
-        train_curve=_curve(lines, "loss"),
-        validation_curve=_curve(lines, "validation_loss"),
-        validation_loss=None if trained is None else trained.validation.mean,
-        perplexity=None if trained is None else trained.validation.perplexity,
+        train_curve=_curve(lines, "loss", kind.unit),
+        validation_curve=_curve(lines, "validation_loss", kind.unit),
         diverged=trained is None,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else 0.0,
         depth=None if measured is None else {series.name: series for series in at_init.series + measured.series},
         config=recipe.to_dict(),
         notes=[] if measured is None else measured.notes,
-        over_token_frequencies=over,
+        **found,
+        **compared.curve_fields(lines),
     )
 
 
-def _fresh_model(task: Pretraining, device: torch.device) -> tuple[PlacedPreTrainedModel, Found]:
-    """Return the model that training begins with, and the gradient norm of each of its layers on the first rows."""
-    recipe, data = task.recipe, task.data
-    model = build_model(recipe, data.tokenizer, device)
-    rows = training_batch(data.train, 0, min(recipe.batch_size, _MEASURED_ROWS), recipe.seed).to(device)
+def _fresh_model(compared: ComparedKind, task: Any) -> tuple[PlacedPreTrainedModel, Found]:
+    """Return the model that training begins with, and the gradient norm of each of its layers."""
+    device = default_device()
+    model = materialize(task.build(), task.config.seed, device)
     task.adapt(
         task.objective(model, device, compiled=False),
-        lambda: model(input_ids=rows.input_ids, position_ids=rows.position_ids, use_cache=False),
+        lambda: model(**compared.first_batch(task)),
         lambda moments: moments,
     )
-    given = Given(find_block_stack(model), LanguageModelLoss())
-    return model, gradient_norm_at_init.ENTRY.of(given.stack, list(model_batches([rows])), given, intervals=False)
+    given = Given(find_block_stack(model), compared.performance)
+    return model, gradient_norm_at_init.ENTRY.of(given.stack, compared.gradient_batches(task), given, intervals=False)
 
 
 def _measure(
-    trained: TrainedModel, data: PreparedData, recipe: Recipe, precision: Precision, report: ReportStage | None
+    compared: ComparedKind, task: Any, trained: TrainedModel, precision: Precision, report: ReportStage | None
 ) -> Found:
-    device, dtype = default_device(), precision.autocast_dtype
-    given = Given(find_block_stack(trained.model), LanguageModelLoss(), autocast_dtype=dtype, report=report)
-    rows, size = np.arange(_num_measured_rows(data)), recipe.evaluation_batch_size
-    batches = (data.validation.batch(rows[i : i + size]).to(device) for i in range(0, len(rows), size))
+    stack, dtype = find_block_stack(trained.model), precision.autocast_dtype
+    given = Given(stack, compared.performance, autocast_dtype=dtype, report=report)
     entries = [similarity.ENTRY, growth.ENTRY, removal.ENTRY]
-    return observe_all(entries, given, list(model_batches(batches)), "measuring its layers")
+    return observe_all(entries, given, compared.measured_batches(task), "measuring its layers")
 
 
-def depth_figures() -> list[FigureSpec]:
-    """The figures that a comparison draws of what each layer does."""
-    entries = (gradient_norm_at_init.ENTRY, similarity.ENTRY, removal.ENTRY, growth.ENTRY)
-    return [figure for entry in entries for figure in entry.figures if figure.name != "block_influence"]
-
-
-def _num_measured_rows(data: PreparedData) -> int:
-    return min(_MEASURED_ROWS, len(data.validation))
-
-
-def _curve(lines: Sequence[dict[str, float]], key: str) -> list[CurvePoint]:
-    return [
-        CurvePoint(int(line["step"]), int(line["tokens"]), line[key]) for line in lines if line.get(key) is not None
-    ]
+def _curve(lines: Sequence[dict[str, float]], key: str, unit: str) -> list[CurvePoint]:
+    return [CurvePoint(int(line["step"]), int(line[unit]), line[key]) for line in lines if line.get(key) is not None]

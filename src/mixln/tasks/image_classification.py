@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from mixln.confidence import accuracy_interval
 from mixln.data import training_rows
-from mixln.data.image_workers import Made, result_of
 from mixln.errors import InputError
 from mixln.models.anatomy import find_block_stack
 from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
@@ -35,7 +32,6 @@ from mixln.training.objective import Batch, Objective, Reduce, Share
 from mixln.training.task import Task
 
 _TOP = 5
-_BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,7 @@ class ImageClassification(Task):
         images: to train and validate on, which several runs may share; None: those of `config.data`.
 
     Attributes:
+        images: with the processes that make batches of them.
         data: the images that can be decoded.
 
     Raises:
@@ -112,7 +109,7 @@ class ImageClassification(Task):
         self.config = self.recipe = check_image_model(config)
         prepared = PreparedImages(config) if images is None else images
         self.data, self.workers = prepared.data, prepared.workers
-        self._images = prepared  # whose processes end with it
+        self.images = prepared  # whose processes end with it
         self.model_config = image_model_config(config.model, prepared.data.classes)
         self.positions = config.model.positions
 
@@ -189,24 +186,13 @@ class ImageClassification(Task):
         most = -(-len(images) // share.of_how_many)
         own = share.of(np.arange(len(images)))
         totals = torch.zeros(4, dtype=torch.float64)
-        waiting: deque[tuple[int, Future[Made]]] = deque()
-        starts = iter(range(0, most, size))
-
-        def ask() -> None:
-            if (start := next(starts, None)) is not None:
-                rows = own[start : start + size]
-                # one that has no image left computes another time on the first, as all make equally many forwards
-                items = [item_of(images, row) for row in (rows if len(rows) else own[:1])]
-                waiting.append((len(rows), self.workers.testing(items)))
-
-        for _ in range(_BATCHES_AHEAD):
-            ask()
-        while waiting:
-            count, future = waiting.popleft()
-            pixels, targets = (torch.from_numpy(part).to(device) for part in result_of(future))
-            ask()
-            logits = objective.model(pixel_values=pixels).logits.float()[:count]
-            totals += _totals(logits, targets[:count])
+        parts = [own[start : start + size] for start in range(0, most, size)]
+        # one that has no image left computes another time on the first, as all make equally many forwards
+        asked = [rows if len(rows) else own[:1] for rows in parts]
+        for rows, made in zip(parts, self.images.testing(asked), strict=True):
+            pixels, targets = (torch.from_numpy(part).to(device) for part in made)
+            logits = objective.model(pixel_values=pixels).logits.float()[: len(rows)]
+            totals += _totals(logits, targets[: len(rows)])
         loss, top1, top5, seen = reduce(totals).tolist()
         has_top5 = len(self.data.classes) > _TOP
         return ImageScores(loss / seen, top1 / seen, top5 / seen if has_top5 else None, int(seen))

@@ -66,6 +66,7 @@ class RecipeKind(ABC):
         example: a shipped recipe of this kind.
         unit: what training counts, in the plural.
         companion: a file that checkpoints of this kind have, and of other kinds do not.
+        takes_steps: whether fine-tuning and evaluation on text can follow a comparison.
         budgets: settings that are no fields and set the number of steps, by their names.
     """
 
@@ -78,6 +79,7 @@ class RecipeKind(ABC):
     example: ClassVar[str]
     unit: ClassVar[str]
     companion: ClassVar[str]
+    takes_steps: ClassVar[bool]
     budgets: ClassVar[Mapping[str, Budget]] = {}
 
     @abstractmethod
@@ -167,6 +169,7 @@ class _Language(RecipeKind):
     example = "nano"
     unit = "tokens"
     companion = "tokenizer_config.json"
+    takes_steps = True
     budgets: ClassVar[Mapping[str, Budget]] = {
         "tokens": Budget(
             "Token slots to train on. They set the number of steps.",
@@ -242,6 +245,7 @@ class _Images(RecipeKind):
     example = "vit-nano-cifar"
     unit = "images"
     companion = "preprocessor_config.json"
+    takes_steps = False
 
     def model_in_words(self, recipe: ImageTrainingConfig) -> str:
         model = recipe.model

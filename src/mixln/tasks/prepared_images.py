@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
-from mixln.data.image_workers import ImageWorkers, Item
+import numpy as np
+
+from mixln.data.image_workers import ImageWorkers, Item, Made, result_of
 from mixln.data.images import ImageData, ImageRows, read_images
 from mixln.errors import InputError
 from mixln.progress import ReportStage
@@ -14,6 +17,8 @@ from mixln.tasks.image_config import ImageTrainingConfig
 
 _NAMED = 5
 """Damaged images that are named; the others are counted."""
+
+_BATCHES_AHEAD = 4
 
 
 class PreparedImages:
@@ -48,6 +53,23 @@ class PreparedImages:
     def fingerprint(self) -> str:
         """A digest of the names and classes of all images, in their order."""
         return self.data.fingerprint
+
+    def testing(self, parts: Sequence[Sequence[int] | np.ndarray]) -> Iterator[Made]:
+        """Yield validation images, resized and cut in their middle, and their classes, made some parts ahead.
+
+        Args:
+            parts: rows of each batch; none is empty.
+
+        Raises:
+            InputError: a process was killed.
+        """
+        waiting: deque[Future[Made]] = deque()
+        for part in parts:
+            waiting.append(self.workers.testing([item_of(self.data.test, row) for row in part]))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield result_of(waiting.popleft())
+        while waiting:
+            yield result_of(waiting.popleft())
 
     @property
     def summary(self) -> str:

@@ -185,6 +185,10 @@ class TrainingConfig(Checked):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as nested dictionaries, with the types that JSON has."""
-        values = asdict(self)
-        values["execution"]["trackers"] = list(self.execution.trackers)
-        return values
+        return _as_json(asdict(self))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_json(one) for name, one in value.items()}
+    return [_as_json(one) for one in value] if isinstance(value, tuple) else value

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mixln.data import PreparedData
 from mixln.device import num_processes
@@ -19,13 +20,14 @@ from mixln.report.step_results import StepResult
 from mixln.studies.compare import Job
 from mixln.studies.steps.step import ChosenRun, ModelsToCome, Step, StepPlace, naming
 from mixln.tasks.build import build_model, model_without_weights
+from mixln.tasks.recipe import Recipe
 from mixln.training import MODEL_FOLDER
 
 STEPS_FOLDER = "then"
 """In the folder of a comparison."""
 
 
-def prepare_steps(steps: Sequence[Step], job: Job, data: PreparedData) -> None:
+def prepare_steps(steps: Sequence[Step], job: Job, data: Any) -> None:
     """Read and check all that the steps need, before the first model is trained.
 
     Args:
@@ -43,8 +45,11 @@ def prepare_steps(steps: Sequence[Step], job: Job, data: PreparedData) -> None:
             "`then` works in one process. Run the comparison without it under torchrun, then the same command with "
             "`then` without torchrun: finished runs are kept"
         )
-    config = model_without_weights(job.recipe, data.tokenizer).config
-    models = ModelsToCome(data.tokenizer, config, lambda: build_model(job.recipe, data.tokenizer))
+    recipe = job.recipe
+    assert isinstance(recipe, Recipe)
+    assert isinstance(data, PreparedData)
+    config = model_without_weights(recipe, data.tokenizer).config
+    models = ModelsToCome(data.tokenizer, config, lambda: build_model(recipe, data.tokenizer))
     for step in steps:
         with naming(step):
             models = step.prepare(models)
@@ -104,6 +109,6 @@ def _chosen(run: RunResult, folder: Path) -> ChosenRun:
     model, remark = folder / MODEL_FOLDER, ""
     if has_diverged(run):
         model, remark = None, "its training diverged, so it is left out"
-    elif not run.has_learned_order:
+    elif not run.has_learned:
         remark = "it has not learned word order, so that its numbers say little"
     return ChosenRun(folder.name, run.placement, run.seed, run.learning_rate, model, remark)
