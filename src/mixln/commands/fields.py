@@ -85,6 +85,7 @@ class ImageFields(TypedDict, total=False):
     """The fields that recipes of classifiers of images alone have."""
 
     augmentation: AugmentationConfig
+    ema_decay: float | None
     images: str | Path
     image_column: str | None
     label_column: str | None

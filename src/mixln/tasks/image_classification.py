@@ -26,6 +26,7 @@ from mixln.tasks.build import materialize, naming_wrong_sizes
 from mixln.tasks.image_config import ImageTrainingConfig, VisionModelConfig
 from mixln.tasks.language_model import HUGGINGFACE_FOLDER
 from mixln.tasks.layers import parameters_by_layer
+from mixln.tasks.moving_average import MovingAverage, decay_warning
 from mixln.tasks.prepared_images import PreparedImages, item_of, require_packages
 from mixln.training import Callback, Precision, ReportStep, TrainedModel, train
 from mixln.training.objective import Batch, Objective, Reduce, Share
@@ -123,8 +124,17 @@ class ImageClassification(Task):
         }
 
     def warnings(self) -> list[str]:
-        """What was found in the images."""
-        return list(self.data.notes)
+        """What was found in the images, and an average of the weights that does not fit the length of the run."""
+        decay = self.recipe.ema_decay
+        warning = None if decay is None else decay_warning(decay, self.config.last_step)
+        return [*self.data.notes, *([] if warning is None else [warning])]
+
+    def callbacks(self) -> list[Callback]:
+        """The average of the weights, if one is wanted."""
+        config = self.recipe
+        if config.ema_decay is None:
+            return []
+        return [MovingAverage(config.ema_decay, config.evaluation_interval, config.last_step, self.save)]
 
     def widths(self) -> tuple[int, int]:
         """Those of a feed-forward."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from mixln.checked import Checked, Fraction, PositiveFloat, PositiveInt
+from mixln.checked import Checked, Fraction, PositiveFloat, PositiveInt, Range
 from mixln.data.image_config import AugmentationConfig, ImageDataConfig
 from mixln.errors import InputError
 from mixln.training.config import TrainingConfig
@@ -61,11 +61,14 @@ class ImageTrainingConfig(TrainingConfig):
         data: The images.
         augmentation: How they are changed while training.
         model: The model.
+        ema_decay: The decay of an exponential moving average of the weights, such as 0.999. It is evaluated beside
+            them, and saved in model_ema. Default: no average.
     """
 
     data: ImageDataConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: VisionModelConfig = field(default_factory=VisionModelConfig)
+    ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError if values do not go together."""
