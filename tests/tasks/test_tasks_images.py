@@ -31,6 +31,7 @@ from mixln.data.images import read_images
 from mixln.errors import InputError
 from mixln.tasks.image_classification import ImageClassification, ImageScores, _totals
 from mixln.training import Share, read_metrics
+from mixln.training.optimizer import build_optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::mixln.training.TrainingWarning")
 
@@ -180,6 +181,36 @@ def test_a_policy_that_keeps_no_bit_of_an_image_makes_it_black(monkeypatch: pyte
         assert not np.asarray(changed(picture, 0)).any()
         assert np.asarray(changed(picture, 1))[0, 0].tolist() == [128, 0, 0]
         assert np.asarray(changed(picture, 8))[0, 0].tolist() == [200, 100, 3]
+
+
+def test_what_is_decayed_is_what_timm_decays(unmixed: ImageClassification) -> None:
+    """By timm's own groups of its own ViT, of the same sizes."""
+    import timm
+    from timm.optim import param_groups_weight_decay
+
+    model = unmixed.build().to_empty(device="cpu").initialize(0)
+    config = replace(unmixed.config.optimizer, weight_decay=0.05)
+    sizes = sorted(
+        (group["weight_decay"], tuple(parameter.shape))
+        for group in build_optimizer(config, model, unmixed.undecayed(model)).param_groups
+        for parameter in group["params"]
+        if parameter.ndim != 2 or parameter.shape[0] != parameter.shape[1]  # timm has query, key and value in one
+    )
+    other: Any = timm.create_model(
+        "vit_tiny_patch16_224",
+        **{"img_size": SIDE, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0},
+        num_classes=3,
+    )
+    fused = [parameter for name, parameter in other.named_parameters() if "qkv" in name or "attn.proj.weight" in name]
+    groups: Any = param_groups_weight_decay(other, 0.05, no_weight_decay_list=other.no_weight_decay())
+    theirs = sorted(
+        (group["weight_decay"], tuple(parameter.shape))
+        for group in groups
+        for parameter in group["params"]
+        if all(parameter is not one for one in fused)
+    )
+    biases = [(0.0, (32,))] * 12  # of query, key and value
+    assert sizes == sorted(theirs + biases)
 
 
 def test_top_1_and_top_5_with_ties_as_wrong() -> None:

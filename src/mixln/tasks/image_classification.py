@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mixln.data import training_rows
 from mixln.errors import InputError
 from mixln.models.anatomy import find_block_stack
 from mixln.models.architectures.vit import MixLNViTConfig, MixLNViTForImageClassification
+from mixln.models.roles import role_matrices
 from mixln.models.transformers_internals import enable_activation_checkpointing
 from mixln.placement import has_residual_scales_to_profile, profile_residual_scales, set_residual_scales
 from mixln.quiet import quiet_transformers
@@ -33,6 +34,7 @@ from mixln.training.objective import Batch, Objective, Reduce, Share
 from mixln.training.task import Task
 
 _TOP = 5
+_VECTORS = {"class_token", "position_embedding"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class ImageClassification(Task):
         """Set the residual scales that are learned, if the placement has such (Admin)."""
         if has_residual_scales_to_profile(objective.model):
             set_residual_scales(objective.model, profile_residual_scales(objective.model, forward, reduce=reduce))
+
+    def undecayed(self, model: Any) -> Collection[str]:
+        """The class token and the positions, as timm has it: they are vectors that are added, and no matrices."""
+        return {matrix.name for matrix in role_matrices(model) if {*matrix.roles} & _VECTORS}
 
     def rows(self, step: int) -> Any:
         """Return the images of a batch."""

@@ -29,7 +29,7 @@ class OptimizerConfig(Checked):
         beta1: The decay of the first moment.
         beta2: The decay of the second moment.
         epsilon: The number that is added to the denominator.
-        weight_decay: The weight decay of matrices. Norms and biases have none.
+        weight_decay: The weight decay of matrices. Norms and biases have none, and what else the task leaves out.
         max_grad_norm: Gradients are clipped to this L2 norm over all parameters. With 0 they are not clipped.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -12,18 +13,27 @@ from mixln.training.config import OptimizerConfig
 from mixln.training.distributed import mesh_of
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return Adam or AdamW; weight decay, if any, applies to matrices only."""
+def build_optimizer(
+    config: OptimizerConfig, model: nn.Module, undecayed: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """Return Adam or AdamW; weight decay, if any, applies to matrices only.
+
+    Args:
+        config: how.
+        model: whose parameters that need gradients are optimised.
+        undecayed: names of parameters that weight decay leaves alone beside norms and biases.
+    """
     # the fused kernel wants all tensors of a group distributed in the same way
     groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim >= 2, mesh_of(parameter)), []).append(parameter)
+            decayed = parameter.ndim >= 2 and name not in undecayed
+            groups.setdefault((decayed, mesh_of(parameter)), []).append(parameter)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
     return kind(
         [
-            {"params": parameters, "weight_decay": config.weight_decay if is_matrix else 0.0}
-            for (is_matrix, _), parameters in groups.items()
+            {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0}
+            for (decayed, _), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),

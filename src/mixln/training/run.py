@@ -74,7 +74,7 @@ class TrainingRun:
         self.settings = settings
         self.autocast_dtype = settings.precision.autocast_dtype
         self.objective, self.module = build_objective(task, processes, settings)
-        self.optimizer = build_optimizer(config.optimizer, self.model)
+        self.optimizer = build_optimizer(config.optimizer, self.model, task.undecayed(self.model))
         self.step = 0
         self.weight = 0
         self._last_batch: Batch = {}

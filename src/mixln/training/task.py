@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class Task(ABC):
             reduce: over the processes that have a share of that batch.
         """
         del objective, forward, reduce
+
+    def undecayed(self, model: Any) -> Collection[str]:
+        """Return the names of the parameters that weight decay leaves alone, beside those of one dimension."""
+        del model
+        return ()
 
     @abstractmethod
     def batch(self, step: int, share: Share) -> Batch:
