@@ -186,7 +186,7 @@ def test_a_policy_that_keeps_no_bit_of_an_image_makes_it_black(monkeypatch: pyte
 def test_what_is_decayed_is_what_timm_decays(unmixed: ImageClassification) -> None:
     """By timm's own groups of its own ViT, of the same sizes."""
     import timm
-    from timm.optim import param_groups_weight_decay
+    from timm.optim._param_groups import param_groups_weight_decay
 
     model = unmixed.build().to_empty(device="cpu").initialize(0)
     config = replace(unmixed.config.optimizer, weight_decay=0.05)
