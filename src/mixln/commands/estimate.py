@@ -12,7 +12,8 @@ from mixln.commands.fields import RunFields
 from mixln.commands.settings import settled_recipe
 from mixln.estimation.devices import device_names
 from mixln.signatures import checked_arguments
-from mixln.tasks.kinds import LANGUAGE
+from mixln.tasks.image_config import ImageTrainingConfig
+from mixln.tasks.kinds import kind_of
 from mixln.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def estimate(
     count: int = 1,
     utilization: float | None = None,
     price: float | None = None,
-    recipe: Recipe | str | Path = "nano",
+    recipe: Recipe | ImageTrainingConfig | str | Path = "nano",
     cache: str | Path | None = None,
     **changes: Unpack[RunFields],
 ) -> RunEstimate:
@@ -52,11 +53,9 @@ def estimate(
         InputError: there is no such device, a number is out of range, or the recipe cannot be shared among the devices.
         PlacementError: the recipe's model cannot be built.
     """
-    settled = settled_recipe(recipe, changes, [LANGUAGE])
-    assert isinstance(settled, Recipe)
-    recipe, model = settled, settled.model
+    recipe = settled_recipe(recipe, changes)
     announce(
-        ("model", f"{model.architecture}, {model.num_hidden_layers} layers, hidden size {model.hidden_size}"),
+        ("model", kind_of(recipe).model_in_words(recipe)),
         ("device", f"{count} x {device}" + (", this machine, whose speed is measured now" if device == "cpu" else "")),
     )
     from mixln.estimation.run import estimate as estimate_run

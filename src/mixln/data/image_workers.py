@@ -126,7 +126,8 @@ def result_of(future: Future[_Result]) -> _Result:
 def _killed(error: BaseException) -> InputError:
     return InputError(
         f"a process that decodes images was killed, or could not begin, perhaps for lack of memory ({error}). Run "
-        "again with fewer data.workers, and the run goes on"
+        "again with fewer data.workers, and the run goes on. A Python script needs the guard "
+        '`if __name__ == "__main__":`'
     )
 
 

@@ -73,13 +73,14 @@ def measure_cpu(shape: ModelShape, rows: int, dtype: torch.dtype) -> Device:
 
 def _matrix_rate(shape: ModelShape, tokens: int, dtype: torch.dtype) -> float:
     d, i, vocabulary, layers = shape.hidden, shape.intermediate, shape.vocabulary, shape.layers
-    head_tokens = max(1, min(tokens, CHUNK_LOGITS // vocabulary))
-    # (tokens, inputs, outputs) of a layer, and the number of its inputs times outputs in the model
-    kinds = [
+    predicted = shape.predicted_share
+    head_tokens = max(1, min(round(tokens * predicted), CHUNK_LOGITS // vocabulary))
+    # (tokens, inputs, outputs) of a layer, and its inputs times outputs in the model, as far as tokens go through it
+    kinds: list[tuple[tuple[int, int, int], float]] = [
         ((tokens, d, shape.query_width), 2 * layers * d * (shape.query_width + shape.key_value_width)),
-        ((tokens, d, i), 2 * layers * d * i),
+        ((tokens, d, i), shape.inner_matrices * layers * d * i),
         ((tokens, i, d), layers * d * i),
-        ((head_tokens, d, vocabulary), d * vocabulary),
+        ((head_tokens, d, vocabulary), d * vocabulary * predicted),
     ]
     operations = sum(6.0 * weights * tokens for _, weights in kinds)
     seconds = sum(6.0 * weights * tokens / _layer_rate(*sizes, dtype) for sizes, weights in kinds)

@@ -127,7 +127,7 @@ def memory_use(
     gradients = weights if keeps_gradients else 0.0
     copies = _copies(shape, parameters, plan, low)
     activations = tokens * _activations(shape, plan, low, explicit_attention)
-    loss_head = _loss_head(shape, tokens, low)
+    loss_head = _loss_head(shape, round(tokens * shape.predicted_share), low)
     before_backward = gradients + copies + activations + loss_head
     # all gradients in float32, the weight's of head and embedding once whole on their way
     after_backward = weights + FLOAT32 * parameters.embedding + _gathered(parameters, plan, low)
@@ -179,7 +179,8 @@ def _block_activations(shape: ModelShape, block: BlockPlan, low: int, split: int
 
     float32: the block's input; the stream between the sublayers, if it is a norm's output (else it is recomputed).
     Low precision: each input norm's output, or the feed-forward's input without one; the attention's output before and
-    after its last matrix; the feed-forward's output, if it is normalised; q, k, v; gate, up and their product. With
+    after its last matrix; the feed-forward's output, if it is normalised; q, k, v; gate, up and their product (of a
+    feed-forward without a gate, the inner layer before and after its activation). With
     explicit attention: scores and probabilities of the row, (H, T) each; else the fused kernel's output and log-sums.
     """
     d, i = shape.hidden, shape.intermediate
@@ -194,7 +195,8 @@ def _block_activations(shape: ModelShape, block: BlockPlan, low: int, split: int
         heads += 2 * low * shape.heads * shape.sequence + 2 * FLOAT32 * shape.heads
     else:
         heads += FLOAT32 * shape.heads
-    return stream + inputs + branches + (heads + 3 * low * i) / split
+    inner = (shape.inner_matrices + 1) * low * i
+    return stream + inputs + branches + (heads + inner) / split
 
 
 def _loss_head(shape: ModelShape, tokens: int, low: int) -> float:

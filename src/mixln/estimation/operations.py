@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from mixln.estimation.parameters import ParameterCount
 from mixln.estimation.shape import ModelShape
@@ -10,7 +10,8 @@ from mixln.estimation.shape import ModelShape
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations for one token, forward and backward; a multiplication and an addition are two.
+    """Floating-point operations for one token, or one image, forward and backward; a multiplication and an addition are
+    two.
 
     Attributes:
         matrices: 6 * N, with N all parameters but the input embedding's, which multiplies nothing: 2 * N in the
@@ -18,7 +19,8 @@ class Operations:
             are too few to matter.
         attention: 12 * L * w * T / 2, with w = H * head_size (Chowdhery et al. 2022, PaLM, appendix B): 2 * w * T each
             for scores and for the sum of values, three times for forward and backward. Halved, since a token sees on
-            average half the sequence. Borders of packed documents would take away more; they are left out.
+            average half the sequence. Borders of packed documents would take away more; they are left out. In a ViT a
+            token sees all, and nothing is halved.
         masked_attention: the other half, which some implementations compute and then mask out.
         recomputation: activation checkpointing's second forward of the blocks, 2 * N_blocks + 4 * L * w * T / 2.
     """
@@ -38,6 +40,10 @@ class Operations:
         """Operations that are carried out."""
         return self.model + self.masked_attention + self.recomputation
 
+    def times(self, count: int) -> Operations:
+        """Return the operations for so many."""
+        return Operations(*(count * one for one in astuple(self)))
+
 
 def count_operations(
     shape: ModelShape, parameters: ParameterCount, *, explicit_attention: bool, activation_checkpointing: bool
@@ -50,11 +56,13 @@ def count_operations(
         explicit_attention: whether the scores of all pairs are computed and those of the future masked out.
         activation_checkpointing: whether the blocks' forward is computed again in the backward.
     """
-    attention = 12 * shape.layers * shape.query_width * shape.sequence / 2
-    block_forward = 2 * parameters.in_blocks + attention / 3 * (2 if explicit_attention else 1)
+    attention = 12 * shape.layers * shape.query_width * shape.sequence / (2 if shape.is_causal else 1)
+    masked = attention if explicit_attention and shape.is_causal else 0.0
+    block_forward = 2 * parameters.in_blocks + (attention + masked) / 3
+    seldom = (1 - shape.predicted_share) * parameters.head  # the head's, of tokens that do not go through it
     return Operations(
-        matrices=6 * parameters.multiplied,
+        matrices=6 * (parameters.multiplied - seldom),
         attention=attention,
-        masked_attention=attention if explicit_attention else 0.0,
+        masked_attention=masked,
         recomputation=block_forward if activation_checkpointing else 0.0,
     )

@@ -19,10 +19,10 @@ class ParameterCount:
 
     Attributes:
         total: all.
-        embedding: of the input embedding.
-        head: of the language-model head; 0 if it shares the embedding's weights.
+        embedding: of the input embedding; of a ViT, what is added to its patches.
+        head: of the language-model head, 0 if it shares the embedding's weights; or of the classifier.
         blocks: of each block.
-        other: the rest: the final norm, a norm on the embedding, a bias of the head.
+        other: the rest: the final norm, a norm on the embedding, a bias of the head; the matrix of patches.
     """
 
     total: int
@@ -51,7 +51,7 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(recipe_config(recipe))
     embedding, head = _weight(model.get_input_embeddings()), _weight(model.get_output_embeddings())
-    blocks = tuple(_count(block) for block in model.modules() if isinstance(block, PlacedBlock))
+    blocks = count_blocks(model)
     total = _count(model)
     own_head = 0 if head is embedding else head.numel()
     return ParameterCount(
@@ -61,6 +61,11 @@ def count_parameters(recipe: Recipe) -> ParameterCount:
         blocks=blocks,
         other=total - embedding.numel() - own_head - sum(blocks),
     )
+
+
+def count_blocks(model: nn.Module) -> tuple[int, ...]:
+    """Return the parameters of each block."""
+    return tuple(_count(block) for block in model.modules() if isinstance(block, PlacedBlock))
 
 
 def _weight(module: nn.Module) -> nn.Parameter:

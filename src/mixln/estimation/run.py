@@ -10,17 +10,15 @@ import torch
 
 from mixln.errors import InputError
 from mixln.estimation.devices import CPU, Device, find_device
+from mixln.estimation.kinds import ESTIMATED, EstimatedKind
 from mixln.estimation.measure import measure_cpu
 from mixln.estimation.memory import MemoryUse, MicroBatch, ShardingPlan, memory_use
 from mixln.estimation.operations import count_operations
-from mixln.estimation.parameters import count_parameters
 from mixln.estimation.result import PlanEstimate, TimeEstimate
 from mixln.estimation.run_estimate import RunEstimate
-from mixln.estimation.shape import FLOAT32, ModelShape
+from mixln.estimation.shape import FLOAT32
 from mixln.estimation.traffic import count_communication, count_traffic
-from mixln.tasks.build import check_model
-from mixln.tasks.objective import SPLIT_EVENLY, check_tensor_parallel_size, choose_attention
-from mixln.tasks.recipe import Recipe
+from mixln.tasks.kinds import AnyRecipe, kind_of
 from mixln.training.precision import Precision, decide_precision
 
 USABLE_MEMORY = 0.92
@@ -30,7 +28,7 @@ _MOST_DEVICES = 4096
 
 
 def estimate(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     device: str | Device,
     count: int = 1,
     *,
@@ -62,13 +60,16 @@ def estimate(
 
 class _Estimator:
     def __init__(
-        self, recipe: Recipe, device: str | Device, count: int, utilization: float | None, price: float | None
+        self, recipe: AnyRecipe, device: str | Device, count: int, utilization: float | None, price: float | None
     ) -> None:
-        self.recipe = check_model(recipe)
+        self.recipe, kind = recipe, kind_of(recipe)
+        kind.check(recipe)
+        self.estimated = ESTIMATED[kind]
         self.count = count
         _check_numbers(count, utilization, price)
-        self.own_plan = _own_plan(recipe, count)
-        self.shape = ModelShape.of(recipe)
+        self.own_plan = _own_plan(self.estimated, recipe, count)
+        self.shape = self.estimated.shape(recipe)
+        self.row = self.estimated.counted_in_a_row(self.shape)
         found = find_device(device) if isinstance(device, str) and device != CPU else device
         rows = self.micro_batch(self.own_plan).rows
         self.precision = _precision(recipe, found, rows)
@@ -82,17 +83,17 @@ class _Estimator:
             price_per_hour=found.price_per_hour if price is None else price,
         )
         self.compiled = recipe.execution.compile != "never"
-        attention = choose_attention(
-            torch.device(self.device.kind), recipe.data.sequence_length, compiled=self.compiled
+        self.explicit_attention = self.estimated.is_explicit(
+            recipe, torch.device(self.device.kind), compiled=self.compiled
         )
-        self.explicit_attention = attention == "eager"
-        self.parameters = count_parameters(recipe)
+        self.parameters = self.estimated.parameters(recipe)
+        # for each of what is counted
         self.operations = count_operations(
             self.shape,
             self.parameters,
             explicit_attention=self.explicit_attention,
             activation_checkpointing=self.own_plan.activation_checkpointing,
-        )
+        ).times(self.shape.sequence // self.row)
         self.peak = self.device.bfloat16_tflops if self.low == 2 else self.device.float32_tflops
         self.usable = USABLE_MEMORY * self.device.memory_gib * 2**30
 
@@ -102,7 +103,7 @@ class _Estimator:
         return RunEstimate(
             parameters=self.parameters,
             operations=self.operations,
-            tokens_per_step=self.recipe.tokens_per_step,
+            tokens_per_step=self.recipe.batch_size * self.row,
             steps=self.recipe.last_step,
             device=self.device,
             count=self.count,
@@ -111,6 +112,7 @@ class _Estimator:
             time=self.time(),
             advice=() if own.fits else tuple(self.advice()),
             assumptions=tuple(self.assumptions()),
+            terms=self.estimated.terms,
         )
 
     def micro_batch(self, plan: ShardingPlan, size: int | None = None) -> MicroBatch:
@@ -155,12 +157,13 @@ class _Estimator:
     def time(self) -> TimeEstimate:
         recipe, device, plan = self.recipe, self.device, self.own_plan
         micro_batch, peak = self.micro_batch(plan), 1e12 * self.peak
-        matrix_seconds = self.operations.executed * recipe.tokens_per_step / self.count / peak
+        counted = recipe.batch_size * self.row
+        matrix_seconds = self.operations.executed * counted / self.count / peak
         moved = count_traffic(
             self.shape,
             self.parameters,
             plan,
-            tokens=recipe.tokens_per_step / plan.data_shares,
+            tokens=recipe.batch_size * self.shape.sequence / plan.data_shares,
             micro_batches=micro_batch.count,
             low=self.low,
             explicit_attention=self.explicit_attention,
@@ -171,7 +174,7 @@ class _Estimator:
         overlapping, blocking = (part / (1e9 * device.interconnect) for part in sent)
         step_seconds = max((matrix_seconds + traffic_seconds) / device.utilization, overlapping) + blocking
         hours = step_seconds * recipe.last_step / 3600
-        tokens_per_second = recipe.tokens_per_step / step_seconds
+        tokens_per_second = counted / step_seconds
         price = device.price_per_hour
         return TimeEstimate(
             step_seconds=step_seconds,
@@ -246,8 +249,8 @@ class _Estimator:
             yield "execution.compile is never: uncompiled blocks keep and move more than is counted here"
         yield f"{1 - USABLE_MEMORY:.0%} of the memory is left to the driver, communication and fragmentation"
         yield (
-            f"vocabulary of {self.shape.vocabulary:,} tokens; all token slots count; validation, checkpoints, data "
-            "loading and compilation take no time"
+            f"{self.estimated.assumption(self.recipe, self.shape)}; validation, checkpoints, data loading and "
+            "compilation take no time"
         )
 
 
@@ -260,15 +263,14 @@ def _check_numbers(count: int, utilization: float | None, price: float | None) -
         raise InputError(f"`price` must be a number of at least 0, not {price}")
 
 
-def _own_plan(recipe: Recipe, count: int) -> ShardingPlan:
+def _own_plan(estimated: EstimatedKind, recipe: AnyRecipe, count: int) -> ShardingPlan:
     execution = recipe.execution
     size = execution.tensor_parallel_size
     if count % size != 0:
         raise InputError(
             f"`count` ({count}) is not a multiple of execution.tensor_parallel_size ({size}). Change one of them"
         )
-    sizes = {name: getattr(recipe.model, name) for name in SPLIT_EVENLY}
-    check_tensor_parallel_size({f"model.{name}": number for name, number in sizes.items() if number}, size)
+    estimated.check_split(recipe, size)
     if recipe.batch_size % (count // size) != 0:
         raise InputError(
             f"batch_size ({recipe.batch_size}) is not a multiple of the {count // size} shares that `count={count}` "
@@ -278,11 +280,11 @@ def _own_plan(recipe: Recipe, count: int) -> ShardingPlan:
     return ShardingPlan(strategy, count, size, execution.activation_checkpointing)
 
 
-def _precision(recipe: Recipe, device: str | Device, rows: int) -> Precision:
+def _precision(recipe: AnyRecipe, device: str | Device, rows: int) -> Precision:
     """What a run would be in: on this machine's processor as the run itself would decide, elsewhere bfloat16."""
     if isinstance(device, str):
         widths = recipe.model.hidden_size, recipe.model.intermediate_size
-        return decide_precision(recipe.precision, torch.device(CPU), widths, rows * recipe.data.sequence_length)
+        return decide_precision(recipe.precision, torch.device(CPU), widths, rows * kind_of(recipe).positions(recipe))
     if recipe.precision != "auto":
         return Precision(recipe.precision, "as the recipe says", recipe.precision, device.name)
     return Precision("bfloat16", f"{device.name} has units for bfloat16", "auto", device.name)

@@ -14,7 +14,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model of the Llama family.
+    """Sizes of a model of the Llama family, or of a ViT.
 
     Attributes:
         hidden: d, width of the residual stream.
@@ -23,10 +23,13 @@ class ModelShape:
         heads: H, attention heads.
         key_value_heads: heads of keys and values.
         head_size: width of a head.
-        vocabulary: V, tokens.
+        vocabulary: V, tokens; of a classifier, its classes.
         sequence: T, tokens in a row.
         blocks: where the norms of each block are.
         tied: whether the head shares the embedding's weights.
+        predicted: how many tokens of a row go through the head; None: all.
+        is_causal: whether a token sees only what comes before it.
+        is_gated: whether a feed-forward has two matrices side by side, a gate and what it is for.
     """
 
     hidden: int
@@ -39,6 +42,19 @@ class ModelShape:
     sequence: int
     blocks: tuple[BlockPlan, ...]
     tied: bool
+    predicted: int | None = None
+    is_causal: bool = True
+    is_gated: bool = True
+
+    @property
+    def predicted_share(self) -> float:
+        """The share of tokens that go through the head."""
+        return 1.0 if self.predicted is None else self.predicted / self.sequence
+
+    @property
+    def inner_matrices(self) -> int:
+        """Matrices from the stream to the inner layer of a feed-forward."""
+        return 2 if self.is_gated else 1
 
     @property
     def query_width(self) -> int:

@@ -21,24 +21,24 @@ def estimate_parts(estimate: Estimate) -> Iterator[RenderableType]:
 
 
 def _model_table(estimate: Estimate) -> Table:
-    parameters, operations = estimate.parameters, estimate.operations
+    parameters, operations, terms = estimate.parameters, estimate.operations, estimate.terms
     sizes = sorted(set(parameters.blocks))
     each = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     rows = {
         "parameters": f"{parameters.total:,}",
-        "  input embedding": f"{parameters.embedding:,}",
+        f"  {terms.embedding}": f"{parameters.embedding:,}",
         "  head": f"{parameters.head:,}" if parameters.head else "the embedding's",
         f"  {len(parameters.blocks)} blocks": f"{parameters.in_blocks:,} ({each} each)",
-        "  other norms": f"{parameters.other:,}",
-        "MFLOP per token, forward and backward": f"{operations.model / 1e6:,.1f}",
-        "  6 * parameters but the input embedding": f"{operations.matrices / 1e6:,.1f}",
-        "  attention, 12 * layers * width * T / 2 (causal)": f"{operations.attention / 1e6:,.1f}",
+        f"  {terms.other}": f"{parameters.other:,}",
+        f"MFLOP per {terms.one}, forward and backward": f"{operations.model / 1e6:,.1f}",
+        f"  {terms.matrices}": f"{operations.matrices / 1e6:,.1f}",
+        f"  {terms.attention}": f"{operations.attention / 1e6:,.1f}",
     }
     if operations.masked_attention:
         rows["beside it: attention that is masked out"] = f"{operations.masked_attention / 1e6:,.1f}"
     if operations.recomputation:
         rows["beside it: activation checkpointing"] = f"{operations.recomputation / 1e6:,.1f}"
-    rows["token slots per step, steps"] = f"{estimate.tokens_per_step:,}, {estimate.steps:,}"
+    rows[f"{terms.counted} per step, steps"] = f"{estimate.tokens_per_step:,}, {estimate.steps:,}"
     return _table("Model", rows)
 
 
@@ -64,14 +64,14 @@ def _memory_table(estimate: Estimate) -> Table:
     table = _table(f"Memory per device, GiB (usable: {estimate.usable_bytes / _GIB:.1f})", rows, names)
     for column, plan in zip(table.columns[1:], plans, strict=True):
         column.style = "bold" if plan.chosen else ""
-    table.caption = "* this recipe's; rows: sequences in a micro-batch on one device"
+    table.caption = f"* this recipe's; rows: {estimate.terms.rows} in a micro-batch on one device"
     return table
 
 
 def _time_table(estimate: Estimate) -> Table:
     time, device = estimate.time, estimate.device
     rows = {
-        "tokens per second": f"{time.tokens_per_second:,.0f}",
+        f"{estimate.terms.unit} per second": f"{time.tokens_per_second:,.0f}",
         "seconds per step": f"{time.step_seconds:.3g}",
         "  matrices at the peak": f"{time.matrix_seconds:.3g}",
         "  memory traffic at the bandwidth": f"{time.traffic_seconds:.3g}",

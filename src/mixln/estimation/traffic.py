@@ -43,7 +43,7 @@ def count_traffic(
     embedding = 4 * FLOAT32 * d
     final_norm = (FLOAT32 + low) * d + (3 * FLOAT32 + low) * d
     # log-sum-exp reads the logits twice, the gradient reads them once more and is written; the mean of both passes
-    loss = 4 * low * shape.vocabulary + 4 * low * d
+    loss = shape.predicted_share * (4 * low * shape.vocabulary + 4 * low * d)
     cast = (low + FLOAT32) if low < FLOAT32 else 0
     # cast there, gradient cast back, and added to the gradient so far; the embedding's gradient is float32
     micro_batch = (2 * cast + 3 * FLOAT32) * parameters.multiplied + 4 * FLOAT32 * parameters.embedding
@@ -64,7 +64,7 @@ def _block_forward(shape: ModelShape, block: BlockPlan, low: int, explicit_atten
     rotation_and_layout = 2 * low * (q + 2 * kv) + 2 * low * q  # q, k, v to heads; heads to tokens
     # scale and mask; then a pass each for maximum, sum and quotient
     scores = 6 * low * shape.sequence * shape.heads if explicit_attention else low * (q + 2 * kv)
-    return norms + additions + rotation_and_layout + scores + 3 * low * i
+    return norms + additions + rotation_and_layout + scores + (shape.inner_matrices + 1) * low * i
 
 
 def _block_backward(shape: ModelShape, block: BlockPlan, low: int, explicit_attention: bool) -> float:
@@ -75,7 +75,9 @@ def _block_backward(shape: ModelShape, block: BlockPlan, low: int, explicit_atte
     rotation_and_layout = 2 * low * (q + 2 * kv) + 2 * low * q
     # probabilities again; a pass over them and their gradient for the sum, another that writes the scores' gradient
     scores = 6 * low * shape.sequence * shape.heads if explicit_attention else 3 * low * (q + 2 * kv)
-    return norms + additions + rotation_and_layout + scores + 5 * low * i
+    # reads the product's gradient and each matrix's output, writes the gradient of each
+    inner = (2 * shape.inner_matrices + 1) * low * i
+    return norms + additions + rotation_and_layout + scores + inner
 
 
 def _norms(block: BlockPlan) -> int:
