@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import assert_chromium_is_content
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pictures
 from tiny import save_tiny_llama
@@ -138,8 +139,9 @@ def test_what_a_layer_costs_is_what_the_model_without_it_has(report: tuple[Depth
     assert (found.unit, found.tokens, found.performance_tokens, found.documents) == ("images", 24, 24, 24)
 
 
-def test_the_report_says_images(report: tuple[DepthReport, Path], images: Path) -> None:
+def test_the_report_says_images(report: tuple[DepthReport, Path], images: Path, tmp_path: Path) -> None:
     found, out = report
+    assert_chromium_is_content(out / "report.html", tmp_path, 1100)
     assert json.loads((out / "report.json").read_text())["models"][0]["unit"] == "images"
     page = (out / "report.html").read_text()
     for hidden in ("script", "style", "svg"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from mixln.announce import announce
 from mixln.training import Callback, StepRecord
 from mixln.training.callback import Run
 from mixln.training.objective import Evaluation
@@ -103,6 +104,7 @@ class MovingAverage(Callback):
                 remedy = "Fix that, and run the same command again: it goes on from the last checkpoint"
                 fill_folder(run.folder / EMA_FOLDER, lambda folder: self._save(run.model, weights, folder), remedy)
             run.processes.wait_for_all()
+        announce(("average", f"{self._evaluation(run)}: {run.folder / EMA_FOLDER}"))
         return {f"ema_{name}": number for name, number in numbers.items()}
 
     def _evaluation(self, run: Run) -> Evaluation:

@@ -44,6 +44,7 @@ ACCURACY_FIGURE = FigureSpec(
     "bars",
     {"accuracy_lost": ""},
     x="removed layer",
+    y="accuracy lost, share of images",
 )
 """Of classifiers alone."""
 
@@ -180,8 +181,8 @@ def _accuracy_sentence(model: ModelDiagnosis) -> str:
     if most is None or least is None:
         return f"{whole}."
     return (
-        f"{whole}. Accuracy falls most without layer {most + 1}, by {lost.estimates[most].format('+.1%')}, and least "
-        f"without layer {least + 1}, by {lost.estimates[least].format('+.1%')}."
+        f"{whole}. Without layer {most + 1} it loses the most of them, {lost.estimates[most].format('+.1%')}, and "
+        f"without layer {least + 1} the fewest, {lost.estimates[least].format('+.1%')}."
     )
 
 
