@@ -30,6 +30,7 @@ from mixln.data.images import (
     test_split,
 )
 from mixln.errors import InputError
+from mixln.sources import check_images
 
 _OPTION = "`image_split`"
 """What names a split."""
@@ -86,8 +87,7 @@ def read_measured_images(config: ImageDataConfig) -> MeasuredImages:
     if path.is_dir() and not any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS and file.is_file())
         return _from_files(config, [(file.relative_to(path).parts, str(file)) for file in files])
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or config.source.startswith(".")):
-        raise InputError(f"there is no {path}. Give a folder or an archive of images, or a dataset on the hub")
+    check_images(config.source)
     return _from_dataset(config, path)
 
 
