@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mixln.commands.generate import generate
     from mixln.commands.prune import prune
     from mixln.commands.remove_norm import remove_norm
+    from mixln.commands.reproduce import reproduce
     from mixln.commands.reward import reward
     from mixln.commands.rlhf import rlhf
     from mixln.commands.train import train
@@ -89,6 +90,7 @@ __all__ = [
     "register_modifier",
     "register_scheme",
     "remove_norm",
+    "reproduce",
     "reward",
     "rlhf",
     "save_stock",

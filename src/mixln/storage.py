@@ -156,6 +156,29 @@ def held_lock(path: Path, otherwise: str, *, report: Callable[[str], None] | Non
 
 
 @contextmanager
+def offered_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file inside the block, unless another process holds it; gives whether this one does.
+
+    The system lets go of it when the process ends, however that happens.
+
+    Args:
+        path: the lock file; its folder is created.
+    """
+    with disk_errors(f"{path} cannot be written", _USABLE_FOLDER):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            lock = None
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@contextmanager
 def disk_errors(what: str, fix: str, *, leftover: Path | None = None) -> Iterator[None]:
     """Make errors of the disk inside the block, whichever library reports them, one message.
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "scores of models on tasks, beside the constants that they must beat",
     "prune": "remove layers from a model, and heal what is left",
     "remove-norm": "remove the norms of a trained model",
+    "reproduce": "tables and figures of the papers, published and measured side by side",
     "estimate": "memory, time and cost of a run before it is started",
     "data": "work on training data before training",
     "data prepare": "tokenise a corpus into memory-mapped shards",

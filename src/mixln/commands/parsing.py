@@ -74,9 +74,10 @@ def build_parser(command: Interface) -> Parser:
     )
     for index, option in enumerate(command.options):
         keywords: dict[str, Any] = {"metavar": option.metavar or None}
+        optional = option.positional and not option.required
         if option.is_list:
-            keywords |= {"action": "append"} if option.repeatable else {"nargs": "+"}
-        elif option.const is not None or (option.positional and not option.required):
+            keywords |= {"action": "append"} if option.repeatable else {"nargs": "*" if optional else "+"}
+        elif option.const is not None or optional:
             keywords |= {"nargs": "?", "const": option.const}
         if option.positional:
             action = parser.add_argument(str(index), **keywords)

@@ -1,0 +1,30 @@
+"""The page of all tables and figures that were reproduced: each claim in one line first, then each table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixln.report.html import page_environment
+from mixln.storage import write_file
+
+if TYPE_CHECKING:
+    from mixln.report.reproduction import Reproduction
+
+PAGE_FILE = "reproduction.html"
+
+
+def write_reproduction_page(tables: Sequence[Reproduction], folder: Path) -> Path:
+    """Write the page, and return its path.
+
+    Args:
+        tables: in the order of the page.
+        folder: of all tables.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    page = page_environment().get_template("reproduction.html.jinja")
+    version = tables[-1].version if tables else ""
+    return write_file(folder / PAGE_FILE, page.render(tables=tables, result={"version": version}))
