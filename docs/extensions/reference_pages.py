@@ -66,6 +66,7 @@ _RESULTS = {
     "finetuning.json": (FineTuningReport, "of `mixln finetune`"),
     "reward.json": (RewardReport, "of `mixln reward`, also in the folder of the model"),
     "rlhf.json": (PolicyReport, "of `mixln rlhf`"),
+    "TABLE.SCALE.json": (Reproduction, "of `mixln reproduce`"),
     "pruning.json": (PruningRecord, "of `mixln prune`"),
     "healing.json": (HealingReport, "of `mixln prune --heal`"),
 }

@@ -32,6 +32,7 @@ from mixln.studies.reproduce.specification import (
     load_specification,
 )
 from mixln.studies.reproduce.stored import stored_tables
+from mixln.studies.reproduce.table import open_table
 from mixln.studies.reproduce.verdicts import compare_runs
 from mixln.tasks import Recipe
 from mixln.tasks.recipes import flat_fields
@@ -119,7 +120,7 @@ def test_every_shipped_table_is_whole(name: str) -> None:
     """Its placements are placements, its quantities are known, and every recipe of its runs can be built."""
     table = load_specification(name)
     assert {quantity(one) for one in (table.quantity, *(claim.quantity or table.quantity for claim in table.claims))}
-    assert table.claims, "nothing is claimed"
+    assert table.claims or table.study == "recipes", "nothing is claimed"
     assert table.link.startswith("https://")
     for row in table.rows:
         assert row.published or row.note, f"{row.name} has no number, and nothing says why"
@@ -128,8 +129,8 @@ def test_every_shipped_table_is_whole(name: str) -> None:
     for scale in SCALES:
         if not table.columns_at(scale) or scale not in table.conditions:
             continue
-        with TableRuns(table, scale, Path("unused")) as found:
-            for cell in found.cells:
+        with open_table(table, scale, Path("unused")) as found:
+            for cell in found.cells if isinstance(found, TableRuns) else ():
                 assert found.recipe(cell).model.placement == str(Placement.parse(found.recipe(cell).model.placement))
                 assert found.rates(cell)
 
@@ -202,6 +203,26 @@ def test_no_run_is_made_twice(made: tuple[Path, ReproductionReport], monkeypatch
     new = [call for call in calls if call[0] == "none"]
     assert len(new) == 3
     assert ("pre", 0) not in calls
+
+
+def test_every_recipe_is_that_of_the_table_or_says_why_not(tmp_path: Path) -> None:
+    found = mixln.reproduce("mix-ln/hyperparameters", scale="paper", out=tmp_path)
+    assert isinstance(found, ReproductionReport)
+    (table,) = found.tables
+    assert len(table.cells) == 5 * 8
+    assert {claim.verdict for claim in table.claims} == {AGREES}
+    departing = {(cell.row, cell.column) for cell in table.cells if cell.verdict == "departs"}
+    assert departing == {("250M", "hidden"), ("7B", "steps")}
+    assert all(cell.why for cell in table.cells if cell.verdict == "departs")
+    # the comparison can fail
+    specs = Path(runs_module.__file__).with_name("specs")
+    wrong = yaml.safe_load((specs / "mix-ln" / "hyperparameters.yaml").read_text())
+    wrong["rows"][0]["published"]["heads"] = 9
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    found = mixln.reproduce(str(tmp_path / "wrong.yaml"), scale="paper", out=tmp_path)
+    assert isinstance(found, ReproductionReport)
+    assert found.tables[0].claims[0].verdict == DISAGREES
+    assert "heads is not 9" in found.tables[0].claims[0].why
 
 
 def test_a_plan_makes_nothing(short: Recipe, tmp_path: Path) -> None:

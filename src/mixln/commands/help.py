@@ -52,6 +52,11 @@ FIRST: dict[str, dict[str, list[str]]] = {
         "How": ["--steps", "--prompts-per-step", "--max-new-tokens", "--learning-rate", "--beta", "--method"],
         "Where": ["--device", "--out"],
     },
+    "reproduce": {
+        "What is made": ["names", "--scale", "--text", "--validation-text", "--images"],
+        "What else can be had": ["--list", "--plan", "--stop-after", "--report", "--json"],
+        "Where": ["--device", "--out"],
+    },
     "evaluate": {
         "What is evaluated": ["models", "--names", "--tasks", "--task-path", "--limit"],
         "How": ["--num-fewshot", "--apply-chat-template", "--batch-size"],

@@ -17,8 +17,9 @@ from mixln.signatures import checked_arguments
 if TYPE_CHECKING:
     from mixln.report.reproduction import ReproductionReport
     from mixln.report.reproduction_list import ListedTables, PlannedRuns
-    from mixln.studies.reproduce.runs import Run, TableRuns
+    from mixln.studies.reproduce.runs import Run
     from mixln.studies.reproduce.specification import Scale, Specification
+    from mixln.studies.reproduce.table import Table
 
 
 @checked_arguments
@@ -138,12 +139,12 @@ def _planned(
 ) -> PlannedRuns:
     from mixln.estimation.run import estimate
     from mixln.report.reproduction_list import PlannedRuns
-    from mixln.studies.reproduce.runs import TableRuns
+    from mixln.studies.reproduce.table import open_table
 
     rows: dict[str, dict[str, Any]] = {}
     hours: dict[str, float] = {}
     for specification in specifications:
-        with TableRuns(specification, scale, folder, changes=changes, stop_after=stop_after, cache=cache) as table:
+        with open_table(specification, scale, folder, changes=changes, stop_after=stop_after, cache=cache) as table:
             for run in table.all_runs():
                 recipe: Any = run.job.recipe
                 key = repr(recipe.model) + repr(recipe.last_step)
@@ -180,8 +181,7 @@ def _made(
     from mixln.device import num_processes
     from mixln.progress import TrainingProgress, line_printer
     from mixln.report.reproduction import Reproduction, ReproductionReport, write_table
-    from mixln.studies.reproduce.runs import TableRuns
-    from mixln.studies.reproduce.table import reproduced
+    from mixln.studies.reproduce.table import open_table, reproduced
 
     if num_processes() > 1:
         raise InputError(
@@ -200,13 +200,12 @@ def _made(
         # all tables are checked before the first run
         opened = [
             stack.enter_context(
-                TableRuns(one, scale, folder, changes=changes, stop_after=stop_after, cache=cache, report=say)
+                open_table(one, scale, folder, changes=changes, stop_after=stop_after, cache=cache, report=say)
             )
             for one in specifications
         ]
         for table in opened:
-            steps = max(table.recipe(cell).last_step for cell in table.cells)
-            with TrainingProgress(steps, len(table.all_runs()), shown=progress) as shown:
+            with TrainingProgress(table.longest(), len(table.all_runs()), shown=progress) as shown:
                 _make(table, shown)
             found = reproduced(table, command=command_line, stopped_after=stop_after)
             write_table(found, folder)
@@ -216,7 +215,7 @@ def _made(
     return result
 
 
-def _make(table: TableRuns, shown: Any) -> None:
+def _make(table: Table, shown: Any) -> None:
     def start(run: Run) -> Any:
         shown.start_run(table.finished(), run.label)
         return shown.step

@@ -26,6 +26,9 @@ from mixln.storage import write_file
 AGREES, DISAGREES, UNKNOWN, NOT_RUN = "agrees", "disagrees", "cannot be told", "not run"
 """What can come of a claim at a scale."""
 
+_MOST_COLUMNS = 4
+"""Of a table whose cells stand side by side in a terminal."""
+
 
 @dataclass(frozen=True)
 class ReproducedCell:
@@ -159,9 +162,11 @@ class Reproduction:
     def headline(self) -> str:
         """How many claims there are of each verdict, in words."""
         counts = Counter(claim.verdict for claim in self.claims)
-        words = [f"{counts[one]} {one}" for one in (AGREES, DISAGREES, UNKNOWN, NOT_RUN) if counts[one]]
-        state = f"{self.finished} of {self.planned} runs are finished"
-        return f"{self.name} at {self.scale} scale: {', '.join(words) or 'no claims'} ({state})"
+        plural = {AGREES: "agree", DISAGREES: "disagree", UNKNOWN: UNKNOWN, NOT_RUN: "are not run"}
+        words = [f"{counts[one]} {plural[one]}" for one in plural if counts[one]]
+        state = f" ({self.finished} of {self.planned} runs are finished)" if self.planned else ""
+        claims = f"of {len(self.claims)} claims {', '.join(words)}" if words else "no claims"
+        return f"{self.name} at {self.scale} scale: {claims}{state}"
 
     def cell(self, row: str, column: str, variant: str) -> ReproducedCell:
         """Return one cell."""
@@ -203,7 +208,8 @@ class ReproductionReport(Result):
             for claim in table.claims:
                 number = "" if claim.difference is None else f": {claim.difference.format('+.3f')} ({claim.unit})"
                 why = f"; {claim.why}" if claim.why else ""
-                yield Sentence(f"- {claim.verdict}: {claim.says} [{claim.condition}]{number}{why}")
+                under = f" [{claim.condition}]" if claim.condition else ""
+                yield Sentence(f"- {claim.verdict}: {claim.says}{under}{number}{why}")
             for point in table.open_points:
                 yield Sentence(f"- open in the paper: {point}")
         if self.saved is not None:
@@ -243,13 +249,15 @@ class ReproductionReport(Result):
             "published, and measured (± standard deviation over seeds); * has not learned more than frequencies",
         )
         shown.add_column("")
+        is_wide = len(table.columns) > _MOST_COLUMNS
+        heads = ["published\n(measured)"] if is_wide else ["published", "measured"]
+        heads += ["difference", "verdict"] if table.baseline and not is_wide else []
         for column in table.columns:
-            for what in ("published", "measured", "difference", "verdict"):
-                if table.baseline or what in ("published", "measured"):
-                    shown.add_column(Text(f"{column}\n{what}"), justify="right", overflow="fold")
+            for head in heads:
+                shown.add_column(Text(f"{column}\n{head}"), justify="right", overflow="fold")
         for row in table.rows:
             own = [table.cell(row, column, variant) for column in table.columns]
-            shown.add_row(row, *(Text(text) for one in own for text in _texts(table, one)))
+            shown.add_row(row, *(Text(text) for one in own for text in _texts(table, one, is_wide=is_wide)))
         return shown
 
 
@@ -262,8 +270,11 @@ def write_table(table: Reproduction, folder: Path) -> Path:
     return write_file(folder / f"{table.name}.{table.scale}.json", to_json(table))
 
 
-def _texts(table: Reproduction, cell: ReproducedCell) -> Sequence[str]:
+def _texts(table: Reproduction, cell: ReproducedCell, *, is_wide: bool) -> Sequence[str]:
     found = [table.published(cell), table.written(cell)]
+    if is_wide:
+        published, measured = found
+        return [published if measured == published else f"{published}\n({measured})"]
     if table.baseline:
         difference = cells.MISSING if cell.difference is None else cell.difference.format("+.3f")
         found += ["baseline" if cell.row == table.baseline else difference, cell.verdict]

@@ -51,7 +51,7 @@ class ListedTables(Result):
         """A table."""
         shown = plain_table("Tables and figures of the papers", "make one: mixln reproduce NAME")
         for name in ("name", "what it shows", "in the paper", "scales"):
-            shown.add_column(name, overflow="fold")
+            shown.add_column(name, overflow="fold", no_wrap=name == "name")
         for one in self.tables:
             editions = f"{one.paper}: {one.editions}"
             shown.add_row(*map(Text, (one.name, one.title, editions, ", ".join(one.scales))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
@@ -88,6 +88,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "perplexity": Quantity(
         "validation perplexity", _perplexity, ".2f", _loss, "validation loss, nats per token", math.log
     ),
+    "field": Quantity("value in the recipe", lambda _: None, "g"),
     "validation_loss": Quantity("validation loss, nats per token", _loss, ".4f"),
     "angular_distance_deep": Quantity(
         "mean angular distance between the input and the output of a layer, over the deeper half of the layers",
@@ -102,6 +103,12 @@ QUANTITIES: Mapping[str, Quantity] = {
     "gradient_norm_slope": Quantity(
         "log of the gradient norm at initialisation, mean of the deeper half of the layers over that of the others",
         _of_series("gradient_norm_at_init", _deep_over_early),
+    ),
+    "gradient_norm_spread": Quantity(
+        "standard deviation over layers of the log of the gradient norm at initialisation",
+        _of_series(
+            "gradient_norm_at_init", lambda values: pstdev(map(math.log, values)) if min(values) > 0 else math.nan
+        ),
     ),
     "variance_growth": Quantity(
         "log of the variance of the residual stream, after the last layer over before the first",

@@ -191,6 +191,10 @@ class TableRuns:
             runs += [self._run(cell, seed, rate) for seed in self._conditions.seeds[1:]]
         return list({run.job.folder: run for run in runs}.values())
 
+    def longest(self) -> int:
+        """Return the steps of the longest run."""
+        return max(self.recipe(cell).last_step for cell in self.cells)
+
     def finished(self) -> int:
         """Return how many of them are finished."""
         return sum(run.result() is not None for run in self.all_runs())

@@ -44,6 +44,7 @@ class Row(Checked):
         published: its numbers by the names of columns; a null has no number in the paper.
         learning_rates: by scale, instead of those of all rows: some schemes train at small ones alone.
         note: what is to be known of it.
+        departs: by column, why a recipe of ours has another number (of tables of hyperparameters).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Row(Checked):
     published: dict[str, float | None] = field(default_factory=dict)
     learning_rates: dict[str, list[PositiveFloat]] = field(default_factory=dict)
     note: str = ""
+    departs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Specification(Checked):
         claims: of the paper.
         open_points: what the paper leaves open, or says in two ways.
         source: where the numbers are from.
+        study: what the cells are: training runs, or fields of recipes.
         name: of the specification, `mix-ln/alpha`.
     """
 
@@ -161,6 +164,7 @@ class Specification(Checked):
     claims: list[Claim] = field(default_factory=list)
     open_points: list[str] = field(default_factory=list)
     source: str = ""
+    study: Literal["training", "recipes"] = "training"
     name: str = ""
 
     def __post_init__(self) -> None:

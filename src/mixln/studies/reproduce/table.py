@@ -1,20 +1,70 @@
-"""A table or figure of a paper, as far as its runs are finished."""
+"""The studies that tables are made by, and a table or figure as far as it is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mixln.report.reproduction import NOT_RUN, ReproducedClaim, Reproduction
+from mixln.report.reproduction import NOT_RUN, ReproducedCell, ReproducedClaim, Reproduction
 from mixln.studies.machine import describe_machine
 from mixln.studies.reproduce.quantities import quantity
+from mixln.studies.reproduce.recipe_table import RecipeTable
 from mixln.studies.reproduce.runs import TableRuns
 from mixln.studies.reproduce.verdicts import cells_of, claims_of
 from mixln.tasks.kinds import kind_of
 from mixln.version import __version__
 
 
-def reproduced(table: TableRuns, *, command: str = "", stopped_after: int | None = None) -> Reproduction:
+class TrainingTable(TableRuns):
+    """A table whose cells are training runs."""
+
+    def found_cells(self) -> list[ReproducedCell]:
+        """Return every cell beside the published number."""
+        return cells_of(self, self._all_results())
+
+    def found_claims(self) -> list[ReproducedClaim]:
+        """Return what can be said of each claim."""
+        return claims_of(self, self._all_results())
+
+    def conditions(self) -> dict[str, str]:
+        """Return what the runs of each column share, in words."""
+        found: dict[str, str] = {}
+        for column in self.specification.columns_at(self.scale):
+            recipes: Sequence[Any] = [self.recipe(cell) for cell in self.cells if cell.column == column.name]
+            kind = kind_of(recipes[0])
+            data: Any = recipes[0].data
+            source = getattr(data, "corpus", None) or getattr(data, "source", "")
+            words = [kind.model_in_words(recipes[0]), kind.budget_in_words(recipes[0]), f"data: {source}"]
+            found[column.name] = "; ".join(words) + (f". {column.note}" if column.note else "")
+        rates = {cell.row: ", ".join(f"{rate:g}" for rate in self.rates(cell)) for cell in self.cells}
+        same = set(rates.values())
+        found["Learning rates"] = (
+            next(iter(same)) if len(same) == 1 else "; ".join(f"{row}: {own}" for row, own in rates.items())
+        )
+        found["Seeds"] = ", ".join(map(str, self.specification.conditions[self.scale].seeds))
+        return found
+
+    def _all_results(self) -> Mapping[Any, Any]:
+        return {cell: self.results(cell) for cell in self.cells}
+
+
+Table = TrainingTable | RecipeTable
+
+STUDIES: Mapping[str, Callable[..., Table]] = {"training": TrainingTable, "recipes": RecipeTable}
+"""By the field `study` of a specification."""
+
+
+def open_table(specification: Any, scale: Any, folder: Path, **options: Any) -> Table:
+    """Return a table, whose runs are known and none is made; see `TableRuns` for the options.
+
+    Raises:
+        InputError: the table has no runs at this scale, or a recipe cannot be used.
+    """
+    return STUDIES[specification.study](specification, scale, folder, **options)
+
+
+def reproduced(table: Table, *, command: str = "", stopped_after: int | None = None) -> Reproduction:
     """Return a table beside what its finished runs have come to.
 
     Args:
@@ -24,8 +74,7 @@ def reproduced(table: TableRuns, *, command: str = "", stopped_after: int | None
     """
     specification = table.specification
     shown = quantity(specification.quantity)
-    results = {cell: table.results(cell) for cell in table.cells}
-    claims = claims_of(table, results)
+    claims = table.found_claims()
     if stopped_after is not None:
         why = f"each run was ended after {stopped_after} steps"
         claims = [ReproducedClaim(one.says, one.condition, NOT_RUN, why, one.unit, None) for one in claims]
@@ -42,10 +91,10 @@ def reproduced(table: TableRuns, *, command: str = "", stopped_after: int | None
         form=shown.form,
         difference=shown.difference_title,
         baseline=specification.baseline,
-        cells=cells_of(table, results),
+        cells=table.found_cells(),
         claims=claims,
         open_points=list(specification.open_points),
-        conditions=_conditions(table),
+        conditions=table.conditions(),
         finished=table.finished(),
         planned=len(table.all_runs()),
         stopped_after=stopped_after,
@@ -53,22 +102,3 @@ def reproduced(table: TableRuns, *, command: str = "", stopped_after: int | None
         command=command,
         version=__version__,
     )
-
-
-def _conditions(table: TableRuns) -> dict[str, str]:
-    """What the runs of each column share, in words."""
-    found: dict[str, str] = {}
-    for column in table.specification.columns_at(table.scale):
-        recipes: Sequence[Any] = [table.recipe(cell) for cell in table.cells if cell.column == column.name]
-        kind = kind_of(recipes[0])
-        source = getattr(recipes[0].data, "corpus", None) or getattr(recipes[0].data, "source", "")
-        found[column.name] = f"{kind.model_in_words(recipes[0])}; {kind.budget_in_words(recipes[0])}; data: {source}"
-        if column.note:
-            found[column.name] += f". {column.note}"
-    rates = {row: ", ".join(f"{rate:g}" for rate in table.rates(cell)) for cell in table.cells for row in [cell.row]}
-    if len(set(rates.values())) == 1:
-        found["Learning rates"] = next(iter(rates.values()))
-    else:
-        found["Learning rates"] = "; ".join(f"{row}: {own}" for row, own in rates.items())
-    found["Seeds"] = ", ".join(map(str, table.specification.conditions[table.scale].seeds))
-    return found
