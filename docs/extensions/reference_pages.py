@@ -26,6 +26,7 @@ from mixln.report.depth_report import DepthReport
 from mixln.report.evaluation import EvaluationReport
 from mixln.report.norm_removal import NormRemovalReport
 from mixln.report.policies import PolicyReport
+from mixln.report.reproduction import Reproduction
 from mixln.studies.diagnosis_config import DiagnosisConfig
 from mixln.studies.fine_tuned_model import FineTuningReport
 from mixln.studies.prune_and_heal import HealingReport

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from mixln.checked import Checked, PositiveFloat
+from mixln.checked import PositiveFloat
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
 from mixln.records import decode
@@ -35,7 +35,7 @@ _FOLDER = Path(__file__).parent / "specs"
 
 
 @dataclass(frozen=True)
-class Row(Checked):
+class Row:
     """A row of the table: a scheme, mostly.
 
     Attributes:
@@ -56,7 +56,7 @@ class Row(Checked):
 
 
 @dataclass(frozen=True)
-class Column(Checked):
+class Column:
     """A column of the table: a size, mostly.
 
     Attributes:
@@ -71,7 +71,7 @@ class Column(Checked):
 
 
 @dataclass(frozen=True)
-class Variant(Checked):
+class Variant:
     """A condition under which all cells are run, and the rows compared: an embedding initialisation, mostly.
 
     Attributes:
@@ -86,7 +86,7 @@ class Variant(Checked):
 
 
 @dataclass(frozen=True)
-class Conditions(Checked):
+class Conditions:
     """Seeds and learning rates at a scale.
 
     Attributes:
@@ -100,7 +100,7 @@ class Conditions(Checked):
 
 
 @dataclass(frozen=True)
-class Claim(Checked):
+class Claim:
     """A sentence of the paper, and what would count as agreement.
 
     Exactly one of `lower` and `does_not_learn` says what is tested.
@@ -120,7 +120,6 @@ class Claim(Checked):
     columns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if bool(self.lower) == bool(self.does_not_learn):
             raise InputError(f"the claim {self.says!r} must have one of `lower` and `does_not_learn`")
         if len(self.lower) == 1:
@@ -128,7 +127,7 @@ class Claim(Checked):
 
 
 @dataclass(frozen=True)
-class Specification(Checked):
+class Specification:
     """A table or figure of a paper.
 
     Attributes:
@@ -169,7 +168,6 @@ class Specification(Checked):
 
     def __post_init__(self) -> None:
         """Raise InputError if something names a row, a column or a scale that is not there."""
-        super().__post_init__()
         rows, columns = [row.name for row in self.rows], [column.name for column in self.columns]
         for what, names in (("row", rows), ("column", columns), ("variant", [one.name for one in self.variants])):
             if len(set(names)) < len(names):
