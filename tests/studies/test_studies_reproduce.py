@@ -129,7 +129,7 @@ def test_every_shipped_table_is_whole(name: str) -> None:
     for scale in SCALES:
         if not table.columns_at(scale) or scale not in table.conditions:
             continue
-        with open_table(table, scale, Path("unused")) as found:
+        with open_table(table, scale, Path("unused"), changes={"images": "somewhere"}) as found:
             for cell in found.cells if isinstance(found, TableRuns) else ():
                 assert found.recipe(cell).model.placement == str(Placement.parse(found.recipe(cell).model.placement))
                 assert found.rates(cell)

@@ -90,6 +90,11 @@ QUANTITIES: Mapping[str, Quantity] = {
     ),
     "field": Quantity("value in the recipe", lambda _: None, "g"),
     "validation_loss": Quantity("validation loss, nats per token", _loss, ".4f"),
+    "top1": Quantity(
+        "top-1 accuracy on held-out images, per cent",
+        lambda run: None if has_diverged(run) or "top1" not in run.values else 100 * run.values["top1"].value,
+        ".2f",
+    ),
     "angular_distance_deep": Quantity(
         "mean angular distance between the input and the output of a layer, over the deeper half of the layers",
         _of_series("angular_distance", _deep_half),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from mixln.studies.reproduce.quantities import quantity
 from mixln.studies.reproduce.specification import Scale, Specification
 from mixln.studies.stages import ReportStage
 from mixln.tasks.kinds import AnyRecipe, kind_of
-from mixln.tasks.recipes import load_recipe
+from mixln.tasks.recipes import kind_of_recipe, load_recipe
 
 CLAIMS_FOLDER = "claims"
 """Of the lock files, beside `runs/`."""
@@ -257,7 +257,7 @@ class TableRuns:
             **variant.settings,
         }
         name = settings.pop("recipe")
-        known = _names_of(load_recipe(name))
+        known = _names_of(name)
         settings |= {field: value for field, value in self._changes.items() if field in known}
         recipe = load_recipe(name, settings)
         if self._stop_after is not None:
@@ -280,13 +280,13 @@ class TableRuns:
         return self._prepared[key]
 
 
-def _without_scheme(fields: dict[str, Any]) -> Iterator[Any] | dict[str, Any]:
+def _without_scheme(fields: dict[str, Any]) -> dict[str, Any]:
     """A recipe's fields without what rows, variants and seeds change."""
     model = {name: value for name, value in fields["model"].items() if name not in ("placement", "embedding_std")}
     return {**{name: value for name, value in fields.items() if name not in ("seed", "optimizer")}, "model": model}
 
 
-def _names_of(recipe: AnyRecipe) -> set[str]:
-    """The short names of fields that a recipe of this kind has."""
-    kind = kind_of(recipe)
+def _names_of(recipe: str) -> set[str]:
+    """The short names of fields that recipes of the kind of this one have."""
+    kind = kind_of_recipe(recipe)
     return {*kind.short_names, *kind.budgets}

@@ -49,7 +49,7 @@ def cells_of(table: TableRuns, results: Results) -> list[ReproducedCell]:
                 spread=stdev(values) if len(values) > 1 else None,
                 seeds=len(runs),
                 learning_rate=runs[0].learning_rate if runs else None,
-                has_learned=all(run.has_learned_order for run in runs),
+                has_learned=all(run.has_learned for run in runs),
                 published_difference=published_difference,
                 difference=difference,
                 verdict=verdict,
@@ -90,7 +90,7 @@ def compare_runs(
     ]
     difference = mean_over_seeds(deltas) if deltas else None
     for group in (runs, others):
-        if not all(run.has_learned_order for run in group):
+        if not all(run.has_learned for run in group):
             name = group[0].placement
             return difference, UNKNOWN, f"{name} has not learned more than the frequencies at any of its learning rates"
     if difference is None:
@@ -137,7 +137,7 @@ def _learns(rows: Sequence[str], results: Results, column: str, variant: str) ->
     verdicts: list[str] = []
     for row in rows:
         runs = results[Cell(row, column, variant)]
-        learned = [run.has_learned_order and not run.diverged for run in runs]
+        learned = [run.has_learned and not run.diverged for run in runs]
         verdicts.append(NOT_RUN if not runs else DISAGREES if all(learned) else AGREES if not any(learned) else UNKNOWN)
     verdict = _together(verdicts)
     return verdict, "it learns at one of the learning rates that were tried here" if verdict == DISAGREES else ""
