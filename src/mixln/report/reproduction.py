@@ -168,6 +168,22 @@ class Reproduction:
         claims = f"of {len(self.claims)} claims {', '.join(words)}" if words else "no claims"
         return f"{self.name} at {self.scale} scale: {claims}{state}"
 
+    @property
+    def heads(self) -> list[str]:
+        """The heads of the columns, where each column of the paper has several: what was published, what was found."""
+        parts = ["published", "measured", *(["difference", "verdict"] if self.baseline else [])]
+        return ["", *(f"{column} {part}" for column in self.columns for part in parts)]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why verdicts on cells are not clear, each with the cells that it is about."""
+        found: dict[str, list[str]] = {}
+        for cell in self.cells:
+            if cell.why:
+                where = ", ".join(filter(None, (cell.row, cell.column, cell.variant)))
+                found.setdefault(cell.why, []).append(where)
+        return [f"{'; '.join(where)}: {why}" for why, where in found.items()]
+
     def cell(self, row: str, column: str, variant: str) -> ReproducedCell:
         """Return one cell."""
         return next(one for one in self.cells if (one.row, one.column, one.variant) == (row, column, variant))

@@ -27,4 +27,6 @@ def write_reproduction_page(tables: Sequence[Reproduction], folder: Path) -> Pat
     """
     page = page_environment().get_template("reproduction.html.jinja")
     version = tables[-1].version if tables else ""
-    return write_file(folder / PAGE_FILE, page.render(tables=tables, result={"version": version}))
+    numbers = {f"{table.name}{table.scale}": number for number, table in enumerate(tables, start=1)}
+    text = page.render(tables=tables, numbers=numbers, result={"version": version})
+    return write_file(folder / PAGE_FILE, text)
