@@ -33,7 +33,8 @@ class RecipeTable:
         del folder, options
         if scale != "paper":
             raise InputError(f"{specification.name} is about the published recipes: add `scale=paper`")
-        self.specification, self.scale = specification, scale
+        self.specification = specification
+        self.scale: Scale = scale
 
     def __enter__(self) -> RecipeTable:
         return self

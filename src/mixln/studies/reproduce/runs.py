@@ -114,7 +114,9 @@ class TableRuns:
             )
         for name in (specification.quantity, *(claim.quantity for claim in specification.claims if claim.quantity)):
             quantity(name)  # an unknown one is found before anything is run
-        self.specification, self.scale, self.folder = specification, scale, folder
+        self.specification = specification
+        self.scale: Scale = scale
+        self.folder = folder
         self._conditions = specification.conditions[scale]
         self._changes, self._stop_after, self._cache = dict(changes or {}), stop_after, cache
         self._report, self._report_stage = report, report_stage
