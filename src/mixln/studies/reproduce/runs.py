@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mixln.errors import InputError
 from mixln.report import RunResult, from_json
@@ -130,7 +130,7 @@ class TableRuns:
         ]
         self._recipes = {cell: self._recipe(cell) for cell in self.cells}
 
-    def __enter__(self) -> TableRuns:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
