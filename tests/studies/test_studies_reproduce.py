@@ -20,7 +20,8 @@ import yaml
 import mixln
 from mixln.errors import InputError
 from mixln.placement import Placement
-from mixln.report.reproduction import AGREES, DISAGREES, NOT_RUN, UNKNOWN, ReproductionReport
+from mixln.report.reproduction import AGREES, DISAGREES, NOT_RUN, UNKNOWN
+from mixln.report.reproduction_report import ReproductionReport
 from mixln.report.results import CurvePoint, RunResult
 from mixln.report.series import Estimate, Series
 from mixln.studies.reproduce import runs as runs_module

@@ -15,8 +15,8 @@ from mixln.interruption import keeping
 from mixln.signatures import checked_arguments
 
 if TYPE_CHECKING:
-    from mixln.report.reproduction import ReproductionReport
     from mixln.report.reproduction_list import ListedTables, PlannedRuns
+    from mixln.report.reproduction_report import ReproductionReport
     from mixln.studies.reproduce.runs import Run
     from mixln.studies.reproduce.specification import Scale, Specification
     from mixln.studies.reproduce.table import Table
@@ -117,7 +117,7 @@ def _listed(specifications: Sequence[Specification], folder: Path) -> ListedTabl
 
 
 def _report(folder: Path) -> ReproductionReport:
-    from mixln.report.reproduction import ReproductionReport
+    from mixln.report.reproduction_report import ReproductionReport
     from mixln.studies.reproduce.stored import stored_tables
 
     tables = stored_tables(folder)
@@ -180,7 +180,8 @@ def _made(
 ) -> ReproductionReport:
     from mixln.device import num_processes
     from mixln.progress import TrainingProgress, line_printer
-    from mixln.report.reproduction import Reproduction, ReproductionReport, write_table
+    from mixln.report.reproduction import Reproduction
+    from mixln.report.reproduction_report import ReproductionReport, write_table
     from mixln.studies.reproduce.table import open_table, reproduced
 
     if num_processes() > 1:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixln.report.html import page_environment
+from mixln.report.reproduction import Reproduction
 from mixln.storage import write_file
-
-if TYPE_CHECKING:
-    from mixln.report.reproduction import Reproduction
 
 PAGE_FILE = "reproduction.html"
 
