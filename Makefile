@@ -30,7 +30,7 @@ fast: $(VENV)/ready
 	$(BIN)/pytest
 
 slow: $(VENV)/ready  ## tests with several processes, whole studies, every class of transformers; half an hour
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 3  # many of them wait for processes of their own
 
 docs: $(VENV)/ready  ## the documentation site, in docs/_build/html; every reference must be found
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --builder html docs docs/_build/html

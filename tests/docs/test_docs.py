@@ -21,10 +21,11 @@ from mixln.report.scheme_diagram import describe_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 FEWER = {
-    "mixln compare": ["--seeds", "0"],
-    "mixln compare --schemes pre mix --seeds 0 1 2 --out runs/seeds": ["--steps", "40"],
+    "mixln compare": ["--seeds", "0", "--steps", "60"],
+    "mixln compare --schemes pre mix --seeds 0 1 2 --out runs/seeds": ["--steps", "10"],
+    "mixln train --recipe pico --placement 'mix(alpha=0.25)' --out runs/mix": ["--steps", "60"],
 }
-"""What the README's longest commands get here besides: half of the runs, and shorter ones where there are six."""
+"""What the README's longest commands get here besides: fewer runs, and shorter ones."""
 REFERENCE = ROOT / "docs" / "reference"
 TUTORIALS = ROOT / "docs" / "tutorials"
 """Their blocks belong together: `test_docs_tutorials.py` runs them."""
