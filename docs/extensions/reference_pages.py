@@ -89,7 +89,8 @@ def _recipe(_folder: Path) -> str:
             for prefix, title, target, part in parts
             if part not in _SHOWN_ONCE or kind is LANGUAGE
         ]
-        sections += [f"## Recipes of {kind.about}", *shown]
+        same = "" if kind is LANGUAGE else "\n\n`optimizer`, `faults` and `execution` are those above."
+        sections += [f"## Recipes of {kind.about}{same}", *shown]
     return "\n\n".join(sections)
 
 

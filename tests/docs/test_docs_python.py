@@ -11,7 +11,7 @@ import pytest
 from docstring_parser.google import parse
 
 import mixln
-from mixln.commands import settings
+from mixln.commands import fields
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "python.md"
 NAMES = [name for name in mixln.__all__ if not name.startswith("__")]
@@ -52,9 +52,9 @@ def test_what_functions_return_is_on_the_page() -> None:
 
 
 def test_keyword_arguments_of_the_commands_are_on_the_page() -> None:
-    kinds = [name for name, found in vars(settings).items() if is_typeddict(found)]
+    kinds = [name for name, found in vars(fields).items() if is_typeddict(found)]
     assert len(kinds) >= 5
-    assert {f"mixln.commands.settings.{name}" for name in kinds} <= entries()
+    assert {f"mixln.commands.fields.{name}" for name in kinds} <= entries()
 
 
 @pytest.mark.parametrize("name", NAMES)

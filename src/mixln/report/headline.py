@@ -5,11 +5,11 @@ Scheme labels stand in backticks; pages turn these into code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mixln.report import cells
 from mixln.report.results import ComparisonResult, SchemeSummary
-from mixln.report.series import LEAST_BELOW_FREQUENCIES
+from mixln.report.series import LEAST_BELOW_FREQUENCIES, Estimate
 from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, best_summary, has_grid, is_told
 
 
@@ -112,21 +112,38 @@ def _against_baseline(best: SchemeSummary, baseline: str) -> str:
 
 
 def _distinguishable(result: ComparisonResult) -> list[str]:
+    differences = {one.placement: one.difference.estimate for one in result.summaries if one.difference is not None}
+    told = {"": _told(differences, higher_is_better=False)}
+    for quantity in result.quantities[:1]:
+        own = {one.placement: one.difference for one in result.values if one.quantity == quantity.name}
+        found = {placement: one for placement, one in own.items() if one is not None}
+        label = quantity.label or quantity.name
+        told[f"{label[0].upper()}{label[1:]} a"] = _told(found, higher_is_better=quantity.higher_is_better)
+    sentences: list[str] = []
+    for what, groups in told.items():
+        intervals = sum(map(len, groups.values()))
+        if intervals < (1 if what else 2):
+            continue
+        parts = [f"{name}: {', '.join(labels)}" for name, labels in groups.items() if labels]
+        sentence = f"{what or 'A'}gainst the baseline `{result.baseline}`: {'; '.join(parts)}."
+        if intervals > 1:
+            sentence += (
+                f" These are {intervals} separate 95 % intervals, not corrected for their number: the more schemes, "
+                "the likelier one of them stands out by chance."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def _told(differences: Mapping[str, Estimate], *, higher_is_better: bool) -> dict[str, list[str]]:
+    """Schemes by what their differences to the baseline say; those without an interval are left out."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "cannot be told": []}
-    for summary in result.summaries:
-        if summary.difference is not None and summary.difference.interval is not None:
-            change = summary.difference.estimate
-            group = "cannot be told" if change.holds_zero else "better" if change.value < 0 else "worse"
-            groups[group].append(f"`{summary.placement}`")
-    intervals = sum(map(len, groups.values()))
-    if intervals < 2:
-        return []
-    parts = [f"{name}: {', '.join(labels)}" for name, labels in groups.items() if labels]
-    return [
-        f"Against the baseline `{result.baseline}`: {'; '.join(parts)}. "
-        f"These are {intervals} separate 95 % intervals, not corrected for their number: "
-        "the more schemes, the likelier one of them stands out by chance."
-    ]
+    for placement, change in differences.items():
+        if change.interval is not None:
+            is_better = (change.value > 0) == higher_is_better
+            group = "cannot be told" if change.holds_zero else "better" if is_better else "worse"
+            groups[group].append(f"`{placement}`")
+    return groups
 
 
 def _caution(result: ComparisonResult) -> list[str]:

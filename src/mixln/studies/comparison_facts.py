@@ -41,7 +41,7 @@ def shared_facts(
         "Budget": compared.budget(recipe, data),
         "Optimiser": (
             f"{optimizer.name}, warmup {recipe.warmup_steps} steps, cosine to "
-            f"{optimizer.final_learning_rate_fraction:.0%} of the peak, gradient norm "
+            f"{100 * optimizer.final_learning_rate_fraction:.3g}% of the peak, gradient norm "
             + (f"clipped at {optimizer.max_grad_norm:g}" if optimizer.max_grad_norm else "not clipped")
         ),
         "Precision": (
