@@ -29,6 +29,7 @@ NOT_RAISED = {
         ],
         "`rlhf` reads rows, writes answers, asks for the longest window and names models, and does no more by these",
     ),
+    ("mixln.commands.start", "task_path"): "raised where tasks are announced, by `evaluate` and `diagnose`",
     ("mixln.data.corpus", "text_field"): "`export` opens a run, and reads no text",
     (
         "mixln.data.tokenizer",
@@ -38,6 +39,10 @@ NOT_RAISED = {
     **dict.fromkeys(
         [("mixln.evaluation.harness", name) for name in ("apply_chat_template", "fewshot_as_multiturn", "num_fewshot")],
         "`diagnose` prompts as the task says",
+    ),
+    **dict.fromkeys(
+        [("mixln.estimation.run", name) for name in ("count", "price", "utilization")],
+        "`reproduce` plans for one device, as it usually is",
     ),
     ("mixln.evaluation.local_tasks", "query"): "a field of a file of items",
     ("mixln.exchange.export", "placement"): EXCHANGE,
@@ -52,7 +57,14 @@ NOT_RAISED = {
     ("mixln.models.load_images", "image_processor"): "raised for one that is given in Python",
     ("mixln.models.load", "device_map"): "raised for the `device_map` that was given",
     ("mixln.placement.norms", "norm_factory"): "a function, for blocks that are made in Python",
+    ("mixln.studies.compare", "learning_rate_of"): "`reproduce` gives each run its one rate",
     ("mixln.studies.diagnosis_config", "fresh_gradients"): "the others choose their measures themselves",
+    ("mixln.studies.reproduce.specification", "does_not_learn"): "a field of a table's file",
+    ("mixln.studies.reproduce.specification", "lower"): "a field of a table's file",
+    **dict.fromkeys(
+        [("mixln.tasks.healing_config", name) for name in ("method", "rank")],
+        "`reward` and `remove-norm` train no low-rank updates",
+    ),
     ("mixln.tasks.recipes", "recipe"): "raised for the `recipe` that was given",
 }
 """By module and parameter: why commands that import the module, but lack the parameter, do not raise that error."""
