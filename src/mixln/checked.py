@@ -220,7 +220,7 @@ class Conversion:
         if missing := required - value.keys():
             raise self._refusal(path, f"lacks {', '.join(sorted(missing))}")
         if unknown := value.keys() - hints.keys():
-            raise self._refusal(path, f"has the unknown {', '.join(sorted(unknown))}")
+            raise self._refusal(path, f"has the unknown {', '.join(sorted(map(str, unknown)))}")
         prefix = f"{path}." if path else ""
         return kind(**{key: self.convert(hints[key], item, prefix + key) for key, item in value.items()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,11 @@ def test_no_run_is_made_twice(made: tuple[Path, ReproductionReport], monkeypatch
     new = [call for call in calls if call[0] == "none"]
     assert len(new) == 3
     assert ("pre", 0) not in calls
+    page = (folder / "out" / "reproduction.html").read_text()
+    for name in ("table", "other"):
+        assert f"{name} at nano scale" in page, "the page shows all tables that were made there"
+    plan = mixln.reproduce(str(folder / "table.yaml"), plan="cpu", out=folder / "out", cache=folder / "cache")
+    assert "8 of 8 runs are finished" in str(plan)
 
 
 def test_every_recipe_is_that_of_the_table_or_says_why_not(tmp_path: Path) -> None:
@@ -228,6 +234,26 @@ def test_every_recipe_is_that_of_the_table_or_says_why_not(tmp_path: Path) -> No
     assert "heads is not 9" in found.tables[0].claims[0].why
 
 
+def test_what_is_damaged_is_named_before_anything_is_run(
+    made: tuple[Path, ReproductionReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = made
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    monkeypatch.setattr(runs_module, "compare", lambda *_, **__: pytest.fail("a run was made"))
+
+    def refused(damaged: Path, advice: str) -> None:
+        text = damaged.read_text()
+        damaged.write_text("{")
+        with pytest.raises(InputError, match=advice) as caught:
+            mixln.reproduce(str(folder / "table.yaml"), out=out, cache=folder / "cache")
+        assert str(damaged) in str(caught.value)
+        damaged.write_text(text)
+
+    refused(out / "table.nano.json", "Delete it, and make the table again")
+    refused(next(out.glob("runs/*/result.json")), "to train this run anew")
+    mixln.reproduce(str(folder / "table.yaml"), out=out, cache=folder / "cache")
+
+
 def test_a_plan_makes_nothing(short: Recipe, tmp_path: Path) -> None:
     path = write_table(short, tmp_path)
     found = mixln.reproduce(str(path), plan="cpu", out=tmp_path / "out", cache=tmp_path / "cache")
@@ -237,6 +263,10 @@ def test_a_plan_makes_nothing(short: Recipe, tmp_path: Path) -> None:
     assert all(hours > 0 for hours in rows["hours"])
     assert "0 of 8 runs are finished" in str(found)
     assert not (tmp_path / "out" / "runs").exists()
+    # neither is data prepared, which would be C4
+    paper = mixln.reproduce("mix-ln/alpha", scale="paper", plan="h100", out=tmp_path / "out", cache=tmp_path / "none")
+    assert [row["steps"] for row in paper.rows()] == [100_000] * 7
+    assert not (tmp_path / "none").exists()
 
 
 def test_runs_that_are_ended_early_are_not_judged(short: Recipe, tmp_path: Path) -> None:
@@ -246,6 +276,7 @@ def test_runs_that_are_ended_early_are_not_judged(short: Recipe, tmp_path: Path)
     (table,) = found.tables
     assert table.stopped_after == 2
     assert {claim.verdict for claim in table.claims} == {NOT_RUN}
+    assert {cell.verdict for cell in table.cells} == {"", NOT_RUN}
     (folder, *_) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads((folder / "result.json").read_text())["train_curve"][-1]["step"] == 2
 
@@ -293,6 +324,32 @@ def test_a_run_that_has_learned_nothing_is_not_ranked() -> None:
     assert compare_runs(QUANTITIES["perplexity"], runs, [])[:2] == (None, NOT_RUN)
 
 
+@pytest.mark.parametrize("failure", [{"diverged": True}, {"over_token_frequencies": Estimate(0.0, (-0.1, 0.1))}])
+def test_one_seed_that_fails_is_not_left_out(failure: dict[str, Any]) -> None:
+    """The seeds that remain would be a selection, although there are enough of them for an interval."""
+    runs = [run_result("pre", seed, 1.0 + seed / 10) for seed in range(4)]
+    others = [run_result("post", seed, 3.0 + seed / 100) for seed in range(4)]
+    assert compare_runs(QUANTITIES["perplexity"], runs, others)[1] == ""
+    others[2] = replace(others[2], **failure)
+    _, verdict, why = compare_runs(QUANTITIES["perplexity"], runs, others)
+    assert verdict == UNKNOWN
+    assert why == "post has not learned more than the frequencies with seed 2"
+
+
+@pytest.mark.parametrize(
+    ("learned", "verdict"), [([], NOT_RUN), ([False] * 3, AGREES), ([True] * 3, DISAGREES), ([True, False], UNKNOWN)]
+)
+def test_a_claim_that_a_scheme_does_not_train(learned: list[bool], verdict: str) -> None:
+    from mixln.studies.reproduce.specification import Claim
+    from mixln.studies.reproduce.verdicts import _test
+
+    runs = [run_result("post", seed, 3.0, learned=one) for seed, one in enumerate(learned)]
+    claim = Claim("it does not train", does_not_learn=["a"])
+    found = _test(claim, QUANTITIES["perplexity"], {Cell("a", "c", ""): runs}, "c", "")
+    assert found.verdict == verdict
+    assert bool(found.why) == (verdict != AGREES)
+
+
 def test_quantities_of_series_are_what_they_say() -> None:
     run = run_result("pre", 0, 0.5)
     assert QUANTITIES["removal_deep"].of(run) == pytest.approx((0.5 + 1.0) / 2)
@@ -315,24 +372,67 @@ def test_quantities_of_series_are_what_they_say() -> None:
         ({"surprise": 1}, "has the unknown surprise"),
         ({"quantity": "perplexty"}, "there is no quantity 'perplexty'. Did you mean 'perplexity'?"),
         ({"conditions": {"small": {"seeds": [0]}}}, "has no runs at the scale nano"),
+        ({"conditions": {"nano": {"seeds": []}}}, "`seeds` is empty"),
+        ({"conditions": {"nano": {"seeds": [0, 0, 1]}}}, "seeds: 0 is given twice"),
+        ({"conditions": {"nano": {"seeds": [-1]}}}, "must not be negative"),
+        ({"conditions": {"nano": {"seeds": [0], "learning_rates": [1e-3, 1e-3]}}}, "0.001 is given twice"),
+        ({"rows": [{"name": "Pre-LN", "learning_rates": {"nano": [1.0, 1.0]}}]}, "learning_rates.nano: 1.0 is given"),
+        ({"rows": [], "baseline": "", "claims": []}, "has no rows"),
+        ({"columns": []}, "has no columns"),
+        ({"columns": [{"name": "1B", "settings": {"nano": {"tokens": "2M"}}}]}, "must name a `recipe`"),
+        ({"columns": [{"name": "1B", "settings": {"nano": {"recipe": "nano", "seed": 1}}}]}, "must not have `seed`"),
+        ({"columns": [{"name": "1B", "settings": {"nano": {"recipe": 5}}}]}, "must name a `recipe`, as text, not 5"),
+        ({"claims": [{"says": "x", "lower": ["Pre-LN", "Pre-LN"]}]}, "'Pre-LN' is given twice"),
+        ({"rows": [{"name": "Pre-LN", "published": {"1B": 0}}], "claims": []}, "which is no validation perplexity"),
+        ({"rows": [{"name": "Pre-LN", "published": {"1B": math.nan}}], "claims": []}, "has nan published for 1B"),
+        ({5: 1}, "table.yaml: has the unknown 5"),
     ],
 )
 def test_a_wrong_table_is_refused_in_one_message(
-    changes: dict[str, Any], message: str, short: Recipe, tmp_path: Path
+    changes: dict[Any, Any], message: str, short: Recipe, tmp_path: Path
 ) -> None:
-    path = write_table(short, tmp_path, **changes)
+    path = write_table(short, tmp_path)
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
     with pytest.raises(InputError) as caught:
         mixln.reproduce(str(path), out=tmp_path / "out", cache=tmp_path / "cache")
     assert message in str(caught.value)
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no table or figure 'mix-ln/alfa'. Did you mean 'mix-ln/alpha'"):
         mixln.reproduce("mix-ln/alfa")
     with pytest.raises(InputError, match="cannot be read as YAML"):
         mixln.reproduce("nowhere.yaml")
     with pytest.raises(InputError, match="named twice"):
         mixln.reproduce(["mix-ln/alpha", "mix-ln/alpha"])
+    with pytest.raises(InputError, match="about tables: name one"):
+        mixln.reproduce(plan="cpu")
+    with pytest.raises(InputError, match=r"`plan=h10`: no such device. Did you mean 'h100'"):
+        mixln.reproduce("mix-ln/alpha", plan="h10", out=tmp_path)
+
+
+def test_two_tables_of_one_name_are_refused(short: Recipe, tmp_path: Path) -> None:
+    paths = [str(write_table(short, tmp_path / name)) for name in ("a", "b")]
+    with pytest.raises(InputError, match="two tables would be called table"):
+        mixln.reproduce(paths, out=tmp_path / "out")
+
+
+def test_numbers_in_a_table_may_be_written_as_people_do(tmp_path: Path) -> None:
+    """YAML reads 1e-3 as text."""
+    table = yaml.safe_dump({**TABLE, "columns": [{"name": "1B", "settings": {"nano": {"recipe": "nano"}}}]})
+    path = tmp_path / "table.yaml"
+    path.write_text(table.replace("- 0.001", "- 1e-3"))
+    assert load_specification(str(path)).conditions["nano"].learning_rates == [1e-3, 3e-3]
+
+
+@pytest.mark.parametrize("part", ["rows", "columns"])
+def test_a_table_of_recipes_without_one_is_refused(part: str, tmp_path: Path) -> None:
+    specs = Path(runs_module.__file__).with_name("specs")
+    wrong = yaml.safe_load((specs / "mix-ln" / "hyperparameters.yaml").read_text())
+    wrong[part][0]["settings"] = {}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(InputError, match=r"must name a `(recipe|field)`"):
+        mixln.reproduce(str(tmp_path / "wrong.yaml"), scale="paper", out=tmp_path / "out")
 
 
 @pytest.mark.slow

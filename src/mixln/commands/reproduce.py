@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,7 +81,11 @@ def reproduce(
         raise InputError("a table is named twice: name each once")
     if stop_after is not None and stop_after < 1:
         raise InputError(f"`stop_after` must be at least 1, not {stop_after}")
+    if not wanted and (plan is not None or stop_after is not None):
+        raise InputError("`plan` and `stop_after` are about tables: name one, such as mix-ln/alpha")
     specifications = [load_specification(name) for name in wanted or list_specifications()]
+    if repeated := [name for name, count in Counter(one.name for one in specifications).items() if count > 1]:
+        raise InputError(f"two tables would be called {repeated[0]}: give their files different names")
     if report:
         if wanted:
             raise InputError("`report` makes one page of all tables in `out`: leave the names out")
@@ -137,17 +143,24 @@ def _planned(
     stop_after: int | None,
     cache: str | Path | None,
 ) -> PlannedRuns:
+    from mixln.estimation.devices import device_names
     from mixln.estimation.run import estimate
+    from mixln.placement.words import did_you_mean
     from mixln.report.reproduction_list import PlannedRuns
     from mixln.studies.reproduce.table import open_table
 
+    known = device_names()
+    if device not in known:
+        raise InputError(f"`plan={device}`: no such device.{did_you_mean(device, known)} Known: {', '.join(known)}")
+    # data is prepared only to see which runs are finished: a plan of the paper's runs needs no C4
+    options = {"stop_after": stop_after, "cache": cache, "prepares": (folder / "runs").exists()}
     rows: dict[str, dict[str, Any]] = {}
     hours: dict[str, float] = {}
     for specification in specifications:
-        with open_table(specification, scale, folder, changes=changes, stop_after=stop_after, cache=cache) as table:
+        with open_table(specification, scale, folder, changes=changes, **options) as table:
             for run in table.all_runs():
                 recipe: Any = run.job.recipe
-                key = repr(recipe.model) + repr(recipe.last_step)
+                key = repr(replace(recipe, seed=0, optimizer=replace(recipe.optimizer, learning_rate=1.0)))
                 if key not in hours:
                     hours[key] = estimate(recipe, device, 1).time.hours
                 rows.setdefault(
@@ -181,7 +194,9 @@ def _made(
     from mixln.device import num_processes
     from mixln.progress import TrainingProgress, line_printer
     from mixln.report.reproduction import Reproduction
+    from mixln.report.reproduction_page import write_reproduction_page
     from mixln.report.reproduction_report import ReproductionReport, write_table
+    from mixln.studies.reproduce.stored import stored_tables
     from mixln.studies.reproduce.table import open_table, reproduced
 
     if num_processes() > 1:
@@ -189,6 +204,7 @@ def _made(
             "the runs of a table are of one process each: start the command without torchrun, as often as you like, "
             "with the same `out`"
         )
+    stored_tables(folder)  # one that cannot be read is said before the first run, not after the last
     say = line_printer(shown=progress)
 
     def kept() -> str:
@@ -213,6 +229,7 @@ def _made(
             tables.append(found)
     result = ReproductionReport(tables)
     result.save(folder)
+    write_reproduction_page(stored_tables(folder), folder)  # it shows all tables that lie there
     return result
 
 
@@ -222,6 +239,6 @@ def _make(table: Table, shown: Any) -> None:
         return shown.step
 
     def wait(runs: Sequence[Run]) -> None:
-        announce(("waiting", f"for {len(runs)} runs that other processes make"))
+        announce(("waiting", f"other processes make what is left: {len(runs)}"))
 
     table.make(start, wait, shown.stage)

@@ -8,6 +8,7 @@ killed process leaves behind is taken up, from its last checkpoint, by whoever c
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -90,6 +91,7 @@ class TableRuns:
         cache: folder for prepared data; None: the default.
         report: told one line at a time of what was found in the data.
         report_stage: told how far their preparation is.
+        prepares: whether data is prepared. Without, no run can be made or found, but all are known.
 
     Raises:
         InputError: the table has no runs at this scale, or a recipe cannot be used.
@@ -106,6 +108,7 @@ class TableRuns:
         cache: str | Path | None = None,
         report: Callable[[str], None] | None = None,
         report_stage: ReportStage | None = None,
+        prepares: bool = True,
     ) -> None:
         if not specification.columns_at(scale) or scale not in specification.conditions:
             there = [one for one in specification.conditions if specification.columns_at(one)]  # pyright: ignore[reportArgumentType]
@@ -114,12 +117,13 @@ class TableRuns:
             )
         for name in (specification.quantity, *(claim.quantity for claim in specification.claims if claim.quantity)):
             quantity(name)  # an unknown one is found before anything is run
+        _check_published(specification)
         self.specification = specification
         self.scale: Scale = scale
         self.folder = folder
         self._conditions = specification.conditions[scale]
         self._changes, self._stop_after, self._cache = dict(changes or {}), stop_after, cache
-        self._report, self._report_stage = report, report_stage
+        self._report, self._report_stage, self._prepares = report, report_stage, prepares
         self._prepared: dict[str, Any] = {}
         self._open = ExitStack()
         self.cells = [
@@ -258,7 +262,12 @@ class TableRuns:
             **self.specification.row(cell.row).settings,
             **variant.settings,
         }
-        name = settings.pop("recipe")
+        name = settings.pop("recipe", None)
+        where = f"{self.specification.name}, column {cell.column} at the scale {self.scale}"
+        if not isinstance(name, str):
+            raise InputError(f"{where}: `settings` must name a `recipe`, as text, not {name!r}")
+        if "seed" in settings:
+            raise InputError(f"{where}: `settings` must not have `seed`: all rows have the `seeds` of `conditions`")
         known = _names_of(name)
         settings |= {field: value for field, value in self._changes.items() if field in known}
         recipe = load_recipe(name, settings)
@@ -269,7 +278,7 @@ class TableRuns:
 
     def _run(self, cell: Cell, seed: int, rate: float) -> Run:
         recipe = self.recipe(cell)
-        fingerprint = self._data(recipe).fingerprint
+        fingerprint = self._data(recipe).fingerprint if self._prepares else ""
         (job,) = plan_jobs(recipe, [recipe.model.placement], fingerprint, self.folder, [seed], [rate])
         return Run(cell, job)
 
@@ -280,6 +289,21 @@ class TableRuns:
             prepared = kind_of(recipe).prepare(recipe, self._cache, self._report, self._report_stage)
             self._prepared[key] = self._open.enter_context(prepared)
         return self._prepared[key]
+
+
+def _check_published(specification: Specification) -> None:
+    """Raise InputError if a published number cannot be one of the table's quantity, such as a perplexity of 0."""
+    shown = quantity(specification.quantity)
+    for row in specification.rows:
+        for column, number in row.published.items():
+            try:
+                possible = number is None or math.isfinite(shown.from_published(number))
+            except ValueError:
+                possible = False
+            if not possible:
+                raise InputError(
+                    f"{specification.name}: {row.name} has {number} published for {column}, which is no {shown.title}"
+                )
 
 
 def _without_scheme(fields: dict[str, Any]) -> dict[str, Any]:

@@ -16,15 +16,16 @@ scale, with the settings of the row and of the variant.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from mixln.checked import PositiveFloat
+from mixln.checked import Conversion, NonNegativeInt, PositiveFloat
 from mixln.errors import InputError
 from mixln.placement.words import did_you_mean
-from mixln.records import decode
 
 Scale = Literal["nano", "small", "paper"]
 """How large the runs are: this machine; one GPU for a day; the published runs."""
@@ -32,6 +33,13 @@ Scale = Literal["nano", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("nano", "small", "paper")
 
 _FOLDER = Path(__file__).parent / "specs"
+
+
+def refuse_repeated(what: str, values: Sequence[Any]) -> None:
+    """Raise InputError if a value is given twice."""
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise InputError(f"{what}: {twice[0]!r} is given twice")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ class Row:
     learning_rates: dict[str, list[PositiveFloat]] = field(default_factory=dict)
     note: str = ""
     departs: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise InputError if a learning rate is given twice."""
+        for scale, rates in self.learning_rates.items():
+            refuse_repeated(f"the row {self.name!r}: learning_rates.{scale}", rates)
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,15 @@ class Conditions:
             recipe's.
     """
 
-    seeds: list[int]
+    seeds: list[NonNegativeInt]
     learning_rates: list[PositiveFloat] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise InputError if there is no seed, or one run would count as two."""
+        if not self.seeds:
+            raise InputError("`seeds` is empty: give at least one, and three for an interval")
+        for what, values in (("seeds", self.seeds), ("learning_rates", self.learning_rates)):
+            refuse_repeated(what, values)
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class Claim:
             raise InputError(f"the claim {self.says!r} must have one of `lower` and `does_not_learn`")
         if len(self.lower) == 1:
             raise InputError(f"the claim {self.says!r}: `lower` must name at least two rows")
+        refuse_repeated(f"the claim {self.says!r}: lower", self.lower)
 
 
 @dataclass(frozen=True)
@@ -172,6 +193,8 @@ class Specification:
         for what, names in (("row", rows), ("column", columns), ("variant", [one.name for one in self.variants])):
             if len(set(names)) < len(names):
                 raise InputError(f"{self.name}: two {what}s have the same name")
+            if not names and what != "variant":
+                raise InputError(f"{self.name} has no {what}s")
         named = [(self.baseline, rows)] if self.baseline else []
         named += [(name, columns) for row in self.rows for name in row.published]
         named += [(name, rows) for claim in self.claims for name in (*claim.lower, *claim.does_not_learn)]
@@ -240,4 +263,7 @@ def read_specification(path: Path, name: str) -> Specification:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no fields with values")
-    return decode(Specification, {**found, "name": name}, str(path))
+    try:
+        return Conversion(is_json=True, is_written=True).convert(Specification, {**found, "name": name}, "")
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).strip()}") from error

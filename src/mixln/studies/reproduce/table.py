@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,13 @@ def reproduced(table: Table, *, command: str = "", stopped_after: int | None = N
     """
     specification = table.specification
     shown = quantity(specification.quantity)
-    claims = table.found_claims()
+    cells, claims = table.found_cells(), table.found_claims()
+    if not table.all_runs():
+        stopped_after = None
     if stopped_after is not None:
         why = f"each run was ended after {stopped_after} steps"
         claims = [ReproducedClaim(one.says, one.condition, NOT_RUN, why, one.unit, None) for one in claims]
+        cells = [replace(one, verdict=NOT_RUN, why=why) if one.verdict else one for one in cells]
     return Reproduction(
         name=specification.name,
         title=specification.title,
@@ -91,7 +95,7 @@ def reproduced(table: Table, *, command: str = "", stopped_after: int | None = N
         form=shown.form,
         difference=shown.difference_title,
         baseline=specification.baseline,
-        cells=table.found_cells(),
+        cells=cells,
         claims=claims,
         open_points=list(specification.open_points),
         conditions=table.conditions(),

@@ -9,7 +9,7 @@ from statistics import stdev
 from mixln.report.reproduction import AGREES, DISAGREES, NOT_RUN, UNKNOWN, ReproducedCell, ReproducedClaim
 from mixln.report.results import RunResult
 from mixln.report.series import Estimate
-from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, mean_over_seeds
+from mixln.report.statistics import MIN_SEEDS_FOR_INTERVAL, has_diverged, mean_over_seeds
 from mixln.studies.reproduce.quantities import Quantity, quantity
 from mixln.studies.reproduce.runs import Cell, TableRuns
 from mixln.studies.reproduce.specification import Claim
@@ -49,7 +49,7 @@ def cells_of(table: TableRuns, results: Results) -> list[ReproducedCell]:
                 spread=stdev(values) if len(values) > 1 else None,
                 seeds=len(runs),
                 learning_rate=runs[0].learning_rate if runs else None,
-                has_learned=all(run.has_learned for run in runs),
+                has_learned=all(map(_has_learned, runs)),
                 published_difference=published_difference,
                 difference=difference,
                 verdict=verdict,
@@ -90,17 +90,29 @@ def compare_runs(
     ]
     difference = mean_over_seeds(deltas) if deltas else None
     for group in (runs, others):
-        if not all(run.has_learned for run in group):
-            name = group[0].placement
-            return difference, UNKNOWN, f"{name} has not learned more than the frequencies at any of its learning rates"
+        failed = [run.seed for run in group if not _has_learned(run)]
+        if failed:
+            where = "at any of its learning rates" if len(failed) == len(group) else f"with seed {_listed(failed)}"
+            return difference, UNKNOWN, f"{group[0].placement} has not learned more than the frequencies {where}"
     if difference is None:
         return None, UNKNOWN, "no seed has the quantity on both sides"
     return difference, "", ""
 
 
+def _has_learned(run: RunResult) -> bool:
+    """Whether a run has learned more than constants. One that diverged has not: the others would be a selection."""
+    return run.has_learned and not has_diverged(run)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return " and ".join(map(str, seeds))
+
+
 def _side(difference: Estimate | None, wanted: float) -> tuple[str, str]:
     """What a difference says of one whose sign is wanted."""
     assert difference is not None
+    if wanted == 0:
+        return UNKNOWN, "the published numbers are equal"
     if difference.interval is None:
         return UNKNOWN, f"an interval takes {MIN_SEEDS_FOR_INTERVAL} seeds"
     if difference.holds_zero:
@@ -137,10 +149,15 @@ def _learns(rows: Sequence[str], results: Results, column: str, variant: str) ->
     verdicts: list[str] = []
     for row in rows:
         runs = results[Cell(row, column, variant)]
-        learned = [run.has_learned and not run.diverged for run in runs]
+        learned = [_has_learned(run) for run in runs]
         verdicts.append(NOT_RUN if not runs else DISAGREES if all(learned) else AGREES if not any(learned) else UNKNOWN)
     verdict = _together(verdicts)
-    return verdict, "it learns at one of the learning rates that were tried here" if verdict == DISAGREES else ""
+    why = {
+        DISAGREES: "it learns at one of the learning rates that were tried here",
+        UNKNOWN: "it learns with some of the seeds",
+        NOT_RUN: "no run of it is finished",
+    }
+    return verdict, why.get(verdict, "")
 
 
 def _together(verdicts: Sequence[str]) -> str:
