@@ -35,10 +35,12 @@ class RecipeTable:
             raise InputError(f"{specification.name} is about the published recipes: add `scale=paper`")
         for row in specification.rows:
             if not isinstance(row.settings.get("recipe"), str):
-                raise InputError(f"{specification.name}: the row {row.name!r} must name a `recipe` in `settings`")
+                raise InputError(f"{specification.name}: the row {row.name!r} must name a recipe in its settings")
         for column in specification.columns:
             if not isinstance(column.settings.get("paper", {}).get("field"), str):
-                raise InputError(f"{specification.name}: the column {column.name!r} must name a `field` at `paper`")
+                raise InputError(
+                    f"{specification.name}: the column {column.name!r} must name a field at the scale paper"
+                )
         self.specification = specification
         self.scale: Scale = scale
 

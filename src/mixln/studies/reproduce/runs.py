@@ -265,9 +265,9 @@ class TableRuns:
         name = settings.pop("recipe", None)
         where = f"{self.specification.name}, column {cell.column} at the scale {self.scale}"
         if not isinstance(name, str):
-            raise InputError(f"{where}: `settings` must name a `recipe`, as text, not {name!r}")
+            raise InputError(f"{where}: the settings must name a recipe, as text, not {name!r}")
         if "seed" in settings:
-            raise InputError(f"{where}: `settings` must not have `seed`: all rows have the `seeds` of `conditions`")
+            raise InputError(f"{where}: the settings must not have a seed: all rows have the seeds of the conditions")
         known = _names_of(name)
         settings |= {field: value for field, value in self._changes.items() if field in known}
         recipe = load_recipe(name, settings)

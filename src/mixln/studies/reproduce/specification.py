@@ -114,7 +114,7 @@ class Conditions:
     def __post_init__(self) -> None:
         """Raise InputError if there is no seed, or one run would count as two."""
         if not self.seeds:
-            raise InputError("`seeds` is empty: give at least one, and three for an interval")
+            raise InputError("no seeds: give at least one, and three for an interval")
         for what, values in (("seeds", self.seeds), ("learning_rates", self.learning_rates)):
             refuse_repeated(what, values)
 
