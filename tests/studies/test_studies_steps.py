@@ -301,7 +301,7 @@ def test_a_fine_tuning_that_diverges_ends_the_way_of_its_model_alone(
         (["evaluate={first}", "evaluate={first},{first}"], "a task is named twice"),
         (["evaluate=none.jsonl"], "there is no file none.jsonl"),
         (["evaluate={first} --limit 0"], "--limit must be at least 1"),
-        (["evaluate={first} --num-fewshot 500"], "cannot be run"),
+        (["evaluate={first} --num-fewshot 500"], "first has 19 solved items besides the item itself"),
         (["evaluate=broken --task-path {folder}"], "item 1 of broken: the right answer 7 is not one of its 3 options"),
         (["evaluate={first} --names a"], "has no option --names"),
         (["evaluate={first} --apply-chat-template"], "the tokenizer has no chat template"),

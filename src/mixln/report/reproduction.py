@@ -157,7 +157,7 @@ class Reproduction:
 
     @property
     def heads(self) -> list[str]:
-        """The heads of the columns, where each column of the paper has several: what was published, what was found."""
+        """The heads of all columns. A column of the paper has several, since what was measured stands beside it."""
         parts = ["published", "measured", *(["difference", "verdict"] if self.baseline else [])]
         return ["", *(f"{column} {part}" for column in self.columns for part in parts)]
 
