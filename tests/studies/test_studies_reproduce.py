@@ -179,6 +179,8 @@ def test_a_table_is_made_and_put_beside_the_published_numbers(made: tuple[Path, 
         assert text in page
     assert "Perplexity of two schemes" in str(report)
     assert list(report.to_frame()["published"]) == [20.0, 1400.0]
+    (written,) = report.to_dict()["tables"]
+    assert [claim["verdict"] for claim in written["claims"]] == [claim.verdict for claim in table.claims]
     assert stored_tables(folder / "out") == report.tables
 
 
@@ -250,7 +252,7 @@ def test_what_is_damaged_is_named_before_anything_is_run(
         damaged.write_text(text)
 
     refused(out / "table.nano.json", "Delete it, and make the table again")
-    refused(next(out.glob("runs/*/result.json")), "to train this run anew")
+    refused(next(out.glob("runs/pre_*_seed0_*/result.json")), "to train this run anew")  # `none` is of another table
     mixln.reproduce(str(folder / "table.yaml"), out=out, cache=folder / "cache")
 
 
@@ -381,6 +383,10 @@ def test_quantities_of_series_are_what_they_say() -> None:
         ({"columns": []}, "has no columns"),
         ({"columns": [{"name": "1B", "settings": {"nano": {"tokens": "2M"}}}]}, "must name a recipe"),
         ({"columns": [{"name": "1B", "settings": {"nano": {"recipe": "nano", "seed": 1}}}]}, "must not have a seed"),
+        (
+            {"columns": [{"name": "1B", "settings": {"nano": {"recipe": "nano", "learning_rate": 1e-3}}}]},
+            "learning_rate is set, and the runs have other learning rates",
+        ),
         ({"columns": [{"name": "1B", "settings": {"nano": {"recipe": 5}}}]}, "must name a recipe, as text, not 5"),
         ({"claims": [{"says": "x", "lower": ["Pre-LN", "Pre-LN"]}]}, "'Pre-LN' is given twice"),
         ({"rows": [{"name": "Pre-LN", "published": {"1B": 0}}], "claims": []}, "which is no validation perplexity"),

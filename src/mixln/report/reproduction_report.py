@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,10 @@ class ReproductionReport(Result):
             for table in self.tables
             for cell in table.cells
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All tables with their cells and claims, as in their files."""
+        return {"tables": [json.loads(to_json(table)) for table in self.tables]}
 
     def _write(self, folder: Path) -> Path:
         for table in self.tables:

@@ -266,6 +266,10 @@ class TableRuns:
         where = f"{self.specification.name}, column {cell.column} at the scale {self.scale}"
         if not isinstance(name, str):
             raise InputError(f"{where}: the settings must name a recipe, as text, not {name!r}")
+        row = self.specification.row(cell.row)
+        is_overruled = bool(row.learning_rates.get(self.scale) or self._conditions.learning_rates)
+        if is_overruled and (set_rates := {"learning_rate", "optimizer.learning_rate"} & settings.keys()):
+            raise InputError(f"{where}: {min(set_rates)} is set, and the runs have other learning rates. Leave it out")
         if "seed" in settings:
             raise InputError(f"{where}: the settings must not have a seed: all rows have the seeds of the conditions")
         known = _names_of(name)
