@@ -257,23 +257,28 @@ def _inspect(items: Sequence[Item]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for item in items:
         try:
-            found.append((_opened(item).mode, ""))
+            found.append((open_image(item.encoded).mode, ""))
         except Exception as error:  # damaged files raise errors of every kind
             found.append(("", f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"))
     return found
 
 
-def _opened(item: Item) -> Any:
+def open_image(encoded: Encoded) -> Any:
+    """Return an image of PIL, decoded; damaged ones raise errors of every kind.
+
+    Args:
+        encoded: the path of its file, or what is in it.
+    """
     from PIL import Image
 
-    image = Image.open(io.BytesIO(item.encoded) if isinstance(item.encoded, bytes) else item.encoded)
+    image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
     image.load()
     return image
 
 
 def _decode(item: Item) -> Any:
     try:
-        return _opened(item).convert("RGB")
+        return open_image(item.encoded).convert("RGB")
     except Exception as error:
         raise InputError(f"the image {item.name} cannot be decoded ({type(error).__name__}: {error})") from error
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -129,21 +130,36 @@ def _folder(path: Path) -> _Files:
     return found
 
 
-def _archive(path: Path) -> _Files:
-    found: _Files = {}
+@contextmanager
+def open_archive(path: Path, named: str) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive to be read inside the block.
+
+    Args:
+        path: of the archive.
+        named: what it is called in the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         with tarfile.open(path) as archive:
-            for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if len(parts) == 2 and member.isdir():
-                    found.setdefault(parts[0], {}).setdefault(parts[1], [])
-                if len(parts) < 3 or not member.isfile() or not member.name.lower().endswith(ENDINGS):
-                    continue
-                content = archive.extractfile(member)
-                assert content is not None
-                found.setdefault(parts[0], {}).setdefault(parts[1], []).append((member.name, content.read()))
+            yield archive
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"data.source: {path} cannot be read as a tar archive ({error}). Fetch it again") from error
+        raise InputError(f"{named} cannot be read as a tar archive ({error}). Fetch it again") from error
+
+
+def _archive(path: Path) -> _Files:
+    found: _Files = {}
+    with open_archive(path, f"data.source: {path}") as archive:
+        for member in archive:
+            parts = PurePosixPath(member.name).parts
+            if len(parts) == 2 and member.isdir():
+                found.setdefault(parts[0], {}).setdefault(parts[1], [])
+            if len(parts) < 3 or not member.isfile() or not member.name.lower().endswith(ENDINGS):
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            found.setdefault(parts[0], {}).setdefault(parts[1], []).append((member.name, content.read()))
     for classes in found.values():
         for files in classes.values():
             files.sort(key=lambda file: file[0])

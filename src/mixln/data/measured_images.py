@@ -8,8 +8,6 @@ a dataset of Hugging Face  its split to test on, or its only one; without a colu
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mixln.data.image_config import ImageDataConfig
+from mixln.data.image_workers import open_image
 from mixln.data.images import (
     ARCHIVES,
     ENDINGS,
@@ -26,6 +25,7 @@ from mixln.data.images import (
     Encoded,
     ImageRows,
     column_of,
+    open_archive,
     open_dataset,
     test_split,
 )
@@ -61,12 +61,9 @@ class MeasuredImages:
         Raises:
             InputError: it cannot be decoded; names it.
         """
-        from PIL import Image
-
         encoded = self.rows.read(row)
         try:
-            image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
-            return image.convert(mode)
+            return open_image(encoded).convert(mode)
         except Exception as error:  # damaged files raise errors of every kind
             reason = " ".join(str(error).split())[:100]
             raise InputError(f"{self.rows.names[row]} ({type(error).__name__}: {reason})") from error
@@ -93,20 +90,17 @@ def read_measured_images(config: ImageDataConfig) -> MeasuredImages:
 
 def _archived(path: Path) -> Iterator[_File]:
     """The images of an archive but for those of a split to train on, which nobody reads."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if not member.isfile() or not member.name.lower().endswith(ENDINGS):
-                    continue
-                if len(parts) > 2 and parts[0] in TRAIN_SPLITS:
-                    yield parts, b""
-                    continue
-                content = archive.extractfile(member)
-                assert content is not None
-                yield parts, content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a tar archive ({error}). Fetch it again") from error
+    with open_archive(path, str(path)) as archive:
+        for member in archive:
+            parts = PurePosixPath(member.name).parts
+            if not member.isfile() or not member.name.lower().endswith(ENDINGS):
+                continue
+            if len(parts) > 2 and parts[0] in TRAIN_SPLITS:
+                yield parts, b""
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            yield parts, content.read()
 
 
 def _from_files(config: ImageDataConfig, files: list[_File]) -> MeasuredImages:

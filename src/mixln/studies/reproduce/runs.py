@@ -125,6 +125,8 @@ class TableRuns:
         self._changes, self._stop_after, self._cache = dict(changes or {}), stop_after, cache
         self._report, self._report_stage, self._prepares = report, report_stage, prepares
         self._prepared: dict[str, Any] = {}
+        self._runs: dict[tuple[Cell, int, float], Run] = {}
+        self._finished: dict[Path, RunResult] = {}
         self._open = ExitStack()
         self.cells = [
             Cell(row.name, column.name, variant.name)
@@ -155,21 +157,17 @@ class TableRuns:
 
     def results(self, cell: Cell) -> list[RunResult]:
         """Return the finished runs of a cell at its best learning rate, by seed; none before that is known."""
-        rate = self.best_rate(cell)
-        if rate is None:
-            return []
-        found = (self._run(cell, seed, rate).result() for seed in self._conditions.seeds)
+        found = map(self._result, self._runs_by_seed(cell))
         return [result for result in found if result is not None]
 
     def folders(self, cell: Cell) -> list[str]:
         """Return the folders of these runs, relative to that of all tables."""
-        rate = self.best_rate(cell)
-        runs = [] if rate is None else [self._run(cell, seed, rate) for seed in self._conditions.seeds]
-        return [run.job.folder.relative_to(self.folder).as_posix() for run in runs if run.result() is not None]
+        runs = self._runs_by_seed(cell)
+        return [run.job.folder.relative_to(self.folder).as_posix() for run in runs if self._result(run) is not None]
 
     def best_rate(self, cell: Cell) -> float | None:
         """Return the learning rate at which a cell has the lowest loss with the first seed; None: not known yet."""
-        found = [run.result() for run in self.first_runs(cell)]
+        found = [self._result(run) for run in self.first_runs(cell)]
         known = [result for result in found if result is not None]
         if len(known) < len(found):
             return None
@@ -179,12 +177,8 @@ class TableRuns:
         """Return the runs that can be made now: first those of the first seed, of all cells."""
         found: list[tuple[int, Run]] = []
         for cell in self.cells:
-            first = [run for run in self.first_runs(cell) if run.result() is None]
-            found += [(0, run) for run in first]
-            rate = None if first else self.best_rate(cell)
-            if rate is not None:
-                runs = [self._run(cell, seed, rate) for seed in self._conditions.seeds]
-                found += [(number, run) for number, run in enumerate(runs) if run.result() is None]
+            rounds = [(0, run) for run in self.first_runs(cell)] + [*enumerate(self._runs_by_seed(cell))]
+            found += [(number, run) for number, run in rounds if self._result(run) is None]
         ordered = [run for _, run in sorted(found, key=lambda one: one[0])]
         return list({run.job.folder: run for run in ordered}.values())  # cells can have runs in common
 
@@ -203,7 +197,7 @@ class TableRuns:
 
     def finished(self) -> int:
         """Return how many of them are finished."""
-        return sum(run.result() is not None for run in self.all_runs())
+        return sum(self._result(run) is not None for run in self.all_runs())
 
     def make(
         self,
@@ -280,11 +274,26 @@ class TableRuns:
         kind_of(recipe).check(recipe)
         return recipe
 
+    def _runs_by_seed(self, cell: Cell) -> list[Run]:
+        """The runs of a cell at its best learning rate; none before that is known."""
+        rate = self.best_rate(cell)
+        return [] if rate is None else [self._run(cell, seed, rate) for seed in self._conditions.seeds]
+
     def _run(self, cell: Cell, seed: int, rate: float) -> Run:
-        recipe = self.recipe(cell)
-        fingerprint = self._data(recipe).fingerprint if self._prepares else ""
-        (job,) = plan_jobs(recipe, [recipe.model.placement], fingerprint, self.folder, [seed], [rate])
-        return Run(cell, job)
+        key = cell, seed, rate
+        if key not in self._runs:
+            recipe = self.recipe(cell)
+            fingerprint = self._data(recipe).fingerprint if self._prepares else ""
+            (job,) = plan_jobs(recipe, [recipe.model.placement], fingerprint, self.folder, [seed], [rate])
+            self._runs[key] = Run(cell, job)
+        return self._runs[key]
+
+    def _result(self, run: Run) -> RunResult | None:
+        """What a run came to, which is read once: a finished run does not change."""
+        folder = run.job.folder
+        if folder not in self._finished and (result := run.result()) is not None:
+            self._finished[folder] = result
+        return self._finished.get(folder)
 
     def _data(self, recipe: Any) -> Any:
         """What a recipe's runs train on, prepared once for all that have the same."""
